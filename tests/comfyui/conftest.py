@@ -1,0 +1,248 @@
+"""Runs the tests of this folder against a real ComfyUI server on the CPU: pytest tests/comfyui
+
+ComfyUI is looked for in the folder COMFYUI_DIR, then in ~/comfy/ComfyUI (where comfy-cli puts it).
+Without one these tests are skipped, unless REQUIRE_COMFYUI=1, which makes them fail instead, so
+that a continuous-integration run cannot pass by testing nothing.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PACK = Path(__file__).resolve().parents[2]
+START_LIMIT_SECONDS = 180
+FOLDERS = ("custom_nodes", "models", "input", "output", "temp", "user")
+FLAGS = [
+    *("--cpu", "--disable-auto-launch", "--disable-api-nodes"),
+    *("--preview-method", "latent2rgb"),
+    *("--listen", "127.0.0.1"),
+    *("--database-url", "sqlite:///:memory:"),  # else a database file lands in ComfyUI's folder
+]
+# Two busy-waiting OpenMP pools on a few cores slow each other down tenfold, hence "passive".
+ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
+PREVIEW_WITH_METADATA = 4  # ComfyUI's protocol.py: BinaryEventTypes.PREVIEW_IMAGE_WITH_METADATA
+
+
+@dataclass
+class Preview:
+    """One picture a node showed while it was still working."""
+
+    node: str
+    image: np.ndarray  # uint8, height x width x 3
+
+
+@dataclass
+class RunResult:
+    """What one prompt did, seen from a browser's place."""
+
+    status: str = "refused"  # "success", "error", "interrupted"; "refused" is an HTTP 400
+    error: dict[str, Any] = field(default_factory=dict)  # the HTTP 400's body, or the exception
+    events: list[dict[str, Any]] = field(default_factory=list)  # {"type", "data"}, in order
+    previews: list[Preview] = field(default_factory=list)
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # the history's, by node id
+    seconds: float = 0.0
+
+    def of_type(self, kind: str) -> list[dict[str, Any]]:
+        """The data of all events of one type, such as "progress"."""
+        return [event["data"] for event in self.events if event["type"] == kind]
+
+    @property
+    def executed(self) -> list[str]:
+        """The nodes that really ran, in order (a lazy node announces itself more than once)."""
+        return list(dict.fromkeys(d["node"] for d in self.of_type("executing") if d["node"]))
+
+    @property
+    def cached(self) -> list[str]:
+        """The nodes whose result of an earlier run was used again."""
+        return [node for data in self.of_type("execution_cached") for node in data["nodes"]]
+
+
+@dataclass
+class Comfy:
+    """A running ComfyUI server, its folders and its log."""
+
+    port: int
+    base: Path
+
+    @property
+    def input_dir(self) -> Path:
+        """Files put here can be named by LoadImage; no upload is needed."""
+        return self.base / "input"
+
+    @property
+    def models_dir(self) -> Path:
+        """Weights put into its subfolders (vae, loras, ...) are seen without a restart."""
+        return self.base / "models"
+
+    def log(self) -> str:
+        """What the server logged, without colours (ComfyUI holds bare print() output back)."""
+        text = (self.base / "server.log").read_text(encoding="utf-8", errors="replace")
+        return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+    def request(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """One HTTP request: (status, decoded JSON or None)."""
+        # http.client, because urllib would send even this through an HTTP_PROXY.
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read()
+            return response.status, json.loads(text) if text else None
+        finally:
+            connection.close()
+
+    def object_info(self) -> dict[str, Any]:
+        """All node definitions, as the front end gets them."""
+        return self.request("GET", "/object_info")[1]
+
+    def interrupt(self) -> None:
+        """Stop the running prompt, as the front end's cancel button does."""
+        self.request("POST", "/interrupt", {})
+
+    def run(
+        self,
+        api_graph: dict[str, Any],
+        extra_data: dict[str, Any] | None = None,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+        timeout: float = 120,
+    ) -> RunResult:
+        """Queue a graph in API format and listen until the server is done with it.
+
+        on_event gets each event as it arrives, for tests that act during a run.
+        """
+        import websocket  # here: only a run needs it, and collecting the tests must not
+
+        result, client = RunResult(), uuid.uuid4().hex
+        started = time.monotonic()
+        listener = websocket.create_connection(
+            f"ws://127.0.0.1:{self.port}/ws?clientId={client}", timeout=timeout
+        )
+        try:
+            # Previews carry their node's id only for clients that ask, in their first message.
+            flags = {"supports_preview_metadata": True}
+            listener.send(json.dumps({"type": "feature_flags", "data": flags}))
+            while json.loads(listener.recv())["type"] != "feature_flags":
+                pass
+            prompt = {"prompt": api_graph, "client_id": client, "extra_data": extra_data or {}}
+            status, body = self.request("POST", "/prompt", prompt)
+            if status != 200:
+                result.error = body
+                return result
+            for event in self._events(listener, result, started + timeout):
+                result.events.append(event)
+                if event["data"].get("prompt_id") == body["prompt_id"]:
+                    kind = event["type"]
+                    if kind in ("execution_success", "execution_error", "execution_interrupted"):
+                        result.status = kind.removeprefix("execution_")
+                    if kind == "execution_error":
+                        result.error = event["data"]
+                    # Sent after the result went into the history, unlike the three above.
+                    if kind == "executing" and event["data"]["node"] is None:
+                        break
+                if on_event:
+                    on_event(event)
+        finally:
+            listener.close()
+        result.seconds = time.monotonic() - started
+        history = self.request("GET", f"/history/{body['prompt_id']}")[1]
+        result.outputs = history[body["prompt_id"]]["outputs"]
+        return result
+
+    def _events(self, listener: Any, result: RunResult, deadline: float) -> Iterator[Any]:
+        """The server's JSON events; previews between them go into the result."""
+        import websocket
+
+        while True:
+            listener.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                message = listener.recv()
+            except websocket.WebSocketTimeoutException:
+                self.interrupt()  # so that the next test does not wait behind this prompt
+                raise TimeoutError(f"prompt not done in time:\n{self.log()[-3000:]}") from None
+            if isinstance(message, str):
+                yield json.loads(message)
+            elif struct.unpack_from(">I", message)[0] == PREVIEW_WITH_METADATA:
+                size = struct.unpack_from(">I", message, 4)[0]
+                metadata = json.loads(message[8 : 8 + size])
+                pixels = Image.open(io.BytesIO(message[8 + size :])).convert("RGB")
+                result.previews.append(Preview(metadata["node_id"], np.asarray(pixels)))
+
+    def images(self, result: RunResult) -> list[np.ndarray]:
+        """The pictures a run saved or previewed, uint8, height x width x 3."""
+        items = [item for out in result.outputs.values() for item in out.get("images", [])]
+        paths = [self.base / item["type"] / item["subfolder"] / item["filename"] for item in items]
+        return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+
+
+def _give_up(reason: str) -> NoReturn:
+    if os.environ.get("REQUIRE_COMFYUI") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_ready(server: Comfy, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_LIMIT_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if server.request("GET", "/system_stats")[0] == 200:
+                return
+        except OSError:
+            time.sleep(0.2)
+    state = "is still starting" if process.poll() is None else f"exited with {process.returncode}"
+    pytest.fail(f"ComfyUI {state}; its log ends with:\n{server.log()[-5000:]}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
+    """A ComfyUI server with this pack installed and nothing else, for the whole session."""
+    home = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "comfy" / "ComfyUI").absolute()
+    if not (home / "main.py").is_file():
+        _give_up(f"no ComfyUI in {home}: set COMFYUI_DIR to a folder that has its main.py")
+    python = home / ".venv" / "bin" / "python"
+
+    base = tmp_path_factory.mktemp("comfyui")
+    for folder in FOLDERS:
+        (base / folder).mkdir()
+    (base / "custom_nodes" / "comfyui-unifusion").symlink_to(PACK, target_is_directory=True)
+
+    server = Comfy(_free_port(), base)
+    command = [str(python) if python.exists() else sys.executable, "main.py", *FLAGS]
+    command += ["--port", str(server.port), "--base-directory", str(base)]
+    with (base / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=home, env=os.environ | ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        _wait_until_ready(server, process)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

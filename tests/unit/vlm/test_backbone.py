@@ -1,0 +1,681 @@
+"""The frozen VLM on small random models of the three real architectures: taps, batches, text, folders.
+
+PYTHONPATH=. python -m pytest --import-mode=importlib tests/unit/vlm/test_backbone.py
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    AutoModelForImageTextToText,
+    InternVLConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen3VLConfig,
+)
+
+from unifusion_core.contracts import TokenRole, VLMFeatures, VLMRequest, VLMSpec
+from unifusion_core.errors import ConfigError, PromptError, ShapeError, VLMError
+from unifusion_core.vlm.backbone import VLMBackbone, load_vlm
+from unifusion_core.vlm.families import FAMILIES, decoder_layers
+from unifusion_core.vlm.prompts import VLMInputs, kept_features
+
+FAMILY_NAMES = ("internvl", "qwen2_5_vl", "qwen3_vl")
+SPECIAL = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<img>",
+    "</img>",
+    "<IMG_CONTEXT>",
+    "<|vision_start|>",
+    "<|image_pad|>",
+]
+SPECIAL += ["<|vision_end|>", "<|video_pad|>"]
+MAX_LENGTH = 400
+NUM_LAYERS = 4
+WIDTH = 64
+QWEN_TILE = 24
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, and the families' special tokens."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=SPECIAL)
+
+
+def build_config(name: str, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """A config of hidden size 64, 4 layers, 2 key-value heads, and a small vision tower."""
+    token_id = tokenizer.convert_tokens_to_ids
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 96,
+        "num_hidden_layers": NUM_LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": MAX_LENGTH,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "initializer_range": 0.2,  # lively random models: differences show
+    }
+    vision: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.2}
+    if name == "internvl":
+        vision |= {
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": [24, 24],
+            "patch_size": [4, 4],
+        }
+        return InternVLConfig(
+            vision_config=vision | {"layer_scale_init_value": 1.0},
+            text_config=text | {"model_type": "qwen2", "tie_word_embeddings": True},
+            image_token_id=token_id("<IMG_CONTEXT>"),
+            image_seq_length=9,
+            tie_word_embeddings=True,
+        )
+    ids = {
+        "image_token_id": token_id("<|image_pad|>"),
+        "video_token_id": token_id("<|video_pad|>"),
+        "vision_start_token_id": token_id("<|vision_start|>"),
+        "vision_end_token_id": token_id("<|vision_end|>"),
+    }
+    vision |= {"num_heads": 2, "patch_size": 4, "out_hidden_size": WIDTH}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+    if name == "qwen2_5_vl":
+        vision |= {"depth": 3, "window_size": 16, "fullatt_block_indexes": [1]}
+        return Qwen2_5_VLConfig(vision_config=vision, text_config=text | {"rope_parameters": rope}, **ids)
+    vision |= {"depth": 3, "num_position_embeddings": 36, "deepstack_visual_indexes": [0, 2]}
+    rope |= {"mrope_interleaved": True}
+    text |= {"head_dim": 16, "rope_parameters": rope}
+    return Qwen3VLConfig(vision_config=vision, text_config=text, **ids)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A saved model and tokenizer of each family."""
+    tokenizer = build_tokenizer()
+    made = {}
+    for seed, name in enumerate(FAMILY_NAMES):
+        torch.manual_seed(seed)
+        made[name] = tmp_path_factory.mktemp(name)
+        model = AutoModelForImageTextToText.from_config(build_config(name, tokenizer))
+        if name == "internvl":  # transformers starts it at zero, which would hide where a patch is
+            torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embeddings, std=0.5)
+        model.save_pretrained(made[name])
+        tokenizer.save_pretrained(made[name])
+    return made
+
+
+@pytest.fixture(scope="module")
+def all_vlms(folders: dict[str, Path]) -> dict[str, VLMBackbone]:
+    return {
+        name: load_vlm(folder, tile_size=None if name == "internvl" else QWEN_TILE)
+        for name, folder in folders.items()
+    }
+
+
+@pytest.fixture(params=FAMILY_NAMES)
+def vlm(request: pytest.FixtureRequest, all_vlms: dict[str, VLMBackbone]) -> VLMBackbone:
+    return all_vlms[request.param]
+
+
+@pytest.fixture
+def internvl(all_vlms: dict[str, VLMBackbone]) -> VLMBackbone:
+    return all_vlms["internvl"]
+
+
+def picture(height: int, width: int, seed: int) -> Tensor:
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def mixed_requests() -> list[VLMRequest]:
+    """Text, one picture, two pictures and a rewrite: all of different lengths."""
+    return [
+        VLMRequest(prompt="a red star"),
+        VLMRequest(prompt="make it blue", pictures=[picture(48, 24, 1)]),
+        VLMRequest(prompt="", pictures=[picture(30, 70, 2), picture(24, 24, 3)], decoded="a circle"),
+    ]
+
+
+def huggingface_inputs(vlm: VLMBackbone, inputs: VLMInputs) -> dict[str, Tensor]:
+    """What transformers itself would be given (it counts the positions)."""
+    arguments = {"input_ids": inputs.token_ids, "attention_mask": inputs.mask.long(), **inputs.pixel_inputs}
+    if vlm.family_name != "internvl":
+        arguments["mm_token_type_ids"] = (inputs.roles == TokenRole.PICTURE).int()
+    return arguments
+
+
+@torch.no_grad()
+def reference_states(vlm: VLMBackbone, inputs: VLMInputs) -> Tensor:
+    """What each decoder layer reads, from transformers' own hidden states: B T layers D."""
+    model: Any = vlm.model
+    hidden = model(**huggingface_inputs(vlm, inputs), output_hidden_states=True).hidden_states[:-1]
+    hidden = [each.clone() for each in hidden]
+    if vlm.family_name == "qwen3_vl" and inputs.pixel_inputs:  # recorded before the deep-stack addition
+        is_picture = inputs.roles == TokenRole.PICTURE
+        for layer, added in enumerate(
+            model.model.get_image_features(**inputs.pixel_inputs).deepstack_features
+        ):
+            hidden[layer + 1][is_picture] += torch.cat(added)
+    return torch.stack(hidden, dim=2)
+
+
+# Hidden states
+
+
+@pytest.mark.parametrize("taps", [(0, 1, 2, 3), (2,), (0, 3), (1, 2)])
+def test_taps_are_what_the_layers_read(vlm: VLMBackbone, taps: tuple[int, ...]) -> None:
+    inputs = vlm.prepare(mixed_requests(), max_tiles=5)
+    features = vlm.encode(inputs, taps)
+    expected = reference_states(vlm, inputs)[:, :, list(taps)]
+    torch.testing.assert_close(features.states[inputs.mask], expected[inputs.mask], atol=1e-5, rtol=0)
+    assert not features.states[~inputs.mask].any()
+    assert not features.states.requires_grad
+    assert not features.states.is_inference()
+
+
+def test_deep_stack_changes_what_the_second_layer_reads(all_vlms: dict[str, VLMBackbone]) -> None:
+    vlm = all_vlms["qwen3_vl"]
+    inputs = vlm.prepare(mixed_requests()[1:2])
+    states = vlm.encode(inputs, (1,)).states[0, :, 0]
+    before = vlm.model(**huggingface_inputs(vlm, inputs), output_hidden_states=True).hidden_states[1][0]
+    is_picture = inputs.roles[0] == TokenRole.PICTURE
+    assert (states - before)[is_picture].abs().amax(dim=1).min() > 0.01
+    torch.testing.assert_close(states[~is_picture], before[~is_picture])
+
+
+def test_later_layers_are_not_run_and_the_model_works_afterwards(vlm: VLMBackbone) -> None:
+    layers = decoder_layers(vlm.model)
+    calls = [0] * len(layers)
+
+    def counter(index: int) -> Callable[..., None]:
+        def count(*_: object) -> None:
+            calls[index] += 1
+
+        return count
+
+    hooks = [layer.register_forward_hook(counter(index)) for index, layer in enumerate(layers)]
+    inputs = vlm.prepare(mixed_requests())
+    before = reference_states(vlm, inputs)
+    calls[:] = [0] * len(layers)
+    vlm.encode(inputs, (0, 2))
+    assert calls == [1, 1, 0, 0]
+    for hook in hooks:
+        hook.remove()
+    assert not any(layer._forward_pre_hooks for layer in layers)
+    assert torch.equal(reference_states(vlm, inputs), before)
+
+
+def test_hooks_are_gone_after_an_error(vlm: VLMBackbone) -> None:
+    inputs = vlm.prepare(mixed_requests()[:1])
+    broken = replace(inputs, token_ids=torch.full_like(inputs.token_ids, 10**6))
+    with pytest.raises(IndexError):
+        vlm.encode(broken, (0, 2))
+    assert not any(layer._forward_pre_hooks for layer in decoder_layers(vlm.model))
+
+
+def test_padded_batch_equals_single_items(vlm: VLMBackbone) -> None:
+    requests = mixed_requests()
+    together = vlm.encode(vlm.prepare(requests), (0, 1, 3))
+    for row, request in enumerate(requests):
+        alone = vlm.encode(vlm.prepare([request]), (0, 1, 3))
+        length = alone.mask.shape[1]
+        assert int(together.mask[row].sum()) == length
+        for name in ("roles", "token_ids", "positions"):
+            assert torch.equal(getattr(together, name)[row, :length], getattr(alone, name)[0])
+        # another batch shape adds in another order: equal up to rounding of numbers of that size
+        error = (together.states[row, :length] - alone.states[0]).abs().max()
+        assert error <= 1e-5 * alone.states.abs().max()
+
+
+def test_states_depend_on_what_stands_before_only(vlm: VLMBackbone) -> None:
+    first, second = (
+        vlm.encode(vlm.prepare([VLMRequest(prompt=prompt, pictures=[picture(50, 40, 4)])]), (3,))
+        for prompt in ("red", "a big blue square")
+    )
+    pictures = first.roles == TokenRole.PICTURE
+    length = int(pictures[0].nonzero().max()) + 1
+    torch.testing.assert_close(first.states[:, :length], second.states[:, :length], atol=1e-5, rtol=0)
+
+
+# Pictures
+
+
+def test_all_tiles_of_all_pictures_go_through_the_vision_tower_at_once(vlm: VLMBackbone) -> None:
+    model: Any = vlm.model
+    tower = model.model.vision_tower if vlm.family_name == "internvl" else model.model.visual
+    calls: list[int] = []
+    hook = tower.register_forward_hook(lambda *_: calls.append(1))
+    inputs = vlm.prepare(mixed_requests(), max_tiles=5)
+    vlm.encode(inputs, (0,))
+    hook.remove()
+    assert calls == [1]
+    num_tiles = sum(len(tiles) for of_request in inputs.tiles for tiles in of_request)
+    assert num_tiles == (2 + 1) + (2 + 1) + 1
+
+
+def test_picture_tokens_know_their_place(vlm: VLMBackbone) -> None:
+    rows, columns = vlm.token_grid
+    assert vlm.tokens_per_tile == rows * columns == 9
+    inputs = vlm.prepare([VLMRequest(prompt="x", pictures=[picture(48, 24, 1), picture(9, 9, 2)])])
+    positions = inputs.positions[0][inputs.roles[0] == TokenRole.PICTURE]
+    tiles = positions.reshape(4, rows, columns, 3)
+    assert tiles[:, 0, 0, 0].tolist() == [1, 1, 1, 2]
+    sixths = torch.tensor([1 / 6, 3 / 6, 5 / 6])
+    torch.testing.assert_close(tiles[0, :, 0, 1], sixths / 2)
+    torch.testing.assert_close(tiles[1, :, 0, 1], 0.5 + sixths / 2)
+    torch.testing.assert_close(tiles[2, :, 0, 1], sixths)
+    for tile in tiles:
+        torch.testing.assert_close(tile[0, :, 2], sixths)
+
+
+def test_a_token_sees_the_place_that_its_position_names(vlm: VLMBackbone) -> None:
+    """Change the picture under one token (vision attention switched off by looking at the biggest change)."""
+    size = 2 * vlm.tile_size
+    plain = torch.full((3, size, size), 0.5)
+    for row, column in [(0.25, 0.75), (1 / 12, 5 / 12), (11 / 12, 1 / 12)]:
+        changed = plain.clone()
+        top, left = int(row * size) - 4, int(column * size) - 4
+        changed[:, top : top + 8, left : left + 8] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+        before, after = (vlm.prepare([VLMRequest(prompt="", pictures=[each])]) for each in (plain, changed))
+        change = (vlm.encode(after, (0,)).states - vlm.encode(before, (0,)).states)[0, :, 0].norm(dim=1)
+        change[-9:] = 0
+        is_tile = (after.roles[0] == TokenRole.PICTURE).nonzero()[:-9, 0]
+        most = is_tile[change[is_tile].argmax()]
+        assert after.positions[0, most, 1].item() == pytest.approx(row, abs=0.05)
+        assert after.positions[0, most, 2].item() == pytest.approx(column, abs=0.05)
+
+
+def test_qwen_patches_are_in_qwens_order(all_vlms: dict[str, VLMBackbone]) -> None:
+    """Told again from transformers' picture processor, whose order the vision tower's weights expect."""
+    vlm = all_vlms["qwen2_5_vl"]
+    tiles = torch.rand(2, 3, 24, 24)
+    made = FAMILIES["qwen2_5_vl"].pixel_inputs(vlm.model.config, tiles)
+    merge, patch = 2, 4
+    expected = tiles[:, None].repeat(1, 2, 1, 1, 1).reshape(2, 1, 2, 3, 3, merge, patch, 3, merge, patch)
+    expected = expected.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).reshape(2 * 36, 3 * 2 * patch * patch)
+    assert torch.equal(made["pixel_values"], expected)
+    assert made["image_grid_thw"].tolist() == [[1, 6, 6]] * 2
+
+
+def test_thumbnail_first_reorders_tokens_and_pixels_alike(internvl: VLMBackbone) -> None:
+    request = VLMRequest(prompt="", pictures=[picture(48, 24, 1)])
+    last = internvl.prepare([request])
+    first = internvl.prepare([request], replace(internvl.template, thumbnail_last=False))
+    moved = rearrange(last.positions[0][last.roles[0] == TokenRole.PICTURE], "(g n) k -> g n k", g=3).roll(
+        1, 0
+    )
+    assert torch.equal(first.positions[0][first.roles[0] == TokenRole.PICTURE], moved.flatten(0, 1))
+    assert torch.equal(first.pixel_inputs["pixel_values"], last.pixel_inputs["pixel_values"].roll(1, 0))
+
+
+def test_normalisation_comes_from_the_folder(folders: dict[str, Path], tmp_path: Path) -> None:
+    white = [VLMRequest(prompt="", pictures=[torch.ones(3, 24, 24)])]
+    plain = load_vlm(folders["internvl"]).prepare(white).pixel_inputs["pixel_values"]
+    torch.testing.assert_close(plain[0, 0, 0, 0], torch.tensor((1 - 0.485) / 0.229))
+    folder = shutil.copytree(folders["internvl"], tmp_path / "vlm")
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3})
+    )
+    own = load_vlm(folder).prepare(white).pixel_inputs["pixel_values"]
+    torch.testing.assert_close(own, torch.full_like(own, 2.0))
+    (folder / "preprocessor_config.json").rename(folder / "moved.json")
+    processor = {"image_processor": {"image_mean": [0.0] * 3, "image_std": [0.5] * 3}}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    nested = load_vlm(folder).prepare(white).pixel_inputs["pixel_values"]
+    torch.testing.assert_close(nested, torch.full_like(nested, 2.0))
+
+
+def test_bad_pictures_and_long_chats_are_refused(vlm: VLMBackbone) -> None:
+    with pytest.raises(ShapeError, match=r"give values in 0\.\.1"):
+        vlm.prepare([VLMRequest(prompt="", pictures=[torch.full((3, 9, 9), 9.0)])])
+    with pytest.raises(
+        PromptError, match=rf"this VLM takes {MAX_LENGTH}; .* 50 tiles of 5 picture.*Set max_tiles to "
+    ):
+        vlm.prepare([VLMRequest(prompt="", pictures=[picture(72, 72, 1)] * 5)])  # 3 x 3 tiles each
+
+
+def test_user_text_cannot_put_a_picture_into_the_chat(vlm: VLMBackbone) -> None:
+    text = vlm.template.picture_token * 3
+    inputs = vlm.prepare([VLMRequest(prompt=text, decoded=text)])
+    assert vlm.model.config.image_token_id not in inputs.token_ids
+    inputs = vlm.prepare([VLMRequest(prompt=text, pictures=[picture(9, 9, 1)])])
+    assert int((inputs.token_ids == vlm.model.config.image_token_id).sum()) == 9
+    vlm.encode(inputs, (3,))
+
+
+def test_kept_features_of_a_real_batch(vlm: VLMBackbone) -> None:
+    kept: VLMFeatures = kept_features(vlm.encode(vlm.prepare(mixed_requests()), (0, 3)), "decoded")
+    roles = [set(row[row > 0].tolist()) for row in kept.roles]
+    chat = {TokenRole.PROMPT, TokenRole.SUFFIX}
+    assert roles == [
+        chat,
+        chat | {TokenRole.PICTURE},
+        {TokenRole.PICTURE, TokenRole.SUFFIX, TokenRole.DECODED},
+    ]
+
+
+# Text
+
+
+def greedy_by_huggingface(vlm: VLMBackbone, request: VLMRequest, num_tokens: int) -> list[int]:
+    """The token ids of transformers' own greedy generation for one chat."""
+    inputs = vlm.prepare([request])
+    vlm.model.generation_config.pad_token_id = inputs.end_id
+    model: Any = vlm.model
+    made = model.generate(
+        **huggingface_inputs(vlm, inputs),
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        eos_token_id=inputs.end_id,
+    )
+    return made[0, inputs.token_ids.shape[1] :].tolist()
+
+
+def unanswered() -> list[VLMRequest]:
+    return [replace(request, decoded=None) for request in mixed_requests()]
+
+
+def test_greedy_text_equals_transformers(vlm: VLMBackbone) -> None:
+    requests = unanswered()
+    written = vlm.generate(vlm.prepare(requests), max_new_tokens=12)
+    expected = [greedy_by_huggingface(vlm, request, 12) for request in requests]
+    assert written == [vlm.tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
+    assert len(set(written)) == 3
+
+
+def test_sampling_is_reproducible_and_independent_of_neighbours(vlm: VLMBackbone) -> None:
+    requests = unanswered()
+    inputs = vlm.prepare(requests)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    written = vlm.generate(inputs, max_new_tokens=10, temperature=0.7, seed=[3, 4, 5])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert vlm.generate(inputs, max_new_tokens=10, temperature=0.7, seed=[3, 4, 5]) == written
+    for request, seed, text in zip(requests, (3, 4, 5), written, strict=True):
+        assert vlm.generate(vlm.prepare([request]), max_new_tokens=10, temperature=0.7, seed=seed) == [text]
+    assert vlm.generate(inputs, max_new_tokens=10, temperature=0.7, seed=[13, 14, 15]) != written
+    assert vlm.generate(inputs, max_new_tokens=10, temperature=0.7) != vlm.generate(
+        inputs, max_new_tokens=10, temperature=0.7
+    )
+
+
+def test_sampling_follows_the_distribution(internvl: VLMBackbone) -> None:
+    inputs = internvl.prepare([VLMRequest(prompt="x")] * 500)
+    with torch.no_grad():
+        logits = internvl.model(input_ids=inputs.token_ids[:1]).logits[0, -1]
+    temperature = float(logits.std())  # spreads the lively model's certainty over several words
+    probabilities = (logits / temperature).softmax(0)
+    readable = {
+        internvl.tokenizer.convert_tokens_to_ids(letter): letter for letter in map(chr, range(33, 127))
+    }
+    likely = sorted(readable, key=lambda token_id: -probabilities[token_id])[:30]
+    expected = float(probabilities[likely].sum())
+    drawn = internvl.generate(inputs, max_new_tokens=1, temperature=temperature, seed=list(range(500)))
+    share = sum(drawn.count(readable[token_id]) for token_id in likely) / 500
+    assert share == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 500) ** 0.5)
+    assert expected > 2 * 30 / len(logits)  # so that a uniform draw would fail
+
+
+def test_writing_stops_at_the_end_token(internvl: VLMBackbone, caplog: pytest.LogCaptureFixture) -> None:
+    inputs = internvl.prepare([VLMRequest(prompt="x")])
+    ids = greedy_by_huggingface(internvl, VLMRequest(prompt="x"), 6)
+    internvl.generate(inputs, max_new_tokens=6)
+    assert "1 of 1 rewrites were cut off after 6 tokens" in caplog.text
+    caplog.clear()
+    length = ids.index(ids[3])  # the fourth token that the model writes is the end token now
+    steps: list[int] = []
+    stopped = internvl.generate(replace(inputs, end_id=ids[3]), max_new_tokens=6, on_token=steps.append)
+    assert stopped == [internvl.tokenizer.decode(ids[:length], skip_special_tokens=True)]
+    assert steps == list(range(1, length + 2))
+    assert not caplog.text
+
+
+def test_on_token_may_interrupt(vlm: VLMBackbone) -> None:
+    inputs = vlm.prepare(unanswered())
+    before = vlm.generate(inputs, max_new_tokens=5)
+
+    def interrupt(step: int) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vlm.generate(inputs, max_new_tokens=5, on_token=interrupt)
+    assert vlm.generate(inputs, max_new_tokens=5) == before
+
+
+def test_encoding_and_writing_do_not_disturb_each_other(vlm: VLMBackbone) -> None:
+    """Qwen models keep the positions of their last call; ours are given anew in each."""
+    pictures, text = vlm.prepare(mixed_requests()[1:2]), vlm.prepare(mixed_requests()[:1])
+    before = vlm.encode(text, (3,)).states
+    vlm.generate(pictures, max_new_tokens=3)
+    assert torch.equal(vlm.encode(text, (3,)).states, before)
+
+
+@pytest.mark.parametrize(
+    ("request_", "options", "error", "told"),
+    [
+        (VLMRequest(prompt="x", decoded="y"), {}, PromptError, "has its rewrite already"),
+        (VLMRequest(prompt="x", decoded=""), {}, PromptError, "has its rewrite already"),
+        (VLMRequest(prompt="x"), {"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
+        (
+            VLMRequest(prompt="x"),
+            {"max_new_tokens": MAX_LENGTH},
+            PromptError,
+            "set max_new_tokens to 3[0-9]{2} or less",
+        ),
+        (VLMRequest(prompt="x"), {"temperature": -1.0}, ConfigError, "temperature is -1.0"),
+        (
+            VLMRequest(prompt="x"),
+            {"temperature": 1.0, "seed": [1, 2]},
+            ConfigError,
+            "2 seeds were given for 1 chats",
+        ),
+    ],
+)
+def test_impossible_writing_is_refused(
+    internvl: VLMBackbone, request_: VLMRequest, options: dict[str, Any], error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        internvl.generate(internvl.prepare([request_]), **{"max_new_tokens": 4} | options)
+
+
+# The VLM and its folder
+
+
+def spec_of(vlm: VLMBackbone, **changes: Any) -> VLMSpec:
+    fields: dict[str, Any] = {
+        "family": vlm.family_name,
+        "hidden_size": WIDTH,
+        "num_layers": NUM_LAYERS,
+        "taps": (0, 2),
+        "template": vlm.template,
+    }
+    return VLMSpec(**fields | changes)
+
+
+def test_the_vlm_is_frozen(vlm: VLMBackbone) -> None:
+    torch.nn.ModuleList([vlm]).train()
+    assert not any(module.training for module in vlm.modules())
+    assert not any(parameter.requires_grad for parameter in vlm.parameters())
+
+
+def test_a_fitting_spec_is_taken_and_its_taps_are_read(vlm: VLMBackbone) -> None:
+    spec = spec_of(vlm, fingerprint=vlm.fingerprint)
+    vlm.check_fits(spec)
+    inputs = vlm.prepare(mixed_requests()[:1], spec.template)
+    assert torch.equal(vlm.encode(inputs, spec).states, vlm.encode(inputs, (0, 2)).states)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"hidden_size": 96}, "its hidden size is 64, 96 is needed"),
+        ({"num_layers": 7}, "its number of layers is 4, 7 is needed"),
+        ({"family": "qwen9"}, "its family is (internvl|qwen2_5_vl|qwen3_vl), qwen9 is needed"),
+        ({"fingerprint": "0" * 64}, "other weights .*000000000000 is needed"),
+    ],
+)
+def test_another_vlm_is_refused(vlm: VLMBackbone, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(VLMError, match=told):
+        vlm.check_fits(spec_of(vlm, **changes))
+
+
+def test_templates_of_another_family_are_refused(all_vlms: dict[str, VLMBackbone]) -> None:
+    internvl, qwen = all_vlms["internvl"], all_vlms["qwen3_vl"]
+    with pytest.raises(VLMError, match=r"picture_token .* the VLM puts pictures at token"):
+        internvl.check_fits(spec_of(internvl, template=qwen.template))
+    with pytest.raises(VLMError, match="keep tiles apart"):
+        qwen.check_fits(spec_of(qwen, template=replace(qwen.template, picture_prefix="", picture_suffix="")))
+    with pytest.raises(VLMError, match="picture_token"):
+        internvl.prepare([VLMRequest(prompt="", pictures=[picture(9, 9, 1)])], qwen.template)
+
+
+@pytest.mark.parametrize("taps", [(), (4,), (-1, 2), (2, 1), (1, 1)])
+def test_impossible_taps_are_refused(internvl: VLMBackbone, taps: tuple[int, ...]) -> None:
+    with pytest.raises(VLMError, match=r"has 4 layers: give one or more of 0\.\.3"):
+        internvl.encode(internvl.prepare([VLMRequest(prompt="x")]), taps)
+
+
+def test_fingerprint_is_of_the_weights_alone(folders: dict[str, Path], tmp_path: Path) -> None:
+    vlm = load_vlm(folders["internvl"])
+    folder = shutil.copytree(folders["internvl"], tmp_path / "vlm")
+    (folder / "preprocessor_config.json").write_text("{}")
+    assert load_vlm(folder, dtype=torch.bfloat16).fingerprint == vlm.fingerprint
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(weights)[3]
+    weights[name].view(-1)[0] += 1e-3
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load_vlm(folder).fingerprint != vlm.fingerprint
+    in_memory = VLMBackbone(vlm.model, vlm.tokenizer)
+    assert len(in_memory.fingerprint) == 64
+
+
+def test_loading_keeps_every_weight(folders: dict[str, Path], vlm: VLMBackbone) -> None:
+    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(folders[vlm.family_name])
+    for (name, ours), (_, theirs) in zip(
+        vlm.model.state_dict().items(), model.state_dict().items(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+    assert (
+        load_vlm(folders[vlm.family_name], dtype=torch.bfloat16)
+        .encode(vlm.prepare(mixed_requests()), (1,))
+        .states.dtype
+        == torch.bfloat16
+    )
+
+
+def rewrite_config(folder: Path, file: str = "config.json", **changes: object) -> None:
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def break_weights(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def drop_weights(weights: dict[str, Tensor]) -> None:
+    for name in [name for name in weights if "mlp.up_proj" in name]:
+        del weights[name]
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (shutil.rmtree, "There is no VLM folder"),
+    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json, so it is no VLM folder"),
+    "damaged config": (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
+    "no object": (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
+    "other type": (
+        lambda f: rewrite_config(f, model_type="llava"),
+        'type "llava"; supported are internvl, qwen2_5_vl, qwen3_vl',
+    ),
+    "not hf": (lambda f: rewrite_config(f, model_type="internvl_chat"), "ends in -hf"),
+    "own code": (lambda f: rewrite_config(f, auto_map={"AutoModel": "code.Model"}), '"auto_map".*never done'),
+    "own tokenizer": (
+        lambda f: rewrite_config(f, "tokenizer_config.json", auto_map={"AutoTokenizer": ["code.Tok", None]}),
+        'tokenizer_config.json asks to run code .*"auto_map"',
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
+    "damaged tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text("{}"),
+        "tokenizer in .* cannot be read",
+    ),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "weights in .* are missing, damaged"),
+    "truncated": (truncate, "weights in .* are missing, damaged"),
+    "missing keys": (
+        lambda f: break_weights(f, drop_weights),
+        r"missing keys model\.language_model\.layers\.0\.mlp\.up_proj\.weight, .* and 1 more",
+    ),
+    "unexpected keys": (
+        lambda f: break_weights(f, lambda weights: weights.update(stranger=torch.ones(3))),
+        "unexpected keys stranger",
+    ),
+    "other width": (
+        lambda f: rewrite_config(f, image_seq_length=4),
+        "6 x 6 patches; with downsample_ratio 0.5 that makes 3 squared tokens, but image_seq_length is 4",
+    ),
+    "other shape": (
+        lambda f: break_weights(
+            f, lambda weights: weights.update({"language_model.model.norm.weight": torch.ones(3)})
+        ),
+        "do not fit its config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_FOLDERS)
+def test_broken_folders_are_refused(folders: dict[str, Path], tmp_path: Path, case: str) -> None:
+    damage, told = BROKEN_FOLDERS[case]
+    folder = shutil.copytree(folders["internvl"], tmp_path / "vlm")
+    damage(folder)
+    with pytest.raises(VLMError, match=told):
+        load_vlm(folder)
+
+
+def test_tile_size_is_free_only_where_the_family_leaves_it_free(folders: dict[str, Path]) -> None:
+    assert load_vlm(folders["qwen3_vl"]).tile_size == 448
+    assert load_vlm(folders["qwen3_vl"], tile_size=29).tile_size == 32
+    with pytest.raises(VLMError, match="tile_size 48 was asked for; this VLM's tiles have 24 pixels"):
+        load_vlm(folders["internvl"], tile_size=48)
+
+
+def test_the_embedded_size_survives_saving(tmp_path: Path) -> None:
+    """The shape of the VLM in the repository: 48 px, patch 8, an odd 3 x 3 token grid, tied head."""
+    tokenizer = build_tokenizer()
+    config: Any = build_config("internvl", tokenizer).to_dict()
+    config["vision_config"] |= {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config["vision_config"] |= {"patch_size": [8, 8], "image_size": [48, 48]}
+    config["text_config"] |= {"hidden_size": 160, "num_hidden_layers": 6, "layer_types": None}
+    config["text_config"] |= {"num_attention_heads": 5, "num_key_value_heads": 5}
+    model = AutoModelForImageTextToText.from_config(InternVLConfig(**config))
+    before = VLMBackbone(model, tokenizer)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    after = load_vlm(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    assert (after.tile_size, after.tokens_per_tile, after.hidden_size, after.num_layers) == (48, 9, 160, 6)
+    inputs = after.prepare([VLMRequest(prompt="a red star", pictures=[picture(128, 96, 1)])])
+    taps = (0, 1, 2, 3, 5)
+    assert torch.equal(after.encode(inputs, taps).states, before.encode(inputs, taps).states)

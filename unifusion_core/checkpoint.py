@@ -1,0 +1,177 @@
+"""Generator and autoencoder files: safetensors only, configuration as JSON, strict in both directions.
+
+The JSON stands in the file's metadata and, because ComfyUI's ModelSave drops foreign metadata, also as the bytes of a uint8
+tensor. A file whose numbers and tensors disagree is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import CheckpointError, ConfigError
+from .models.autoencoder import Autoencoder
+from .models.layers import Build
+from .models.unifusion import UniFusion, UniFusionConfig
+
+FORMAT = 1  # raised when old files can no longer be read as they are
+CONFIG_KEY = "unifusion_config"  # metadata entry and tensor name alike
+PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")  # ComfyUI writes the second
+
+
+def config_to_json(config: UniFusionConfig, training: dict[str, Any] | None = None) -> str:
+    """The whole configuration with format version and training record."""
+    return json.dumps({"format": FORMAT, "config": dataclasses.asdict(config), "training": training or {}})
+
+
+def config_from_json(text: str) -> tuple[UniFusionConfig, dict[str, Any]]:
+    """Configuration and training record. Unknown or missing fields are refused by name (CheckpointError)."""
+    try:
+        data = json.loads(text)
+        version = data["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the file's configuration is no UniFusion JSON ({error}); save or download it anew") from error
+    if version != FORMAT:
+        raise CheckpointError(f"the file has format {version}, this version reads format {FORMAT}: update the pack")
+    try:
+        return _build(UniFusionConfig, data["config"], "config"), data.get("training", {})
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the file's configuration does not fit together: {error}") from error
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """A value of type `kind` from plain JSON; dataclasses by name, tuples from lists."""
+    if dataclasses.is_dataclass(kind):
+        fields = {f.name: f for f in dataclasses.fields(kind)}
+        unknown, missing = set(value) - set(fields), {
+            n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in value
+        }
+        if unknown or missing:
+            raise TypeError(f"{where}: unknown {sorted(unknown)}, missing {sorted(missing)}")
+        hints = typing.get_type_hints(kind)
+        return kind(**{n: _build(hints[n], v, f"{where}.{n}") for n, v in value.items()})  # type: ignore[operator]
+    if isinstance(kind, types.GenericAlias) and kind.__origin__ is tuple:
+        inner = kind.__args__
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return tuple(_build(inner[0], v, where) for v in value)
+        return tuple(_build(k, v, where) for k, v in zip(inner, value, strict=True))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind):
+        raise TypeError(f"{where} is {value!r}, a value of type {kind.__name__} is needed")
+    return value
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file.
+
+    Raises CheckpointError if the file is missing, damaged, cut short, or something else under that name (pickle, zip).
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}: check the name, or put the file there")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        raise CheckpointError(f"{path.name} is a PyTorch pickle, which may run code: only safetensors files are opened")
+    if start == b"GGUF":
+        raise CheckpointError(f"{path.name} is a GGUF file: use the safetensors file of the same model")
+    try:
+        with safe_open(str(path), "pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name} is damaged, cut short or no safetensors file ({error}): download or save it again"
+        ) from error
+
+
+def split_generator_tensors(
+    tensors: dict[str, Tensor], metadata: dict[str, str], name: str
+) -> tuple[dict[str, Tensor], UniFusionConfig, dict[str, Any]]:
+    """Weights under their own names, configuration and training record of a generator file.
+
+    Raises CheckpointError for a file of another kind.
+    """
+    tensors = dict(tensors)
+    stored = [k for k in tensors if k.endswith(CONFIG_KEY)]
+    text = metadata.get(CONFIG_KEY)
+    for key in stored:
+        text = text or bytes(tensors[key].to(torch.uint8).tolist()).decode("utf-8", "replace")
+        del tensors[key]
+    if text is None:
+        raise CheckpointError(
+            f"{name} holds no UniFusion configuration: it is another kind of model; choose a UniFusion generator file"
+        )
+    config, training = config_from_json(text)
+    for prefix in sorted(PREFIXES, key=len, reverse=True):
+        if prefix and any(k.startswith(prefix) for k in tensors):
+            tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            break
+    check_keys(config, tensors, name)
+    return tensors, config, training
+
+
+def check_keys(config: UniFusionConfig, tensors: dict[str, Tensor], name: str) -> None:
+    """Every weight there, with the right shape, and nothing else."""
+    expected = {k: tuple(v.shape) for k, v in build_unifusion(config, Build(device="meta")).state_dict().items()}
+    given = {k: tuple(v.shape) for k, v in tensors.items()}
+    missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+    wrong = [k for k in expected if k in given and expected[k] != given[k]]
+    if missing or unknown or wrong:
+        shapes = [f"{k} is {given[k]}, {expected[k]} is needed" for k in wrong[:3]]
+        raise CheckpointError(
+            f"{name} does not fit its configuration: {len(missing)} weights missing {missing[:3]}, {len(unknown)} unknown "
+            f"{unknown[:3]}, {len(wrong)} of another shape {shapes}; download or save it again"
+        )
+
+
+def build_unifusion(config: UniFusionConfig, build: Build | None = None) -> UniFusion:
+    """The module for a configuration, weights not set."""
+    return UniFusion(config, build)
+
+
+def save_generator(
+    model: UniFusion, path: Path, training: dict[str, Any] | None = None, dtype: torch.dtype = torch.float16
+) -> None:
+    """One file: weights in `dtype`, configuration twice (see above), what made them."""
+    text = config_to_json(model.config, training)
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
+    tensors[CONFIG_KEY] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, str(path), {"format": "pt", CONFIG_KEY: text})
+
+
+def load_generator(
+    path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> tuple[UniFusion, dict[str, Any]]:
+    """The generator of a file, ready to draw, and its training record. Raises CheckpointError."""
+    tensors, config, training = split_generator_tensors(*read_tensors(path), path.name)
+    model = build_unifusion(config, Build(device="meta"))
+    model.load_state_dict({k: v.to(device, dtype) for k, v in tensors.items()}, strict=True, assign=True)
+    return model.eval().requires_grad_(False), training
+
+
+def load_autoencoder(path: Path, *, device: torch.device | str = "cpu") -> Autoencoder:
+    """A VAE in the TAESD layout. Raises CheckpointError for anything else."""
+    tensors, _ = read_tensors(path)
+    first = tensors.get("taesd_decoder.1.weight")
+    if first is None or first.ndim != 4:
+        raise CheckpointError(
+            f"{path.name} is no autoencoder in the TAESD layout (taesd_decoder.1.weight is missing): choose such a VAE"
+        )
+    model = Autoencoder(first.shape[1])
+    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    given = {k: tuple(v.shape) for k, v in tensors.items()}
+    if expected != given:
+        odd = sorted(k for k in expected.keys() | given.keys() if expected.get(k) != given.get(k))
+        raise CheckpointError(f"{path.name} does not fit the TAESD layout, for example at {odd[:3]}: choose another VAE")
+    model.load_state_dict({k: v.float() for k, v in tensors.items()})
+    return model.to(device).eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""The mathematics of flow matching, without modules: path, schedules, solvers, guidance."""

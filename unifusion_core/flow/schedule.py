@@ -1,0 +1,51 @@
+"""At which times the sampler calls the model: from 1 (noise) down to 0 (clean)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import ConfigError
+
+KREA_RAW_MU = (0.5, 1.15)  # at 256 and 6400 latent tokens, from Krea 2's public code
+KREA_TURBO_MU = 1.15
+
+
+def shifted(t: Float[Tensor, " K"], shift: float) -> Float[Tensor, " K"]:
+    """Spend more (shift > 1) or fewer steps on the noisy end: t' = shift t / (1 + (shift - 1) t)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def _uniform(steps: int) -> Float[Tensor, " K"]:
+    return torch.linspace(1, 0, steps + 1)
+
+
+def krea_raw_shift(num_tokens: int) -> float:
+    """exp(mu), mu linear in the number of latent tokens."""
+    low, high = KREA_RAW_MU
+    return math.exp(low + (high - low) * (num_tokens - 256) / (6400 - 256))
+
+
+SCHEDULES: dict[str, Callable[[int, int], Float[Tensor, " K"]]] = {
+    "uniform": lambda steps, num_tokens: _uniform(steps),
+    "shift 2": lambda steps, num_tokens: shifted(_uniform(steps), 2.0),
+    "shift 3": lambda steps, num_tokens: shifted(_uniform(steps), 3.0),
+    "krea-2 raw": lambda steps, num_tokens: shifted(_uniform(steps), krea_raw_shift(num_tokens)),
+    "krea-2 turbo": lambda steps, num_tokens: shifted(_uniform(steps), math.exp(KREA_TURBO_MU)),
+}
+
+
+def build_schedule(name: str, steps: int, num_tokens: int) -> Float[Tensor, " K"]:
+    """`steps` + 1 falling times, first 1, last 0. `num_tokens`: latent tokens of one picture (some schedules shift by it).
+
+    Raises ConfigError for an unknown name or fewer than one step.
+    """
+    if name not in SCHEDULES:
+        raise ConfigError(f'there is no schedule "{name}"; choose one of {", ".join(SCHEDULES)}')
+    if steps < 1:
+        raise ConfigError(f"{steps} steps were asked for; at least 1 is needed")
+    return SCHEDULES[name](steps, num_tokens)

@@ -1,0 +1,1 @@
+"""What is trained: autoencoder, LAP, refiner, DiT."""

@@ -1,0 +1,72 @@
+"""The small autoencoder (VAE) in the public TAESD layout with 16 latent channels.
+
+The layout (layers, parameter paths, the tanh clamp before decoding) is that of madebyollin's TAESD, so that
+ComfyUI's stock VAELoader, VAEEncode and VAEDecode open and run the file; weights are trained here from scratch.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+WIDTH = 64
+LATENT_CHANNELS = 16
+DOWNSCALE = 8  # pixels per latent cell and axis
+LATENT_LIMIT = 3.0  # the decoder's clamp: latents beyond are squashed
+
+
+def _conv(inputs: int, outputs: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=bias)
+
+
+class ResidualBlock(nn.Module):
+    """Three convolutions around a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            _conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH)
+        )
+
+    def forward(self, x: Float[Tensor, "B W h w"]) -> Float[Tensor, "B W h w"]:
+        return torch.relu(self.conv(x) + x)
+
+
+class LatentClamp(nn.Module):
+    """Squash latents smoothly into +-LATENT_LIMIT."""
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        return torch.tanh(x / LATENT_LIMIT) * LATENT_LIMIT
+
+
+def _blocks(count: int) -> list[nn.Module]:
+    return [ResidualBlock() for _ in range(count)]
+
+
+class Autoencoder(nn.Module):
+    """Pictures in 0..1 to latents, eight pixels per cell and axis, and back."""
+
+    def __init__(self, latent_channels: int = LATENT_CHANNELS) -> None:
+        super().__init__()
+        down = [_conv(3, WIDTH), *_blocks(1)]
+        for _ in range(3):
+            down += [_conv(WIDTH, WIDTH, stride=2, bias=False), *_blocks(3)]
+        self.taesd_encoder = nn.Sequential(*down, _conv(WIDTH, latent_channels))
+        up: list[nn.Module] = [LatentClamp(), _conv(latent_channels, WIDTH), nn.ReLU()]
+        for _ in range(3):
+            up += [*_blocks(3), nn.Upsample(scale_factor=2), _conv(WIDTH, WIDTH, bias=False)]
+        self.taesd_decoder = nn.Sequential(*up, *_blocks(1), _conv(WIDTH, 3))
+        self.vae_scale = nn.Parameter(torch.ones(()), requires_grad=False)  # part of the stock layout; 1 and 0 here
+        self.vae_shift = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.taesd_encoder[-1].out_channels
+
+    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        return self.taesd_encoder(pixels) / self.vae_scale + self.vae_shift
+
+    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        """Not clamped to 0..1, so that a loss sees how far outside it is."""
+        return self.taesd_decoder((latents - self.vae_shift) * self.vae_scale)

@@ -1,0 +1,147 @@
+"""The flow-matching diffusion transformer (DiT): single stream, condition in context.
+
+Block form as in Krea 2's public checkpoints: pre-RMSNorm, grouped-query attention with QK-norm and gate, SwiGLU, one shared
+adaLN vector with a learned bias per block, rotary positions over (index, row, column), patches of 2 x 2 latent cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .layers import Attention, Build, RMSNorm, Rotation, SwiGLU
+
+KeysValues = list[tuple[Tensor, Tensor]]  # per block: keys and values, each B A T K
+BlockCall = Callable[[int, Callable[..., Tensor]], Callable[..., Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiTConfig:
+    """Size of the DiT."""
+
+    hidden_size: int
+    num_blocks: int
+    num_heads: int
+    num_kv_heads: int
+    mlp_size: int
+    latent_channels: int
+    patch_size: int = 2
+    time_size: int = 256  # width of the sinusoidal time embedding
+    rope_theta: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 16:
+            raise ConfigError(
+                f"hidden size {self.hidden_size} over {self.num_heads} heads: the head size must be a multiple of 16"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"{self.num_heads} heads cannot share {self.num_kv_heads} key heads evenly")
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+class BlockModulation(nn.Module):
+    """The block's own bias on the shared adaLN vector."""
+
+    def __init__(self, size: int, build: Build) -> None:
+        super().__init__()
+        self.lin = build.parameter(6 * size)
+
+    def forward(self, shared: Float[Tensor, "B 1 M6"]) -> tuple[Tensor, ...]:
+        return (shared + self.lin.to(shared)).chunk(6, -1)
+
+
+class DiTBlock(nn.Module):
+    """One block of the single stream."""
+
+    def __init__(self, config: DiTConfig, build: Build) -> None:
+        super().__init__()
+        self.mod = BlockModulation(config.hidden_size, build)
+        self.prenorm = RMSNorm(config.hidden_size, build)
+        self.postnorm = RMSNorm(config.hidden_size, build)
+        self.attn = Attention(config.hidden_size, config.num_heads, config.num_kv_heads, build)
+        self.mlp = SwiGLU(config.hidden_size, config.mlp_size, build)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B S M"],
+        shared: Float[Tensor, "B 1 M6"],
+        *,
+        rotation: Rotation,
+        bias: Tensor | None = None,
+        prefix: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "B S M"]:
+        return self.with_keys_values(x, shared, rotation=rotation, bias=bias, prefix=prefix)[0]
+
+    def with_keys_values(
+        self,
+        x: Float[Tensor, "B S M"],
+        shared: Float[Tensor, "B 1 M6"],
+        *,
+        rotation: Rotation,
+        bias: Tensor | None = None,
+        prefix: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Float[Tensor, "B S M"], tuple[Tensor, Tensor]]:
+        """The block's output, and the keys and values that its tokens offer to others."""
+        pre_scale, pre_shift, pre_gate, post_scale, post_shift, post_gate = self.mod(shared)
+        normed = (1 + pre_scale) * self.prenorm(x) + pre_shift
+        k, v = self.attn.keys_values(normed, rotation)
+        x = x + pre_gate * self.attn.read(normed, k, v, rotation=rotation, bias=bias, prefix=prefix)
+        x = x + post_gate * self.mlp((1 + post_scale) * self.postnorm(x) + post_shift)
+        return x, (k, v)
+
+
+class FinalModulation(nn.Module):
+    """Scale and shift of the last norm."""
+
+    def __init__(self, size: int, build: Build) -> None:
+        super().__init__()
+        self.lin = build.parameter(2, size)
+
+    def forward(self, time: Float[Tensor, "B 1 M"]) -> tuple[Tensor, Tensor]:
+        scale, shift = (time + self.lin.to(time)).chunk(2, 1)
+        return scale, shift
+
+
+class FinalLayer(nn.Module):
+    """From the stream's width to the velocity of each patch."""
+
+    def __init__(self, config: DiTConfig, build: Build) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.hidden_size, build)
+        self.linear = build.linear(config.hidden_size, config.patch_size**2 * config.latent_channels, bias=True)
+        self.modulation = FinalModulation(config.hidden_size, build)
+
+    def forward(self, x: Float[Tensor, "B N M"], time: Float[Tensor, "B 1 M"]) -> Float[Tensor, "B N PPC"]:
+        scale, shift = self.modulation(time)
+        return self.linear((1 + scale) * self.norm(x) + shift)
+
+
+def to_patches(latents: Float[Tensor, "B C h w"], patch_size: int) -> Float[Tensor, "B N PPC"]:
+    """Patches in raster order, channels first inside a patch."""
+    return rearrange(latents, "B C (h p) (w q) -> B (h w) (C p q)", p=patch_size, q=patch_size)
+
+
+def from_patches(
+    patches: Float[Tensor, "B N PPC"], patch_size: int, rows: int, columns: int
+) -> Float[Tensor, "B C h w"]:
+    """The inverse of `to_patches` for a grid of `rows` x `columns` patches."""
+    return rearrange(
+        patches, "B (h w) (C p q) -> B C (h p) (w q)", h=rows, w=columns, p=patch_size, q=patch_size
+    )
+
+
+def patch_positions(rows: int, columns: int, device: torch.device) -> Float[Tensor, "1 N 3"]:
+    """(0, row, column) of each patch."""
+    row, column = torch.meshgrid(
+        torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
+    )
+    return torch.stack([torch.zeros_like(row), row, column], -1).flatten(0, 1)[None].float()

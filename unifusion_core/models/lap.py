@@ -1,0 +1,44 @@
+"""Layerwise Attention Pooling (LAP): one vector per VLM token out of many VLM layers (paper, section on LAP; paper.md 1.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .layers import Build, TransformerBlock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LAPConfig:
+    """Blocks of LAP and of the refiner, both as wide as the VLM."""
+
+    num_heads: int
+    mlp_size: int
+    num_layer_blocks: int = 2  # over the layer axis
+    num_refiner_blocks: int = 2  # over the token axis
+
+    def __post_init__(self) -> None:
+        if self.num_heads < 1 or self.mlp_size < 1:
+            raise ConfigError(f"LAP with {self.num_heads} heads and MLP size {self.mlp_size}: both must be at least 1")
+
+
+class LayerwiseAttentionPooling(nn.Module):
+    """Full self-attention over the tapped layers of each token alone, then a learned weighted sum L -> 1."""
+
+    def __init__(self, config: LAPConfig, *, num_taps: int, size: int, build: Build) -> None:
+        super().__init__()
+        self.layerwise_blocks = nn.ModuleList(
+            TransformerBlock(size, config.num_heads, config.mlp_size, build) for _ in range(config.num_layer_blocks)
+        )
+        self.projector = build.linear(num_taps, 1)
+
+    def forward(self, states: Float[Tensor, "B T L D"]) -> Float[Tensor, "B T D"]:
+        x = rearrange(states, "B T L D -> (B T) L D")
+        for block in self.layerwise_blocks:
+            x = block(x)
+        pooled = self.projector(rearrange(x, "N L D -> N D L"))[..., 0]
+        return rearrange(pooled, "(B T) D -> B T D", B=states.shape[0])

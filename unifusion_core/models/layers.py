@@ -1,0 +1,190 @@
+"""Layers that LAP, refiner and DiT share. Parameter names follow Krea 2's public checkpoint (`wq`, `qknorm`, `prenorm` ...).
+
+Norms, rotary angles and attention statistics are computed in float32 whatever the weights' type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def attend(
+    q: Float[Tensor, "B A S K"],
+    k: Float[Tensor, "B A2 S2 K"],
+    v: Float[Tensor, "B A2 S2 K"],
+    bias: Float[Tensor, "#B 1 #S S2"] | None,
+) -> Float[Tensor, "B S AK"]:
+    """Scaled dot-product attention; fewer key heads than query heads are shared by groups (grouped-query attention)."""
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=q.shape[1] != k.shape[1])
+    return rearrange(out, "B A S K -> B S (A K)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Build:
+    """How layers are made: ComfyUI passes its own `operations`, which cast and offload weights, and its attention."""
+
+    operations: ModuleType | Any = nn
+    attend: Attend = attend
+    device: torch.device | str | None = None
+    dtype: torch.dtype | None = None
+
+    def linear(self, inputs: int, outputs: int, *, bias: bool = False) -> nn.Linear:
+        return self.operations.Linear(inputs, outputs, bias=bias, device=self.device, dtype=self.dtype)
+
+    def parameter(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(shape, device=self.device, dtype=self.dtype))
+
+
+def key_bias(mask: Bool[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"]:
+    """Additive attention bias that hides padded keys. Additive, because boolean masks mean different things to different
+    attention kernels."""
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None, :]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a zero-centred scale: the factor is 1 + `scale`."""
+
+    def __init__(self, size: int, build: Build, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale = build.parameter(size)
+
+    def forward(self, x: Float[Tensor, "*B M"]) -> Float[Tensor, "*B M"]:
+        weight = self.scale.to(device=x.device, dtype=torch.float32) + 1
+        return F.rms_norm(x.float(), x.shape[-1:], weight, self.eps).to(x.dtype)
+
+
+class QKNorm(nn.Module):
+    """Norms of queries and keys, per head."""
+
+    def __init__(self, head_size: int, build: Build) -> None:
+        super().__init__()
+        self.qnorm = RMSNorm(head_size, build)
+        self.knorm = RMSNorm(head_size, build)
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP."""
+
+    def __init__(self, size: int, mlp_size: int, build: Build) -> None:
+        super().__init__()
+        self.gate = build.linear(size, mlp_size)
+        self.up = build.linear(size, mlp_size)
+        self.down = build.linear(mlp_size, size)
+
+    def forward(self, x: Float[Tensor, "*B M"]) -> Float[Tensor, "*B M"]:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with QK-norm and a sigmoid gate on its output."""
+
+    def __init__(self, size: int, num_heads: int, num_kv_heads: int, build: Build) -> None:
+        super().__init__()
+        self.head_size = size // num_heads
+        self.attend = build.attend
+        self.wq = build.linear(size, num_heads * self.head_size)
+        self.wk = build.linear(size, num_kv_heads * self.head_size)
+        self.wv = build.linear(size, num_kv_heads * self.head_size)
+        self.gate = build.linear(size, size)
+        self.qknorm = QKNorm(self.head_size, build)
+        self.wo = build.linear(size, size)
+
+    def keys_values(
+        self, x: Float[Tensor, "B S M"], rotation: Rotation | None
+    ) -> tuple[Float[Tensor, "B A S K"], Float[Tensor, "B A S K"]]:
+        """What other tokens may attend to; in the prefix form kept and reused over all steps."""
+        k = self.qknorm.knorm(rearrange(self.wk(x), "B S (A K) -> B A S K", K=self.head_size))
+        v = rearrange(self.wv(x), "B S (A K) -> B A S K", K=self.head_size)
+        return rotate(k, rotation), v
+
+    def forward(
+        self,
+        x: Float[Tensor, "B S M"],
+        *,
+        rotation: Rotation | None = None,
+        bias: Float[Tensor, "#B 1 #S S2"] | None = None,
+        prefix: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "B S M"]:
+        """`prefix`: keys and values of tokens that stand before `x` and are not updated here."""
+        return self.read(x, *self.keys_values(x, rotation), rotation=rotation, bias=bias, prefix=prefix)
+
+    def read(
+        self,
+        x: Float[Tensor, "B S M"],
+        k: Float[Tensor, "B A S K"],
+        v: Float[Tensor, "B A S K"],
+        *,
+        rotation: Rotation | None,
+        bias: Float[Tensor, "#B 1 #S S2"] | None = None,
+        prefix: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "B S M"]:
+        """`forward` for keys and values that are already there."""
+        q = self.qknorm.qnorm(rearrange(self.wq(x), "B S (A K) -> B A S K", K=self.head_size))
+        if prefix is not None:
+            k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
+        return self.wo(self.attend(rotate(q, rotation), k, v, bias) * torch.sigmoid(self.gate(x)))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention and MLP without time or position: what LAP and refiner are made of."""
+
+    def __init__(self, size: int, num_heads: int, mlp_size: int, build: Build) -> None:
+        super().__init__()
+        self.prenorm = RMSNorm(size, build)
+        self.postnorm = RMSNorm(size, build)
+        self.attn = Attention(size, num_heads, num_heads, build)
+        self.mlp = SwiGLU(size, mlp_size, build)
+
+    def forward(
+        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B 1 #S S"] | None = None
+    ) -> Float[Tensor, "B S D"]:
+        x = x + self.attn(self.prenorm(x), bias=bias)
+        return x + self.mlp(self.postnorm(x))
+
+
+Rotation = Float[Tensor, "B 1 S K2 2"]  # cosine and sine per pair of channels
+
+
+def rotary_axes(head_size: int) -> tuple[int, int, int]:
+    """How a head's channels are shared by the axes index, row and column."""
+    unit = 6 * (head_size // 16)
+    return head_size - 2 * unit, unit, unit
+
+
+def rotation(positions: Float[Tensor, "B S 3"], head_size: int, theta: float) -> Rotation:
+    """Rotary angles of tokens at (index, row, column), in float64 inside because indices may be large."""
+    angles = []
+    for axis, size in enumerate(rotary_axes(head_size)):
+        frequency = theta ** -(torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / size)
+        angles.append(positions[..., axis, None].double() * frequency)
+    angle = torch.cat(angles, -1)[:, None]
+    return torch.stack([angle.cos(), angle.sin()], -1).float()
+
+
+def rotate(x: Float[Tensor, "B A S K"], by: Rotation | None) -> Float[Tensor, "B A S K"]:
+    """Rotate each pair of neighbouring channels by its token's angle."""
+    if by is None:
+        return x
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = by.unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
+
+
+def time_embedding(t: Float[Tensor, " B"], size: int) -> Float[Tensor, "B E"]:
+    """Sinusoidal embedding of t in 0..1 (scaled by 1000, periods 2 pi to 20000 pi)."""
+    frequency = torch.exp(-torch.log(torch.tensor(1e4)) * torch.arange(size // 2, device=t.device) / (size // 2))
+    angle = 1000 * t.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], -1)

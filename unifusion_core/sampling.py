@@ -1,0 +1,89 @@
+"""From noise to latents: the denoising loop of the core (ComfyUI's stock samplers do the same with the pack's MODEL)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .contracts import Conditioning
+from .errors import ShapeError
+from .flow.guidance import guide
+from .flow.path import clean_from_velocity
+from .flow.solver import find_solver
+from .models.unifusion import PreparedCondition, UniFusion
+
+OnStep = Callable[[int, int, Tensor], None]  # step done, number of steps, clean latents as predicted now; may raise
+
+
+def draw_noise(
+    seeds: list[int], channels: int, height: int, width: int, device: torch.device | str = "cpu"
+) -> Float[Tensor, "B C h w"]:
+    """Noise of each picture from its own seed, on the CPU, so that a picture depends on its seed alone: neither on its
+    neighbours in the batch nor on the machine."""
+    shape = (channels, height, width)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(noise).to(device)
+
+
+@torch.no_grad()
+def sample(
+    model: UniFusion,
+    positive: Conditioning | PreparedCondition,
+    noise: Float[Tensor, "B C h w"],
+    schedule: Float[Tensor, " K"],
+    *,
+    negative: Conditioning | PreparedCondition | None = None,
+    cfg: float = 1.0,
+    picture_only: Conditioning | PreparedCondition | None = None,
+    image_cfg: float = 1.0,
+    solver: str = "euler",
+    on_step: OnStep | None = None,
+) -> Float[Tensor, "B C h w"]:
+    """Latents drawn for a condition.
+
+    Every condition has either one row (shared by all latents) or one per latent. `schedule`: falling times from
+    `flow.schedule`. `cfg` 1 switches guidance off (then `negative` is not used).
+
+    Raises ShapeError if latents do not divide into patches, batches do not fit, or the noise is not finite.
+    """
+    patch = model.config.dit.patch_size
+    height, width = noise.shape[-2:]
+    if height % patch or width % patch:
+        raise ShapeError(f"latents of {width} x {height} do not divide into patches of {patch}: pad them to a multiple")
+    if not torch.isfinite(noise).all():
+        raise ShapeError("the latents hold values that are not numbers (NaN or infinite): check what made them")
+    grid = (height // patch, width // patch)
+
+    def ready(condition: Conditioning | PreparedCondition) -> PreparedCondition:
+        prepared = condition if isinstance(condition, PreparedCondition) else model.prepare(condition, grid)
+        rows = len(prepared.conditioning.tokens)
+        if rows not in (1, len(noise)):
+            raise ShapeError(f"{rows} conditions for {len(noise)} latents: give one, or as many as latents")
+        return prepared.repeat(len(noise)) if rows == 1 and len(noise) > 1 else prepared
+
+    guided = cfg != 1 or picture_only is not None
+    if guided and negative is None:
+        raise ShapeError(f"cfg {cfg:g} needs a negative condition (the empty prompt): give one, or set cfg to 1")
+    main = ready(positive)
+    other = ready(negative) if guided and negative is not None else None
+    pictures = ready(picture_only) if picture_only is not None else None
+    step = find_solver(solver)
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        time = x.new_full((len(x),), t)
+        v = model(x, time, main)
+        if other is None:
+            return v
+        only = model(x, time, pictures) if pictures is not None else None
+        return guide(v, model(x, time, other), cfg, only, image_cfg)
+
+    x, times = noise, schedule.tolist()
+    for number, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True), start=1):
+        before = x
+        x, v = step(velocity, x, t, t_next)
+        if on_step is not None:
+            on_step(number, len(times) - 1, clean_from_velocity(before, v, t))
+    return x

@@ -1,0 +1,1 @@
+"""Training: recipes, data streams, the loop. Nothing here is needed to draw."""

@@ -1,0 +1,107 @@
+"""Train the small autoencoder on crops of the small world.
+
+The latents are what the DiT must learn to draw, so they are held near zero mean and unit spread per channel, inside the
+decoder's clamp; the decoder sees noisy latents, because drawn ones are never exact.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..models.autoencoder import Autoencoder
+from ..world.render import render
+from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, Scene, sample_scene
+from .loop import Task
+
+
+class AutoencoderTask(Task):
+    """Crops of `crop` pixels from pictures with up to nine objects, edges weighted."""
+
+    name = "autoencoder"
+    not_muon = ("taesd_encoder.0.", "taesd_decoder.1.", "taesd_encoder.14.", "taesd_decoder.19.")
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        crop: int = 64,
+        edge_weight: float = 4.0,
+        latent_noise: float = 0.1,
+        latent_penalty: float = 0.05,
+    ) -> None:
+        self.seed, self.crop = seed, crop
+        self.edge_weight, self.latent_noise, self.latent_penalty = edge_weight, latent_noise, latent_penalty
+        self.model = Autoencoder().to(memory_format=torch.channels_last)
+
+    def item(self, index: int) -> Tensor:
+        rng = random.Random(f"autoencoder-{self.seed}-{index}")
+        width, height = rng.choice(ASPECT_SIZES)
+        picture = render(sample_scene(rng, max_objects=9), width, height)
+        left, top = rng.randint(0, width - self.crop), rng.randint(0, height - self.crop)
+        crop = picture[top : top + self.crop, left : left + self.crop]
+        return torch.from_numpy(crop.copy()).permute(2, 0, 1)
+
+    def collate(self, items: list[Tensor]) -> Tensor:
+        return (torch.stack(items).float() / 255).to(memory_format=torch.channels_last)
+
+    def loss(self, model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+        latents = model.encode(batch)
+        sigma = self.latent_noise * torch.rand(len(batch), 1, 1, 1, device=batch.device)
+        decoded = model.decode(latents + sigma * torch.randn_like(latents))
+        weight = 1 + self.edge_weight * _edges(batch)
+        error = decoded - batch
+        reconstruction = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
+        mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+        drift = mean.square().mean() + (spread - 1).square().mean() + F.relu(latents.abs() - 2.5).square().mean()
+        loss = reconstruction + self.latent_penalty * drift
+        return loss, {"mse": float(error.detach().square().mean()), "drift": float(drift.detach())}
+
+    def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
+        rng = random.Random("autoencoder-evaluation")
+        scenes = [sample_scene(rng, held_out=True) for _ in range(24)]
+        pixels = self.collate([torch.from_numpy(render(s)).permute(2, 0, 1) for s in scenes])
+        latents = model.encode(pixels)
+        decoded = model.decode(latents).clamp(0, 1)
+        grid = torch.cat([pixels[:8], decoded[:8]], 0)
+        save_grid(grid, out / f"{step:06d}.png", columns=8)
+        mse = (decoded - pixels).square().mean((1, 2, 3))
+        return {
+            "psnr": round(float(-10 * mse.log10().mean()), 3),
+            "latent_std": round(float(latents.std()), 3),
+            "latent_max": round(float(latents.abs().max()), 3),
+        }
+
+    def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
+        save_autoencoder(model, out / "vae.safetensors", record)
+
+
+def save_autoencoder(model: nn.Module, path: Path, record: dict[str, Any]) -> None:
+    """16-bit weights in the stock layout; the recipe goes into the metadata."""
+    import json
+
+    weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    save_file(weights, str(path), {"format": "pt", "training": json.dumps(record)})
+
+
+def _edges(pixels: Tensor) -> Tensor:
+    """Where neighbouring pixels differ, spread by two pixels, 0..1, (B, 1, H, W)."""
+    down = F.pad((pixels[..., 1:, :] - pixels[..., :-1, :]).abs().amax(1, keepdim=True), (0, 0, 0, 1))
+    right = F.pad((pixels[..., 1:] - pixels[..., :-1]).abs().amax(1, keepdim=True), (0, 1))
+    return (F.max_pool2d(torch.maximum(down, right), 5, 1, 2) * 3).clamp(max=1)
+
+
+def save_grid(pixels: Tensor, path: Path, *, columns: int) -> None:
+    """Pictures (B, 3, H, W) in 0..1 side by side as one PNG."""
+    rows = [torch.cat(list(row), 2) for row in pixels.float().cpu().split(columns)]
+    width = max(r.shape[2] for r in rows)
+    sheet = torch.cat([F.pad(r, (0, width - r.shape[2])) for r in rows], 1)
+    Image.fromarray(np.round(sheet.permute(1, 2, 0).numpy() * 255).clip(0, 255).astype(np.uint8)).save(path)

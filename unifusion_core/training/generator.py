@@ -1,0 +1,277 @@
+"""Train LAP, refiner and DiT on the frozen VLM: text to image on rewrites and on raw prompts.
+
+What a chat looks like is drawn per sample, so that the picture follows the words that are kept and not what the VLM expects
+(design: "the DiT can read the VLM's prediction instead of the word"): about half of the rewrites stand without a prompt, some
+behind the prompt they belong to, some behind a prompt for another scene.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..checkpoint import build_unifusion, save_generator
+from ..contracts import VLMRequest
+from ..flow.path import interpolate, sample_training_times, velocity
+from ..flow.schedule import build_schedule
+from ..models.autoencoder import DOWNSCALE, Autoencoder
+from ..models.unifusion import UniFusion, UniFusionConfig, initialize
+from ..sampling import draw_noise, sample
+from ..vlm.backbone import VLMBackbone
+from ..vlm.prompts import kept_features
+from ..world import wordings
+from ..world.render import object_geometry, render
+from ..world.requirements import Requirement, check
+from ..world.scenes import ASPECT_SIZES, Scene, sample_scene
+from ..world.scorer import read_picture
+from .autoencoder import save_grid
+from .loop import Task
+
+logger = logging.getLogger(__name__)
+
+CHATS = {  # share of each kind of chat
+    "rewrite alone": 0.42,
+    "rewrite behind its prompt": 0.15,
+    "rewrite behind another prompt": 0.15,
+    "prompt": 0.18,
+    "empty": 0.10,
+}
+PROMPT_KINDS = {"full": 4, "caption": 3, "terse": 2, "relation": 2, "count": 1, "indirect": 2}
+ASPECT_SHARES = (0.7, 0.15, 0.15)
+
+
+def pool_scene(seed: int, number: int) -> tuple[Scene, tuple[int, int]]:
+    """Scene `number` of the pool and the size (width, height) it is drawn at; never a held-out pair."""
+    rng = random.Random(f"pool-{seed}-{number}")
+    size = rng.choices(ASPECT_SIZES, ASPECT_SHARES)[0]
+    count = rng.choices((1, 2, 3), (0.2, 0.35, 0.45))[0]
+    scene = sample_scene(rng, num_objects=count)
+    return wordings.with_equal_objects(rng, scene) if rng.random() < 0.08 else scene, size
+
+
+def read_pool(autoencoder: Autoencoder, seed: int, count: int, path: Path) -> dict[tuple[int, int], Tensor]:
+    """Latents of the pool's scenes by size, in the order of their numbers: encoding a picture costs more than a training step
+    on it, so it is done once and kept in `path`. A shorter file of the same seed and autoencoder is prolonged."""
+    weights = sum(float(p.detach().double().abs().sum()) for p in autoencoder.taesd_encoder.parameters())
+    key = f"{seed} {weights:.6f}"
+    parts: dict[tuple[int, int], list[Tensor]] = {size: [] for size in ASPECT_SIZES}
+    done = 0
+    if path.exists():
+        with safe_open(str(path), "pt") as file:
+            if file.metadata()["key"] == key:
+                done = int(file.metadata()["count"])
+                for size in ASPECT_SIZES:
+                    parts[size].append(file.get_tensor("{}x{}".format(*size)))
+    for start in tqdm(range(done, count, 64), desc="encoding the pool", disable=done >= count):
+        pictures: dict[tuple[int, int], list[Tensor]] = {size: [] for size in ASPECT_SIZES}
+        for number in range(start, min(start + 64, count)):
+            scene, size = pool_scene(seed, number)
+            pictures[size].append(torch.from_numpy(render(scene, *size)).permute(2, 0, 1))
+        for size, group in pictures.items():
+            if group:
+                pixels = (torch.stack(group).float() / 255).contiguous(memory_format=torch.channels_last)
+                with torch.no_grad():
+                    parts[size].append(autoencoder.encode(pixels).half().contiguous())
+    pool = {size: torch.cat(part) for size, part in parts.items()}
+    if done < count:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"{}x{}".format(*size): latents for size, latents in pool.items()}
+        save_file(tensors, str(path), {"key": key, "count": str(count)})
+    return pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One chat and the latents of the picture it stands for."""
+
+    request: VLMRequest
+    latents: Float[Tensor, "C h w"]
+    scene: Scene
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Chats of one picture size."""
+
+    requests: list[VLMRequest]
+    latents: Float[Tensor, "B C h w"]
+    weights: Float[Tensor, "B 1 h w"]
+
+
+class GeneratorTask(Task):
+    """Text to image on the small world; no sample ever holds a held-out pair."""
+
+    name = "generator"
+    not_muon = ("first.", "last.linear", "projector", "tmlp.0", "modulation")
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        batch_size: int,
+        config: UniFusionConfig,
+        backbone: VLMBackbone,
+        autoencoder: Autoencoder,
+        pool_path: Path,
+        pool_size: int,
+        noises: int = 3,
+        foreground_weight: float = 3.0,
+        time_mean: float = 0.0,
+    ) -> None:
+        self.seed, self.batch_size, self.config, self.noises = seed, batch_size, config, noises
+        self.foreground_weight, self.time_mean = foreground_weight, time_mean
+        self.backbone, self.autoencoder = backbone, autoencoder.to(memory_format=torch.channels_last).eval()
+        backbone.check_fits(config.vlm)
+        self.pool = read_pool(self.autoencoder, seed, pool_size, pool_path)
+        self.numbers: dict[tuple[int, int], list[int]] = {size: [] for size in ASPECT_SIZES}
+        for number in range(pool_size):
+            self.numbers[pool_scene(seed, number)[1]].append(number)
+        self.model = build_unifusion(config)
+        initialize(self.model, self.tap_scales(), torch.Generator().manual_seed(seed))
+
+    def tap_scales(self) -> list[float]:
+        """Root-mean-square size of each tapped layer's states over kept tokens."""
+        rng = random.Random("tap-scales")
+        requests = [self.draw_request(rng, sample_scene(rng)) for _ in range(64)]
+        features = self.features(requests)
+        return features.states[features.mask].float().square().mean((0, 2)).sqrt().tolist()
+
+    def features(self, requests: list[VLMRequest]) -> Any:
+        """VLM features of the tokens that the configuration keeps."""
+        chats = self.backbone.prepare(requests, self.config.vlm.template)
+        return kept_features(self.backbone.encode(chats, self.config.vlm), self.config.vlm.kept_tokens)
+
+    # ------------------------------------------------------------------ data
+
+    def item(self, index: int) -> Sample:
+        group = random.Random(f"generator-group-{self.seed}-{index // self.batch_size}")
+        size = group.choices(ASPECT_SIZES, ASPECT_SHARES)[0]
+        rng = random.Random(f"generator-{self.seed}-{index}")
+        place = rng.randrange(len(self.numbers[size]))
+        scene, _ = pool_scene(self.seed, self.numbers[size][place])
+        return Sample(
+            request=self.draw_request(rng, scene), latents=self.pool[size][place], scene=scene, size=size
+        )
+
+    @staticmethod
+    def draw_request(rng: random.Random, scene: Scene) -> VLMRequest:
+        """A chat for the scene, of a random kind (`CHATS`)."""
+        kind = rng.choices(list(CHATS), list(CHATS.values()))[0]
+        if kind == "empty":
+            return VLMRequest(prompt="")
+        possible = [k for k in PROMPT_KINDS if k in wordings.possible_kinds(scene)]
+        wording = wordings.word_scene(rng, scene, rng.choices(possible, [PROMPT_KINDS[k] for k in possible])[0])
+        if kind == "prompt":
+            return VLMRequest(prompt=wording.text)
+        text = wordings.caption(wording.target)
+        if kind == "rewrite alone":
+            return VLMRequest(prompt="", decoded=text)
+        if kind == "rewrite behind another prompt":
+            wording = wordings.word_any(rng, sample_scene(rng))
+        return VLMRequest(prompt=wording.text, decoded=text)
+
+    def collate(self, items: list[Sample]) -> Batch:
+        weights = torch.stack([foreground(s.scene, s.size) for s in items])
+        return Batch(
+            requests=[s.request for s in items],
+            latents=torch.stack([s.latents for s in items]).float(),
+            weights=1 + (self.foreground_weight - 1) * weights[:, None],
+        )
+
+    # ------------------------------------------------------------------ loss
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        device = batch.latents.device
+        latents = batch.latents.repeat_interleave(self.noises, 0)
+        weights = batch.weights.repeat_interleave(self.noises, 0)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        t = sample_training_times(len(latents), mean=self.time_mean, generator=generator).to(device)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        patch = self.config.dit.patch_size
+        grid = (latents.shape[-2] // patch, latents.shape[-1] // patch)
+        condition = model.prepare(model.pool(self.features(batch.requests)), grid).repeat(self.noises)
+        predicted = model(interpolate(latents, noise, t), t, condition)
+        error = (predicted - velocity(latents, noise)).square()
+        loss = (error * weights).mean() / weights.mean()
+        return loss, {"velocity_mse": float(error.detach().mean())}
+
+    # ------------------------------------------------------------------ judging
+
+    def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
+        """Share of exact pictures: full captions as rewrites, and raw prompts, on held-out and on seen pairs."""
+        scores: dict[str, float] = {}
+        sheets = []
+        for name, held_out, raw in (("rewrite_held", True, False), ("rewrite_seen", False, False), ("prompt_held", True, True)):
+            rng = random.Random(f"generator-evaluation-{name}")
+            wanted = [wordings.word_scene(rng, sample_scene(rng, held_out=held_out), "full") for _ in range(32)]
+            requests = [
+                VLMRequest(prompt=w.text) if raw else VLMRequest(prompt="", decoded=wordings.caption(w.target))
+                for w in wanted
+            ]
+            pictures = self.draw(model, requests, seeds=list(range(len(requests))))
+            sheets.append(pictures[:12])
+            exact = []
+            for picture, w in zip(pictures, wanted, strict=True):
+                reading = read_picture((picture.permute(1, 2, 0) * 255).round().byte().numpy())
+                exact.append(bool(reading.readable and check(Requirement.of(w.target), reading.scene).exact))
+            few = [e for e, w in zip(exact, wanted, strict=True) if len(w.target.objects) < 3]
+            scores[name] = round(sum(exact) / len(exact), 3)
+            scores[f"{name}_1_2"] = round(sum(few) / len(few), 3)
+        save_grid(torch.cat(sheets), out / f"{step:06d}.png", columns=12)
+        return scores
+
+    def draw(
+        self, model: UniFusion, requests: list[VLMRequest], seeds: list[int], *, steps: int = 16, cfg: float = 2.5
+    ) -> Float[Tensor, "B 3 H W"]:
+        """Square pictures for chats."""
+        side = ASPECT_SIZES[0][0] // DOWNSCALE
+        noise = draw_noise(seeds, self.config.dit.latent_channels, side, side)
+        schedule = build_schedule("uniform", steps, (side // self.config.dit.patch_size) ** 2)
+        latents = sample(
+            model,
+            model.pool(self.features(requests)),
+            noise,
+            schedule,
+            negative=model.pool(self.features([VLMRequest(prompt="")])),
+            cfg=cfg,
+        )
+        return self.autoencoder.decode(latents.contiguous(memory_format=torch.channels_last)).clamp(0, 1)
+
+    def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
+        factors, bias = preview_factors(self.autoencoder)
+        record = {**record, "latent_rgb_factors": factors, "latent_rgb_bias": bias}
+        save_generator(model, out / "generator.safetensors", record)
+
+
+def foreground(scene: Scene, size: tuple[int, int]) -> Float[Tensor, "h w"]:
+    """1 on latent cells within one cell of an object's bounding box, 0 elsewhere."""
+    width, height = size
+    mask = torch.zeros(height // DOWNSCALE, width // DOWNSCALE)
+    for obj in scene.objects:
+        x, y, radius = (value / DOWNSCALE for value in object_geometry(obj, width, height))
+        top, left = max(0, int(y - radius) - 1), max(0, int(x - radius) - 1)
+        mask[top : int(y + radius) + 2, left : int(x + radius) + 2] = 1
+    return mask
+
+
+@torch.no_grad()
+def preview_factors(autoencoder: Autoencoder) -> tuple[list[list[float]], list[float]]:
+    """Least-squares map from a latent cell to its mean colour in -1..1: what ComfyUI's quick previews need."""
+    rng = random.Random("preview")
+    pixels = torch.stack([torch.from_numpy(render(sample_scene(rng))).permute(2, 0, 1) for _ in range(48)]).float() / 255
+    latents = autoencoder.encode(pixels).movedim(1, -1).flatten(0, -2)
+    colors = F.avg_pool2d(pixels, DOWNSCALE).movedim(1, -1).flatten(0, -2) * 2 - 1
+    solution = torch.linalg.lstsq(torch.cat([latents, torch.ones(len(latents), 1)], 1), colors).solution
+    return solution[:-1].tolist(), solution[-1].tolist()

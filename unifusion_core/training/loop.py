@@ -1,0 +1,235 @@
+"""The training loop that every recipe runs in: progress, loss log, EMA, sample grids, checkpoints, exact resume.
+
+What is trained is a `Task`: it owns the module, makes item i of its stream from (seed, i) alone, computes a loss and
+judges the averaged weights. So a run resumed at step s sees exactly the items that it would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ..errors import CheckpointError
+from .optimizer import MuonAdamW, parameter_groups
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """How long, how fast, how often. The learning rate is constant, then falls linearly to zero over `decay_steps`, so
+    that a run can be prolonged from any checkpoint of its constant part."""
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float = 2e-3  # AdamW parameters
+    muon_learning_rate: float = 0.012  # matrices; 0 = AdamW for all
+    weight_decay: float = 0.0
+    warmup_steps: int = 50
+    decay_steps: int = 0
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.995
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 200
+    evaluate_every: int = 1000
+    num_workers: int = 0
+
+
+class Task(ABC):
+    """One thing to train. `model` holds the parameters; `name` names its files."""
+
+    name: ClassVar[str]
+    not_muon: ClassVar[tuple[str, ...]] = ()  # parts of parameter names that AdamW shall train
+    model: nn.Module
+
+    @abstractmethod
+    def item(self, index: int) -> Any:
+        """Training item number `index`, from (seed, index) alone."""
+
+    @abstractmethod
+    def collate(self, items: list[Any]) -> Any:
+        """A batch from items; runs in the data worker."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss to minimise and what to log beside it."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
+        """Judge the averaged weights; may write sample grids (PNG) to `out`."""
+
+    @abstractmethod
+    def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
+        """Write the finished file or folder that the product loads; `record` goes into its metadata."""
+
+
+class _Stream(Dataset):
+    """Items first .. first + count - 1 of a task's stream."""
+
+    def __init__(self, task: Task, first: int, count: int) -> None:
+        self.task, self.first, self.count = task, first, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        return self.task.item(self.first + index)
+
+
+def learning_rate_factor(step: int, config: LoopConfig) -> float:
+    """Warm-up, constant, linear fall to zero at `num_steps`."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    left = config.num_steps - step
+    return warm * (min(1.0, left / config.decay_steps) if config.decay_steps else 1.0)
+
+
+def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: bool = False) -> None:
+    """Run the recipe to its end. Writes `out`/checkpoint.safetensors (resume), log/ (TensorBoard), samples/, export."""
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.safetensors"
+    if checkpoint.exists() and not resume:
+        raise CheckpointError(f"{checkpoint} holds an earlier run: continue it with --resume, or choose another --out")
+    set_seed(config.seed)
+    accelerator = Accelerator()
+    groups = parameter_groups(
+        task.model,
+        learning_rate=config.learning_rate,
+        muon_learning_rate=config.muon_learning_rate,
+        weight_decay=config.weight_decay,
+        not_muon=task.not_muon,
+    )
+    model, optimizer = accelerator.prepare(task.model, MuonAdamW(groups))
+    average = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
+    first = 0
+    if resume and checkpoint.exists():
+        first = load_checkpoint(checkpoint, task.model, average, optimizer)
+    record = {"recipe": recipe, "loop": asdict(config)}
+    (out / "recipe.json").write_text(json.dumps(record, indent=1))
+    writer = SummaryWriter(str(out / "log"))
+    parameters = [p for p in task.model.parameters() if p.requires_grad]
+    bar = tqdm(total=config.num_steps, initial=first, desc=recipe, mininterval=10, dynamic_ncols=True)
+    running: dict[str, float] = {}
+    for step, batch in enumerate(_batches(task, config, first, accelerator), start=first):
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * learning_rate_factor(step, config)
+        loss, parts = task.loss(model, batch, step)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(parameters, config.gradient_clip)
+        if not math.isfinite(float(norm)):
+            raise FloatingPointError(f"step {step}: the gradient is {float(norm)}; lower the learning rate and --resume")
+        optimizer.step()
+        optimizer.zero_grad()
+        _update_average(average, task.model, min(config.ema_decay, (step + 1) / (step + 10)))
+        for key, value in {"loss": float(loss.detach()), "gradient_norm": float(norm), **parts}.items():
+            running[key] = 0.95 * running.get(key, value) + 0.05 * value
+        done = step + 1
+        bar.update()
+        if done % config.log_every == 0:
+            bar.set_postfix({k: f"{v:.4f}" for k, v in running.items()}, refresh=False)
+            for key, value in running.items():
+                writer.add_scalar(key, value, done)
+        last = done == config.num_steps
+        if done % config.evaluate_every == 0 or last:
+            _evaluate(task, average, done, out, writer, running["loss"])
+        if done % config.checkpoint_every == 0 or last:
+            save_checkpoint(checkpoint, task.model, average, optimizer, done)
+    bar.close()
+    writer.close()
+    task.export(_with_weights(task.model, average), out, record)
+
+
+def _batches(task: Task, config: LoopConfig, first: int, accelerator: Accelerator) -> Iterator[Any]:
+    stream = _Stream(task, first * config.batch_size, (config.num_steps - first) * config.batch_size)
+    loader = DataLoader(
+        stream,
+        batch_size=config.batch_size,
+        collate_fn=task.collate,
+        num_workers=config.num_workers,
+        persistent_workers=config.num_workers > 0,
+    )
+    yield from accelerator.prepare(loader)
+
+
+@torch.no_grad()
+def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            average[key].lerp_(value, 1 - decay)
+        else:
+            average[key].copy_(value)
+
+
+def _with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _evaluate(
+    task: Task, average: dict[str, Tensor], step: int, out: Path, writer: SummaryWriter, loss: float
+) -> None:
+    """Judge the averaged weights, then put the training weights back."""
+    (out / "samples").mkdir(exist_ok=True)
+    trained = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
+    started = time.monotonic()
+    with torch.no_grad():
+        scores = task.evaluate(_with_weights(task.model, average), step, out / "samples")
+    task.model.load_state_dict(trained)
+    task.model.train()
+    for key, value in scores.items():
+        writer.add_scalar(f"evaluation/{key}", value, step)
+    line = {"step": step, "loss": round(loss, 5), "seconds": round(time.monotonic() - started, 1), **scores}
+    with (out / "scores.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    tqdm.write(json.dumps(line))
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    """Everything that a resumed run needs, as plain tensors (no pickle)."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+    unfinished = path.with_suffix(".part")
+    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, str(unfinished), {"step": str(step)})
+    unfinished.replace(path)
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer | None = None
+) -> int:
+    """Put a checkpoint into `model`, `average` and `optimizer`; returns the number of steps done."""
+    with safe_open(str(path), "pt") as file:
+        step = int(file.metadata()["step"])
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    for key, value in tensors.items():
+        if key.startswith("average."):
+            average[key.removeprefix("average.")].copy_(value)
+    if optimizer is not None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".")
+                state.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step

@@ -1,0 +1,196 @@
+"""Train the embedded VLM: captions of pictures, rewrites of prompts, edits and references, all into one target caption.
+
+It stands for a pretrained VLM that knows its world, so it may see held-out pairs and several pictures. Picture reading is the
+slowest to learn; a train-time head on the picture tokens, which must name what stands in the cell a token looks at, speeds it up.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..contracts import TokenRole, VLMRequest
+from ..vlm.backbone import VLMBackbone
+from ..vlm.prompts import VLMInputs
+from ..vlm.template import TINY_TEMPLATE
+from ..vlm.tiny import MEAN, STD, build_tokenizer, build_vlm, save_vlm
+from ..world import edits, wordings
+from ..world.render import render
+from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, sample_scene
+from .loop import Task
+
+TILE_COUNTS = (1, 5, 10)  # max_tiles: thumbnail alone, 2 x 2 and 3 x 3 tiles beside it
+CELL_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # 0 = an empty cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One chat of the VLM's training: what is asked, about which scenes, and the caption to answer with."""
+
+    kind: str
+    prompt: str
+    sources: tuple[Scene, ...]
+    target: Scene
+    max_tiles: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLMBatch:
+    """A batch of chats with their answers."""
+
+    chat: VLMInputs
+    cells: Int[Tensor, "P 4"]  # labels of each picture token, in the order of the batch
+    kind: str
+
+
+def sample_rewrite(rng: random.Random, kind: str, held_out: bool | None = None) -> Sample:
+    """A prompt of this kind and the caption it must become."""
+    scene = sample_scene(rng, held_out=held_out, num_objects=rng.choice((2, 3)) if kind in ("relation", "count") else None)
+    if kind == "count":
+        scene = wordings.with_equal_objects(rng, scene)
+    wording = wordings.word_scene(rng, scene, kind)
+    return Sample(kind=kind, prompt=wording.text, sources=(), target=wording.target)
+
+
+def sample_caption(rng: random.Random, max_tiles: int, held_out: bool | None = None) -> Sample:
+    """A picture to be captioned in raster order."""
+    scene = sample_scene(rng, held_out=held_out).in_raster_order()
+    return Sample(
+        kind="describe", prompt=edits.describe_request(rng), sources=(scene,), target=scene, max_tiles=max_tiles
+    )
+
+
+def sample_edit(rng: random.Random, kind: str, max_tiles: int, held_out: bool | None = None) -> Sample:
+    """An instruction about one or more pictures and the caption of the picture it asks for."""
+    draw = edits.sample_edit if kind in edits.EDIT_KINDS else edits.sample_reference
+    edit = draw(rng, kind, held_out)
+    return Sample(kind=kind, prompt=edit.instruction, sources=edit.sources, target=edit.target, max_tiles=max_tiles)
+
+
+class VLMTask(Task):
+    """Batches of one kind each (so that lengths are alike); the mix is drawn per batch."""
+
+    name = "vlm"
+    not_muon = ("embed_tokens", "embeddings", "cell_head")
+
+    def __init__(self, *, seed: int, batch_size: int, mix: dict[str, float], cell_weight: float = 0.3) -> None:
+        self.seed, self.batch_size, self.mix, self.cell_weight = seed, batch_size, mix, cell_weight
+        rng = random.Random(f"tokenizer-{seed}")
+        self.tokenizer = build_tokenizer([*wordings.corpus(rng, 8000), *edits.corpus(rng, 6000)], vocab_size=900)
+        vlm = build_vlm(self.tokenizer, seed)
+        width = vlm.config.text_config.hidden_size
+        self.model = nn.ModuleDict({"vlm": vlm, "cell_head": nn.Linear(width, sum(CELL_LABELS))})
+        self.backbone = VLMBackbone(vlm, self.tokenizer, normalisation=(MEAN, STD))
+        vlm.requires_grad_(True)  # the backbone has frozen it
+
+    # ------------------------------------------------------------------ data
+
+    def item(self, index: int) -> Sample:
+        group = random.Random(f"vlm-group-{self.seed}-{index // self.batch_size}")
+        task = group.choices(list(self.mix), list(self.mix.values()))[0]
+        max_tiles = group.choices(TILE_COUNTS, (0.55, 0.25, 0.2))[0]
+        return self.draw(random.Random(f"vlm-{self.seed}-{index}"), task, max_tiles)
+
+    def draw(self, rng: random.Random, task: str, max_tiles: int, held_out: bool | None = None) -> Sample:
+        """One sample of a task: rewrite, describe, edit, reference."""
+        if task == "rewrite":
+            kinds = ("full", "terse", "relation", "count", "indirect", "caption")
+            return sample_rewrite(rng, rng.choices(kinds, (4, 3, 2, 1, 4, 1))[0], held_out)
+        if task == "describe":
+            return sample_caption(rng, max_tiles, held_out)
+        kinds = edits.EDIT_KINDS if task == "edit" else edits.REFERENCE_KINDS
+        return sample_edit(rng, rng.choice(kinds), max_tiles, held_out)
+
+    def collate(self, items: list[Sample]) -> VLMBatch:
+        requests = []
+        for sample in items:
+            pictures = []
+            for scene in sample.sources:
+                width, height = ASPECT_SIZES[len(sample.prompt) % len(ASPECT_SIZES)]
+                pictures.append(torch.from_numpy(render(scene, width, height)).permute(2, 0, 1).float() / 255)
+            requests.append(
+                VLMRequest(prompt=sample.prompt, pictures=pictures, decoded=wordings.caption(sample.target))
+            )
+        chat = self.backbone.prepare(requests, TINY_TEMPLATE, items[0].max_tiles)
+        cells = [torch.zeros(0, 4, dtype=torch.long)]
+        for sample, roles, positions in zip(items, chat.roles, chat.positions, strict=True):
+            for number, scene in enumerate(sample.sources, start=1):
+                mine = (roles == TokenRole.PICTURE) & (positions[:, 0] == number)
+                cells.append(cell_labels(scene, positions[mine, 1:]))
+        return VLMBatch(chat=chat, cells=torch.cat(cells), kind=items[0].kind)
+
+    # ------------------------------------------------------------------ loss
+
+    def answer_logits(
+        self, model: nn.Module, batch: VLMBatch
+    ) -> tuple[Float[Tensor, "X V"], Int[Tensor, " X"], Tensor, Float[Tensor, "P D"] | None]:
+        """Logits for every token of the answers (end included), the tokens themselves, which chat each belongs to, and the
+        picture tokens as the language model reads them."""
+        vlm, chat = model["vlm"], batch.chat
+        embedded = vlm.get_input_embeddings()(chat.token_ids)
+        seen = None
+        if chat.pixel_inputs:
+            seen = vlm.model.get_image_features(**chat.pixel_inputs).pooler_output.flatten(0, -2)
+            embedded = embedded.masked_scatter((chat.roles == TokenRole.PICTURE)[..., None], seen)
+        hidden = vlm.model.language_model(
+            inputs_embeds=embedded, attention_mask=chat.mask.long(), use_cache=False
+        ).last_hidden_state
+        answer = (chat.roles == TokenRole.DECODED) | (chat.roles == TokenRole.END)
+        row, column = answer.nonzero(as_tuple=True)
+        return vlm.lm_head(hidden[row, column - 1]), chat.token_ids[row, column], row, seen
+
+    def loss(self, model: nn.Module, batch: VLMBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+        logits, target, _, seen = self.answer_logits(model, batch)
+        loss = F.cross_entropy(logits, target)
+        task = "rewrite" if seen is None else "picture"
+        parts = {f"loss_{task}": float(loss.detach())}
+        if seen is not None:
+            guesses = model["cell_head"](seen).split(CELL_LABELS, -1)
+            cell = sum(F.cross_entropy(g, batch.cells[:, i]) for i, g in enumerate(guesses)) / len(CELL_LABELS)
+            parts["loss_cells"] = float(cell.detach())
+            loss = loss + self.cell_weight * cell
+        return loss, parts
+
+    # ------------------------------------------------------------------ judging
+
+    def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
+        """Share of answers whose every token is the most likely one given the tokens before it: where only one answer is
+        right, that is the share that greedy decoding gets exactly right."""
+        suites = [("rewrite", kind, 1) for kind in ("full", "indirect", "terse")]
+        suites += [("describe", "describe", n) for n in TILE_COUNTS] + [("edit", "edit", n) for n in TILE_COUNTS]
+        suites += [("reference", "reference", 10)]
+        scores = {}
+        for task, kind, max_tiles in suites:
+            rng = random.Random(f"vlm-evaluation-{task}-{kind}-{max_tiles}")
+            right = total = 0
+            for _ in range(2):
+                items = [
+                    sample_rewrite(rng, kind) if task == "rewrite" else self.draw(rng, task, max_tiles)
+                    for _ in range(32)
+                ]
+                logits, target, row, _ = self.answer_logits(model, self.collate(items))
+                wrong = torch.zeros(len(items), dtype=torch.bool)
+                wrong[row[logits.argmax(-1) != target]] = True
+                right += int((~wrong).sum())
+                total += len(items)
+            scores[f"{kind}{max_tiles if task != 'rewrite' else ''}"] = round(right / total, 3)
+        return scores
+
+    def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
+        save_vlm(model["vlm"], self.tokenizer, out / "vlm", record)
+
+
+def cell_labels(scene: Scene, centres: Float[Tensor, "P 2"]) -> Int[Tensor, "P 4"]:
+    """Shape, colour, size (0 = empty) and background of the cell that each picture token's centre lies in."""
+    by_cell = {o.cell: (SHAPES.index(o.shape) + 1, list(COLORS).index(o.color) + 1, list(SIZES).index(o.size) + 1)
+               for o in scene.objects}  # fmt: skip
+    background = list(BACKGROUNDS).index(scene.background)
+    rows = (centres * 3).long().clamp(max=2).tolist()
+    return torch.tensor([(*by_cell.get((row, column), (0, 0, 0)), background) for row, column in rows])

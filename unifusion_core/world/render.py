@@ -1,0 +1,101 @@
+"""Draw a scene: anti-aliased shapes from signed distances, exact to a fraction of a pixel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from .scenes import BACKGROUNDS, CELL_CENTERS, SIZES, Scene, SceneObject
+
+STAR_INNER_RADIUS = 0.45  # of the outer radius
+DIAMOND_HALF_WIDTH = 0.72  # of its half height
+CROSS_ARM = 0.34  # half width of an arm, of the half side
+
+Array = np.ndarray
+_HALF_SQRT3 = math.sqrt(3) / 2
+
+
+def _circle(x: Array, y: Array) -> Array:
+    return np.hypot(x, y) - 1
+
+
+def _square(x: Array, y: Array) -> Array:
+    return np.maximum(abs(x), abs(y)) - 1
+
+
+def _triangle(x: Array, y: Array) -> Array:
+    # equilateral, side 2, apex up, centred on its bounding box (height sqrt 3); y points down
+    return np.maximum(y - _HALF_SQRT3, _HALF_SQRT3 * abs(x) - 0.5 * (y + _HALF_SQRT3))
+
+
+def _star(x: Array, y: Array) -> Array:
+    outer = 1 / math.sin(math.radians(72))  # the bounding box is 2 wide
+    height = outer * (1 + math.cos(math.radians(36)))
+    y = y - outer + height / 2  # from the box's centre to the star's
+    angle = np.arctan2(x, -y)  # 0 at the upper tip
+    sector = math.radians(72)
+    angle = abs((angle + sector / 2) % sector - sector / 2)  # mirror into half a spike: 0 at a tip, 36 deg at a notch
+    radius = np.hypot(x, y)
+    u, v = radius * np.cos(angle), radius * np.sin(angle)
+    half = math.radians(36)
+    inner = outer * STAR_INNER_RADIUS
+    du, dv = inner * math.cos(half) - outer, inner * math.sin(half)
+    length = math.hypot(du, dv)
+    return (dv * (u - outer) - du * v) / length  # signed distance to the edge from tip to notch
+
+
+def _diamond(x: Array, y: Array) -> Array:
+    w = DIAMOND_HALF_WIDTH
+    return (abs(x) + w * abs(y) - w) / math.hypot(1, w)
+
+
+def _cross(x: Array, y: Array) -> Array:
+    across = np.maximum(abs(x) - 1, abs(y) - CROSS_ARM)
+    down = np.maximum(abs(x) - CROSS_ARM, abs(y) - 1)
+    return np.minimum(across, down)
+
+
+DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "diamond": _diamond,
+    "cross": _cross,
+}
+
+
+def shape_coverage(shape: str, *, radius: float, center: tuple[float, float], size: tuple[int, int]) -> Array:
+    """Share of each pixel that the shape covers, 0..1, (height, width). `radius` and `center` (x, y) in pixels."""
+    width, height = size
+    x = (np.arange(width) + 0.5 - center[0]) / radius
+    y = (np.arange(height) + 0.5 - center[1]) / radius
+    distance = DISTANCES[shape](x[None, :] + 0 * y[:, None], y[:, None] + 0 * x[None, :])
+    return np.clip(0.5 - distance * radius, 0, 1)
+
+
+def object_geometry(obj: SceneObject, width: int, height: int) -> tuple[float, float, float]:
+    """Centre x, centre y and radius (half of the longer side of the bounding box) in pixels, traits included."""
+    short = min(width, height)
+    row, column = obj.cell
+    x = CELL_CENTERS[column] * width + obj.traits.dx * short
+    y = CELL_CENTERS[row] * height + obj.traits.dy * short
+    return x, y, SIZES[obj.size] * obj.traits.scale * short
+
+
+def render(scene: Scene, width: int = 128, height: int = 128) -> Array:
+    """The picture of a scene: (height, width, 3) uint8."""
+    canvas = np.empty((height, width, 3), np.float32)
+    canvas[:] = BACKGROUNDS[scene.background]
+    for obj in scene.objects:
+        x, y, radius = object_geometry(obj, width, height)
+        left, right = max(0, int(x - radius - 2)), min(width, int(x + radius + 3))
+        top, bottom = max(0, int(y - radius - 2)), min(height, int(y + radius + 3))
+        cover = shape_coverage(
+            obj.shape, radius=radius, center=(x - left, y - top), size=(right - left, bottom - top)
+        )[..., None]
+        region = canvas[top:bottom, left:right]
+        region += cover * (np.array(obj.rgb, np.float32) - region)
+    return np.round(canvas).astype(np.uint8)

@@ -1,0 +1,395 @@
+"""Read a picture of the small world back into a scene, from its pixels alone.
+
+The scorer never sees a model, a prompt or the scene that was asked for. It segments what differs from the
+background, fits the six shapes to each blob, draws its own answer and counts the pixels that this leaves
+unexplained. Softness of a decoder (blur, noise, a colour slightly off) is forgiven; whatever is doubtful
+makes a picture unreadable, and a picture that is not readable is never exact.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from scipy import ndimage
+
+from .render import DISTANCES, object_geometry, shape_coverage
+from .scenes import (
+    BACKGROUNDS,
+    CELL_CENTERS,
+    COLORS,
+    MAX_SHADE,
+    POSITION_NAMES,
+    SHAPES,
+    SIZES,
+    Scene,
+    SceneObject,
+    Traits,
+)
+
+Array = np.ndarray
+Place = tuple[float, float, float]  # centre x, centre y and radius, in pixels
+
+# Unless said otherwise, lengths are in pixels at 128 px (scaled for larger pictures), colours in levels.
+MIN_CONTRAST = 30  # seen as "not background": half of the weakest legal contrast (purple on gray, about 65)
+GAP = 5  # two objects whose soft edges meet are parted along a gap narrower than this (legal ones leave 1.6),
+VALLEY = 0.7  # if contrast in it drops below this share of what encloses it,
+MIN_CORE = 40  # and if both parts have a core of this area: the smallest legal star has 140, its legs have 10
+SOFT_EDGE = 2  # within this distance of a fitted outline a pixel may be anything
+MAX_RESIDUAL = 40  # further away, a pixel this far from the drawn answer is unexplained
+MAX_LEFTOVER = 12  # unexplained pixels that are forgiven
+MIN_MATCH = 0.87  # IoU with the best template: an outline half a pixel astray passes, a mix of two does not
+MIN_LEAD = 0.08  # of that IoU over the runner-up's; between clean shapes at least 0.13 (square, circle)
+CLEAR_LEAD = 0.25  # at the first guess; refinement could not make up for it
+SOFTNESS = (0.0, 0.7, 1.2)  # blur that a decoder may add, in pixels: a template is tried with each
+MAX_COLOR_ERROR = MAX_SHADE + 22  # per channel, from the named colour; half of purple on gray is 44 off
+MAX_BACKGROUND_ERROR = 30  # per channel, from the named background: it has no shade
+MAX_BACKGROUND_SPREAD = 12  # mean deviation of background pixels from their own median
+MAX_DOUBT = 0.85  # distance to the nearest name over distance to the next one; 1 is exactly between two names
+MAX_PLACE_ERROR = 0.06  # of the shorter side, from the cell's centre; 0.167 is exactly between two cells
+MAX_BLOBS = 9  # more are not looked at, so that noise does not take long
+RADIUS_RANGE = (0.08, 0.17)  # of the shorter side
+SIZE_BORDER = sum(SIZES.values()) / len(SIZES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What the scorer saw. `scene` is its best guess, to be trusted only if `readable`."""
+
+    scene: Scene  # objects in raster order, traits as measured
+    matches: tuple[float, ...]  # per object: IoU of its best template
+    leftover: float  # share of the picture that the guess does not explain
+    background_clean: bool  # flat and close to its name
+    problems: tuple[str, ...]  # why it is not readable, in words
+
+    @property
+    def readable(self) -> bool:
+        return not self.problems
+
+    def shows(self, scene: Scene) -> bool:
+        """True if the picture is readable and agrees with `scene` in every named property (is "exact")."""
+        return self.readable and named(self.scene) == named(scene)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraitError:
+    """How far one object's unnamed traits are from the reference."""
+
+    place: float  # distance, of the shorter side
+    radius: float  # relative
+    shade: float  # levels, mean over channels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraitErrors:
+    """Errors of the objects that both scenes have, in the reference's order, and how many had no partner."""
+
+    matched: tuple[TraitError, ...]
+    missing: int  # objects of the reference that were not seen
+    extra: int  # objects seen that the reference lacks
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """One blob as the best template explains it, in pixels of the picture."""
+
+    shape: str
+    x: float
+    y: float
+    radius: float
+    rgb: tuple[float, float, float]
+    match: float  # IoU
+    runner_up: tuple[float, str]  # IoU of the second best shape
+
+
+def named(scene: Scene) -> tuple[str, tuple[tuple[tuple[int, int], str, str, str], ...]]:
+    """The named properties only, in raster order: equal for two scenes that no wording can tell apart."""
+    return scene.background, tuple(sorted((o.cell, o.color, o.shape, o.size) for o in scene.objects))
+
+
+def read_picture(pixels: Array) -> Reading:
+    """Read a picture, (height, width, 3) uint8."""
+    height, width = pixels.shape[:2]
+    short = min(width, height)
+    unit = max(1, round(short / 128))
+    picture = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)  # channels first
+    ground = _border_color(picture, unit)
+    cores, owners = _segment(np.sqrt(np.square(_minus(picture, ground)).sum(0)), unit)
+    windows = ndimage.find_objects(cores)
+    fits = [
+        _fit_blob(picture, ground, cores, owners, index, window, unit)
+        for index, window in enumerate(windows[:MAX_BLOBS], start=1)
+    ]
+
+    problems: list[str] = [f"{len(windows)} blobs"] if len(windows) > MAX_BLOBS else []
+    objects = [_name_object(fit, width, height, problems) for fit in fits]
+    order = sorted(range(len(objects)), key=lambda i: objects[i].cell)
+    if not objects:
+        problems.append("no object")
+    problems += [
+        f"{count} objects at the {POSITION_NAMES[cell]}"
+        for cell, count in Counter(o.cell for o in objects).items()
+        if count > 1
+    ]
+    background, ground_problem = _name_color(ground, BACKGROUNDS)
+    unexplained, spread = _compare_with_drawing(picture, ground, fits, unit)
+    if np.abs(ground - BACKGROUNDS[background]).max() > MAX_BACKGROUND_ERROR:
+        ground_problem = f"background is not quite {background}"
+    if spread > MAX_BACKGROUND_SPREAD:
+        ground_problem = "background is not flat"
+    if ground_problem:
+        problems.append(ground_problem)
+    if unexplained > MAX_LEFTOVER * unit**2:
+        problems.append(f"{unexplained} pixels are unexplained")
+    return Reading(
+        scene=Scene(objects=tuple(objects[i] for i in order), background=background),
+        matches=tuple(fits[i].match for i in order),
+        leftover=unexplained / (width * height),
+        background_clean=not ground_problem,
+        problems=tuple(problems),
+    )
+
+
+def _border_color(picture: Array, unit: int) -> Array:
+    """The median colour of the border, which no object of a legal scene touches."""
+    edges = (picture[:, :unit], picture[:, -unit:], picture[:, :, :unit], picture[:, :, -unit:])
+    return np.median(np.concatenate([edge.reshape(3, -1) for edge in edges], axis=1), axis=1)
+
+
+def _minus(colors: Array, color: Array) -> Array:
+    return colors - color.astype(np.float32)[:, None, None]
+
+
+def _segment(contrast: Array, unit: int) -> tuple[Array, Array]:
+    """Label the cores of all blobs 1..n (0 elsewhere), and name for each pixel its nearest core."""
+    enclosing = ndimage.grey_closing(contrast, size=(GAP - 1) * unit + 1)
+    mask = contrast > MIN_CONTRAST
+    parted = mask & (contrast > VALLEY * enclosing)
+    cores, count = ndimage.label(ndimage.minimum_filter(parted, size=2 * unit + 1), np.ones((3, 3)))
+    if count < 2:
+        return cores, np.full_like(cores, count)
+    blobs, num_blobs = ndimage.label(mask)
+    blob_of = ndimage.maximum(blobs, cores, range(count + 1)).astype(int)
+    areas = np.bincount(cores.ravel())
+    areas[0] = 0
+    largest = np.zeros(num_blobs + 1, areas.dtype)
+    np.maximum.at(largest, blob_of, areas)
+    keep = (areas > 0) & ((areas >= MIN_CORE * unit**2) | (areas == largest[blob_of]))
+    cores = np.where(keep, np.cumsum(keep), 0)[cores]
+    nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
+    return cores, cores[tuple(nearest)]
+
+
+def _fit_blob(
+    picture: Array,
+    ground: Array,
+    cores: Array,
+    owners: Array,
+    index: int,
+    window: tuple[slice, slice],
+    unit: int,
+) -> _Fit:
+    """Fit every shape by its moments, refine the most promising ones, and keep the best."""
+    margin = 8 * unit  # the tips of a star are lost in its core
+    top, left = (max(0, s.start - margin) for s in window)
+    crop = (slice(top, window[0].stop + margin), slice(left, window[1].stop + margin))
+    colors, owned = picture[:, *crop], owners[crop] == index
+
+    rgb = np.median(colors[:, cores[crop] == index], axis=1)
+    alpha = _alpha(colors, ground, rgb, owned)
+    guesses = {shape: _guess_by_moments(alpha, shape) for shape in SHAPES}
+    first, second = _two_best({shape: _overlap(alpha, shape, place) for shape, place in guesses.items()})
+    inside = (_distance(first[1], guesses[first[1]], alpha.shape) < -SOFT_EDGE * unit) & owned
+    if inside.any():  # the core of a small object holds some of its soft edge: measure again without it
+        rgb = np.median(colors[:, inside], axis=1)
+        alpha = _alpha(colors, ground, rgb, owned)
+
+    hopeful = (first, second) if first[0] - second[0] < CLEAR_LEAD else (first,)
+    places = guesses | {shape: _refine(alpha, shape, guesses[shape]) for _, shape in hopeful}
+    matches = {s: max(_overlap(alpha, s, places[s], blur * unit) for blur in SOFTNESS) for _, s in hopeful}
+    (match, shape), runner_up = _two_best({second[1]: second[0]} | matches)
+    x, y, radius = places[shape]
+    return _Fit(shape, left + x, top + y, radius, tuple(rgb.tolist()), match, runner_up)
+
+
+def _two_best(matches: dict[str, float]) -> tuple[tuple[float, str], tuple[float, str]]:
+    first, second, *_ = sorted(((match, shape) for shape, match in matches.items()), reverse=True)
+    return first, second
+
+
+def _alpha(colors: Array, ground: Array, rgb: Array, owned: Array) -> Array:
+    """How far each pixel is on the way from the background (0) to the object's colour (1)."""
+    way = rgb - ground
+    share = np.tensordot(way / max(float(way @ way), 1.0), _minus(colors, ground), 1)
+    return np.clip(share, 0, 1) * owned
+
+
+def _sharpen(alpha: Array) -> Array:
+    """Steepen a soft edge about its middle: blur then costs little, and a half-drawn area still counts as half."""
+    return np.clip(3 * alpha - 1, 0, 1)
+
+
+def _coverage(shape: str, place: Place, size: tuple[int, ...]) -> Array:
+    x, y, radius = place
+    return shape_coverage(shape, radius=radius, center=(x, y), size=(size[1], size[0]))
+
+
+def _distance(shape: str, place: Place, size: tuple[int, ...]) -> Array:
+    """Signed distance of each pixel from the outline, in pixels."""
+    x, y, radius = place
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    return DISTANCES[shape]((columns + 0.5 - x) / radius, (rows + 0.5 - y) / radius) * radius
+
+
+def _overlap(alpha: Array, shape: str, place: Place, blur: float = 0.0) -> float:
+    """Soft IoU of what was seen and a template."""
+    cover = _coverage(shape, place, alpha.shape)
+    seen, template = _sharpen(alpha), _sharpen(ndimage.gaussian_filter(cover, blur) if blur else cover)
+    shared = float(np.minimum(seen, template).sum())
+    return shared / max(float(seen.sum() + template.sum()) - shared, 1.0)
+
+
+@cache
+def _moments(shape: str) -> tuple[float, float, float]:
+    """Area and centroid (x, y) of a shape of radius 1."""
+    scale, side = 50, 128
+    cover = _coverage(shape, (side / 2, side / 2, scale), (side, side))
+    area = float(cover.sum())
+    axis = np.arange(side) + 0.5 - side / 2
+    x, y = float(cover.sum(0) @ axis), float(cover.sum(1) @ axis)
+    return area / scale**2, x / area / scale, y / area / scale
+
+
+def _guess_by_moments(alpha: Array, shape: str) -> Place:
+    """Centre and radius that give a shape the area and the centroid of what was seen."""
+    seen = _sharpen(alpha)
+    total = max(float(seen.sum()), 1.0)
+    area, dx, dy = _moments(shape)
+    radius = (total / area) ** 0.5
+    x = float(seen.sum(0) @ (np.arange(seen.shape[1]) + 0.5)) / total
+    y = float(seen.sum(1) @ (np.arange(seen.shape[0]) + 0.5)) / total
+    return x - dx * radius, y - dy * radius, radius
+
+
+def _refine(alpha: Array, shape: str, place: Place, steps: int = 4) -> Place:
+    """Least squares over centre and radius (Gauss-Newton, all derivatives from the template's gradient)."""
+    x, y, radius = place
+    for _ in range(steps):
+        cover = _coverage(shape, (x, y, radius), alpha.shape)
+        by_row, by_column = np.gradient(cover)
+        columns = (np.arange(alpha.shape[1]) + 0.5 - x) / radius
+        rows = (np.arange(alpha.shape[0]) + 0.5 - y)[:, None] / radius
+        slopes = -np.stack([by_column, by_row, columns * by_column + rows * by_row]).reshape(3, -1)
+        normal = slopes @ slopes.T + 1e-3 * np.eye(3)
+        dx, dy, dr = np.clip(np.linalg.solve(normal, slopes @ (alpha - cover).ravel()), -2, 2).tolist()
+        x, y, radius = x + dx, y + dy, max(radius + dr, 2.0)
+        if max(abs(dx), abs(dy), abs(dr)) < 0.01:
+            break
+    return x, y, radius
+
+
+def _name_color(rgb: Array, names: dict[str, tuple[int, int, int]]) -> tuple[str, str]:
+    """The nearest name, and a complaint if the next one is almost as near."""
+    distances = sorted(
+        (float(np.linalg.norm(np.subtract(rgb, color))), name) for name, color in names.items()
+    )
+    (near, name), (far, other) = distances[:2]
+    return name, f"a colour between {name} and {other}" if near > MAX_DOUBT * far else ""
+
+
+def _name_object(fit: _Fit, width: int, height: int, problems: list[str]) -> SceneObject:
+    """Name a fitted blob, measure its traits, and add to `problems` whatever is doubtful about it."""
+    short = min(width, height)
+    color, complaint = _name_color(np.array(fit.rgb), COLORS)
+    row, dy = _nearest_cell(fit.y, height, short)
+    column, dx = _nearest_cell(fit.x, width, short)
+    size = "small" if fit.radius / short < SIZE_BORDER else "big"
+    shade = tuple(round(seen - base) for seen, base in zip(fit.rgb, COLORS[color], strict=True))
+    traits = Traits(dx=dx, dy=dy, scale=fit.radius / short / SIZES[size], shade=shade)
+    obj = SceneObject(shape=fit.shape, color=color, size=size, cell=(row, column), traits=traits)
+    where = f"at the {obj.position}"
+    if complaint:
+        problems.append(f"{complaint} {where}")
+    elif max(map(abs, shade)) > MAX_COLOR_ERROR:
+        problems.append(f"not quite {color} {where}")
+    if fit.match < MIN_MATCH:
+        problems.append(f"hardly a {fit.shape} {where} (IoU {fit.match:.2f})")
+    elif fit.match - fit.runner_up[0] < MIN_LEAD:
+        problems.append(f"something between {fit.shape} and {fit.runner_up[1]} {where}")
+    if max(abs(dx), abs(dy)) > MAX_PLACE_ERROR:
+        problems.append(f"not quite {where}")
+    if not RADIUS_RANGE[0] <= fit.radius / short <= RADIUS_RANGE[1]:
+        problems.append(f"not quite {size} {where}")
+    return obj
+
+
+def _nearest_cell(at: float, length: int, short: int) -> tuple[int, float]:
+    """Index of the nearest cell along one axis, and the offset from its centre, of the shorter side."""
+    index = min(range(len(CELL_CENTERS)), key=lambda i: abs(at - CELL_CENTERS[i] * length))
+    return index, (at - CELL_CENTERS[index] * length) / short
+
+
+def _compare_with_drawing(picture: Array, ground: Array, fits: list[_Fit], unit: int) -> tuple[int, float]:
+    """Count the pixels that a drawing of the fits does not explain, and measure the background's spread."""
+    residual = np.abs(_minus(picture, ground)).max(0)
+    behind = np.ones(residual.shape, bool)
+    soft = SOFT_EDGE * unit
+    for fit in fits:
+        reach = fit.radius + 2 * soft
+        top, left = max(0, int(fit.y - reach)), max(0, int(fit.x - reach))
+        window = (slice(top, int(fit.y + reach) + 1), slice(left, int(fit.x + reach) + 1))
+        outside = residual[window]
+        distance = _distance(fit.shape, (fit.x - left, fit.y - top, fit.radius), outside.shape)
+        inside = np.abs(_minus(picture[:, *window], np.array(fit.rgb))).max(0)
+        residual[window] = np.where(distance > soft, outside, np.where(distance < -soft, inside, 0))
+        behind[window] &= distance > soft
+    spread = float(residual[behind].mean()) if behind.any() else 0.0
+    return int((residual > MAX_RESIDUAL).sum()), spread
+
+
+def trait_errors(reading: Scene, reference: Scene, *, size: tuple[int, int] = (128, 128)) -> TraitErrors:
+    """Compare unnamed traits object by object, each with the nearest one of the same shape and colour.
+
+    `size` (width, height) matters only where the two objects stand in different cells.
+    """
+    short = min(size)
+
+    def geometry(obj: SceneObject) -> Array:
+        return np.array(object_geometry(obj, *size)) / short
+
+    pairs = sorted(
+        (float(np.hypot(*(geometry(seen) - geometry(meant))[:2])), i, j)
+        for i, meant in enumerate(reference.objects)
+        for j, seen in enumerate(reading.objects)
+        if (seen.shape, seen.color) == (meant.shape, meant.color)
+    )
+    partners: dict[int, tuple[float, int]] = {}
+    taken: set[int] = set()
+    for place, i, j in pairs:
+        if i not in partners and j not in taken:
+            partners[i] = place, j
+            taken.add(j)
+    matched = []
+    for i, (place, j) in sorted(partners.items()):
+        seen, meant = reading.objects[j], reference.objects[i]
+        matched.append(
+            TraitError(
+                place=place,
+                radius=abs(float(geometry(seen)[2] / geometry(meant)[2]) - 1),
+                shade=float(np.abs(np.subtract(seen.rgb, meant.rgb)).mean()),
+            )
+        )
+    return TraitErrors(
+        matched=tuple(matched),
+        missing=len(reference.objects) - len(matched),
+        extra=len(reading.objects) - len(matched),
+    )
+
+
+def psnr(a: Array, b: Array, mask: Array | None = None) -> float:
+    """Peak signal-to-noise ratio in dB of two uint8 pictures, within `mask` (height, width) if given."""
+    squares = np.square(a.astype(np.float64) - b.astype(np.float64))
+    error = float((squares if mask is None else squares[mask.astype(bool)]).mean())
+    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
