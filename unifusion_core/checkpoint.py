@@ -1,7 +1,7 @@
 """Generator and autoencoder files: safetensors only, configuration as JSON, strict in both directions.
 
-The JSON stands in the file's metadata and, because ComfyUI's ModelSave drops foreign metadata, also as the bytes of a uint8
-tensor. A file whose numbers and tensors disagree is refused.
+The JSON stands in the file's metadata and, because ComfyUI's ModelSave drops foreign metadata, also as the bytes of a
+uint8 tensor. A file whose numbers and tensors disagree is refused.
 """
 
 from __future__ import annotations
@@ -39,9 +39,13 @@ def config_from_json(text: str) -> tuple[UniFusionConfig, dict[str, Any]]:
         data = json.loads(text)
         version = data["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the file's configuration is no UniFusion JSON ({error}); save or download it anew") from error
+        raise CheckpointError(
+            f"the file's configuration is no UniFusion JSON ({error}); save or download it again"
+        ) from error
     if version != FORMAT:
-        raise CheckpointError(f"the file has format {version}, this version reads format {FORMAT}: update the pack")
+        raise CheckpointError(
+            f"the file has format {version}, this version reads format {FORMAT}: update the pack"
+        )
     try:
         return _build(UniFusionConfig, data["config"], "config"), data.get("training", {})
     except (ConfigError, KeyError, TypeError) as error:
@@ -52,9 +56,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     """A value of type `kind` from plain JSON; dataclasses by name, tuples from lists."""
     if dataclasses.is_dataclass(kind):
         fields = {f.name: f for f in dataclasses.fields(kind)}
-        unknown, missing = set(value) - set(fields), {
-            n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in value
-        }
+        unknown = set(value) - set(fields)
+        missing = {n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in value}
         if unknown or missing:
             raise TypeError(f"{where}: unknown {sorted(unknown)}, missing {sorted(missing)}")
         hints = typing.get_type_hints(kind)
@@ -63,10 +66,12 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         inner = kind.__args__
         if len(inner) == 2 and inner[1] is Ellipsis:
             return tuple(_build(inner[0], v, where) for v in value)
+        if len(value) != len(inner):
+            raise TypeError(f"{where} has {value!r}, {len(inner)} values are needed")
         return tuple(_build(k, v, where) for k, v in zip(inner, value, strict=True))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, kind):
+    if not isinstance(value, typing.cast(type, kind)):
         raise TypeError(f"{where} is {value!r}, a value of type {kind.__name__} is needed")
     return value
 
@@ -78,16 +83,20 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}: check the name, or put the file there")
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        raise CheckpointError(f"{path.name} is a PyTorch pickle, which may run code: only safetensors files are opened")
-    if start == b"GGUF":
-        raise CheckpointError(f"{path.name} is a GGUF file: use the safetensors file of the same model")
     try:
         with safe_open(str(path), "pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
+        with path.open("rb") as file:
+            start = file.read(4)  # only now: a whole safetensors file may begin with any of these, too
+        if start[:2] == b"PK" or start[:1] == b"\x80":
+            raise CheckpointError(
+                f"{path.name} is a PyTorch pickle, which may run code: only safetensors files are opened"
+            ) from error
+        if start == b"GGUF":
+            raise CheckpointError(
+                f"{path.name} is a GGUF file: use the safetensors file of the same model"
+            ) from error
         raise CheckpointError(
             f"{path.name} is damaged, cut short or no safetensors file ({error}): download or save it again"
         ) from error
@@ -121,15 +130,17 @@ def split_generator_tensors(
 
 def check_keys(config: UniFusionConfig, tensors: dict[str, Tensor], name: str) -> None:
     """Every weight there, with the right shape, and nothing else."""
-    expected = {k: tuple(v.shape) for k, v in build_unifusion(config, Build(device="meta")).state_dict().items()}
+    expected = {
+        k: tuple(v.shape) for k, v in build_unifusion(config, Build(device="meta")).state_dict().items()
+    }
     given = {k: tuple(v.shape) for k, v in tensors.items()}
     missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     wrong = [k for k in expected if k in given and expected[k] != given[k]]
     if missing or unknown or wrong:
         shapes = [f"{k} is {given[k]}, {expected[k]} is needed" for k in wrong[:3]]
         raise CheckpointError(
-            f"{name} does not fit its configuration: {len(missing)} weights missing {missing[:3]}, {len(unknown)} unknown "
-            f"{unknown[:3]}, {len(wrong)} of another shape {shapes}; download or save it again"
+            f"{name} does not fit its configuration: {len(missing)} weights missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}, {len(wrong)} of another shape {shapes}; download or save it again"
         )
 
 
@@ -172,6 +183,8 @@ def load_autoencoder(path: Path, *, device: torch.device | str = "cpu") -> Autoe
     given = {k: tuple(v.shape) for k, v in tensors.items()}
     if expected != given:
         odd = sorted(k for k in expected.keys() | given.keys() if expected.get(k) != given.get(k))
-        raise CheckpointError(f"{path.name} does not fit the TAESD layout, for example at {odd[:3]}: choose another VAE")
+        raise CheckpointError(
+            f"{path.name} does not fit the TAESD layout, for example at {odd[:3]}: choose another VAE"
+        )
     model.load_state_dict({k: v.float() for k, v in tensors.items()})
     return model.to(device).eval().requires_grad_(False)

@@ -59,7 +59,9 @@ class VLMSpec:
     taps: tuple[int, ...]  # tap k is what decoder layer k+1 reads; 0 = the embeddings
     template: ChatTemplate
     kept_tokens: str = "decoded"  # "decoded": pictures + decoded text (else prompt) + suffix; "after_prefix": all behind SYSTEM
-    fingerprint: str = ""  # content hash of the VLM's weights if the generator insists on them (embedded model)
+    fingerprint: str = (
+        ""  # content hash of the VLM's weights if the generator insists on them (embedded model)
+    )
 
     def __post_init__(self) -> None:
         if not self.taps or sorted(set(self.taps)) != list(self.taps):
@@ -104,7 +106,9 @@ class VLMFeatures:
         lead = self.states.shape[:2]
         for name in ("mask", "roles", "token_ids", "positions"):
             if getattr(self, name).shape[:2] != lead:
-                raise ShapeError(f"{name} is {tuple(getattr(self, name).shape)}, the states are {tuple(self.states.shape)}")
+                raise ShapeError(
+                    f"{name} is {tuple(getattr(self, name).shape)}, the states are {tuple(self.states.shape)}"
+                )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VLMFeatures:
         """On another device; `dtype` concerns the states alone."""

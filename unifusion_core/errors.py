@@ -5,7 +5,8 @@ UniFusionError
 ├── ShapeError         a tensor or picture of the wrong shape, size or content
 ├── CheckpointError    a file that is damaged, of another kind, or does not fit
 ├── VLMError           a VLM folder that is missing, unsupported, or does not fit the generator
-└── PromptError        a prompt or rewrite that the VLM cannot take
+├── PromptError        a prompt or rewrite that the VLM cannot take
+└── TrainingError      a run whose numbers are no longer numbers
 """
 
 
@@ -31,3 +32,7 @@ class VLMError(UniFusionError, ValueError):
 
 class PromptError(UniFusionError, ValueError):
     """A prompt, picture set or rewrite that the VLM cannot take."""
+
+
+class TrainingError(UniFusionError, FloatingPointError):
+    """A training run whose numbers are no longer numbers."""

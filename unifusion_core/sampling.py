@@ -1,4 +1,4 @@
-"""From noise to latents: the denoising loop of the core (ComfyUI's stock samplers do the same with the pack's MODEL)."""
+"""From noise to latents: the core's own denoising loop (ComfyUI's stock samplers do the same with the pack's MODEL)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from .flow.path import clean_from_velocity
 from .flow.solver import find_solver
 from .models.unifusion import PreparedCondition, UniFusion
 
-OnStep = Callable[[int, int, Tensor], None]  # step done, number of steps, clean latents as predicted now; may raise
+OnStep = Callable[
+    [int, int, Tensor], None
+]  # step done, number of steps, clean latents as predicted now; may raise
 
 
 def draw_noise(
@@ -47,14 +49,23 @@ def sample(
     Every condition has either one row (shared by all latents) or one per latent. `schedule`: falling times from
     `flow.schedule`. `cfg` 1 switches guidance off (then `negative` is not used).
 
-    Raises ShapeError if latents do not divide into patches, batches do not fit, or the noise is not finite.
+    Raises ShapeError if channels or batches do not fit, latents do not divide into patches, or the noise is not finite.
     """
     patch = model.config.dit.patch_size
     height, width = noise.shape[-2:]
+    if noise.shape[1] != model.config.dit.latent_channels:
+        raise ShapeError(
+            f"the latents have {noise.shape[1]} channels, this model draws {model.config.dit.latent_channels}: "
+            "make them for its autoencoder"
+        )
     if height % patch or width % patch:
-        raise ShapeError(f"latents of {width} x {height} do not divide into patches of {patch}: pad them to a multiple")
+        raise ShapeError(
+            f"latents of {width} x {height} do not divide into patches of {patch}: pad them to a multiple"
+        )
     if not torch.isfinite(noise).all():
-        raise ShapeError("the latents hold values that are not numbers (NaN or infinite): check what made them")
+        raise ShapeError(
+            "the latents hold values that are not numbers (NaN or infinite): check what made them"
+        )
     grid = (height // patch, width // patch)
 
     def ready(condition: Conditioning | PreparedCondition) -> PreparedCondition:
@@ -66,7 +77,10 @@ def sample(
 
     guided = cfg != 1 or picture_only is not None
     if guided and negative is None:
-        raise ShapeError(f"cfg {cfg:g} needs a negative condition (the empty prompt): give one, or set cfg to 1")
+        raise ShapeError(
+            f"guidance (cfg {cfg:g}) needs a negative condition (the empty prompt): give one, or set cfg to 1 "
+            "and leave picture_only out"
+        )
     main = ready(positive)
     other = ready(negative) if guided and negative is not None else None
     pictures = ready(picture_only) if picture_only is not None else None

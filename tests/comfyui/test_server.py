@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 if TYPE_CHECKING:
     from conftest import Comfy
+
+
+pytestmark = pytest.mark.comfyui
 
 
 def test_stock_graph_saves_the_right_picture(comfy: Comfy) -> None:

@@ -49,6 +49,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, latent_channels: int = LATENT_CHANNELS) -> None:
         super().__init__()
+        self.latent_channels = latent_channels
         down = [_conv(3, WIDTH), *_blocks(1)]
         for _ in range(3):
             down += [_conv(WIDTH, WIDTH, stride=2, bias=False), *_blocks(3)]
@@ -57,12 +58,10 @@ class Autoencoder(nn.Module):
         for _ in range(3):
             up += [*_blocks(3), nn.Upsample(scale_factor=2), _conv(WIDTH, WIDTH, bias=False)]
         self.taesd_decoder = nn.Sequential(*up, *_blocks(1), _conv(WIDTH, 3))
-        self.vae_scale = nn.Parameter(torch.ones(()), requires_grad=False)  # part of the stock layout; 1 and 0 here
+        self.vae_scale = nn.Parameter(
+            torch.ones(()), requires_grad=False
+        )  # part of the stock layout; 1 and 0 here
         self.vae_shift = nn.Parameter(torch.zeros(()), requires_grad=False)
-
-    @property
-    def latent_channels(self) -> int:
-        return self.taesd_encoder[-1].out_channels
 
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         return self.taesd_encoder(pixels) / self.vae_scale + self.vae_shift

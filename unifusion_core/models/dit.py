@@ -6,7 +6,7 @@ adaLN vector with a learned bias per block, rotary positions over (index, row, c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .layers import Attention, Build, RMSNorm, Rotation, SwiGLU
 
-KeysValues = list[tuple[Tensor, Tensor]]  # per block: keys and values, each B A T K
-BlockCall = Callable[[int, Callable[..., Tensor]], Callable[..., Tensor]]
+KeysValues = Iterable[tuple[Tensor, Tensor]]  # per block: keys and values, each B A T K
+BlockCall = Callable[[int, nn.Module], Callable[..., Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,7 @@ class DiTBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B S M"],
-        shared: Float[Tensor, "B 1 M6"],
+        shared: Float[Tensor, "#B 1 M6"],
         *,
         rotation: Rotation,
         bias: Tensor | None = None,
@@ -84,7 +84,7 @@ class DiTBlock(nn.Module):
     def with_keys_values(
         self,
         x: Float[Tensor, "B S M"],
-        shared: Float[Tensor, "B 1 M6"],
+        shared: Float[Tensor, "#B 1 M6"],
         *,
         rotation: Rotation,
         bias: Tensor | None = None,
@@ -117,7 +117,9 @@ class FinalLayer(nn.Module):
     def __init__(self, config: DiTConfig, build: Build) -> None:
         super().__init__()
         self.norm = RMSNorm(config.hidden_size, build)
-        self.linear = build.linear(config.hidden_size, config.patch_size**2 * config.latent_channels, bias=True)
+        self.linear = build.linear(
+            config.hidden_size, config.patch_size**2 * config.latent_channels, bias=True
+        )
         self.modulation = FinalModulation(config.hidden_size, build)
 
     def forward(self, x: Float[Tensor, "B N M"], time: Float[Tensor, "B 1 M"]) -> Float[Tensor, "B N PPC"]:

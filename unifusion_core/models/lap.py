@@ -20,10 +20,13 @@ class LAPConfig:
     mlp_size: int
     num_layer_blocks: int = 2  # over the layer axis
     num_refiner_blocks: int = 2  # over the token axis
+    tap_scales: tuple[float, ...] = ()  # each tap's states are divided by its own; empty = read as they are
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.mlp_size < 1:
-            raise ConfigError(f"LAP with {self.num_heads} heads and MLP size {self.mlp_size}: both must be at least 1")
+            raise ConfigError(
+                f"LAP with {self.num_heads} heads and MLP size {self.mlp_size}: both must be at least 1"
+            )
 
 
 class LayerwiseAttentionPooling(nn.Module):
@@ -32,11 +35,19 @@ class LayerwiseAttentionPooling(nn.Module):
     def __init__(self, config: LAPConfig, *, num_taps: int, size: int, build: Build) -> None:
         super().__init__()
         self.layerwise_blocks = nn.ModuleList(
-            TransformerBlock(size, config.num_heads, config.mlp_size, build) for _ in range(config.num_layer_blocks)
+            TransformerBlock(size, config.num_heads, config.mlp_size, build)
+            for _ in range(config.num_layer_blocks)
         )
         self.projector = build.linear(num_taps, 1)
+        if config.tap_scales and len(config.tap_scales) != num_taps:
+            raise ConfigError(
+                f"{len(config.tap_scales)} tap scales for {num_taps} taps: give one each, or none"
+            )
+        self.tap_scales = config.tap_scales
 
     def forward(self, states: Float[Tensor, "B T L D"]) -> Float[Tensor, "B T D"]:
+        if self.tap_scales:
+            states = states / states.new_tensor(self.tap_scales)[:, None]
         x = rearrange(states, "B T L D -> (B T) L D")
         for block in self.layerwise_blocks:
             x = block(x)

@@ -15,7 +15,8 @@ class Refiner(nn.Module):
     def __init__(self, config: LAPConfig, *, size: int, build: Build) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            TransformerBlock(size, config.num_heads, config.mlp_size, build) for _ in range(config.num_refiner_blocks)
+            TransformerBlock(size, config.num_heads, config.mlp_size, build)
+            for _ in range(config.num_refiner_blocks)
         )
 
     def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:

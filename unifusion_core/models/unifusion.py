@@ -6,7 +6,6 @@ names stands in ARCHITECTURE.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +14,16 @@ from torch import Tensor, nn
 
 from ..contracts import Conditioning, VLMFeatures, VLMSpec
 from ..errors import ConfigError, ShapeError
-from .dit import DiTBlock, DiTConfig, FinalLayer, KeysValues, from_patches, patch_positions, to_patches
+from .dit import (
+    BlockCall,
+    DiTBlock,
+    DiTConfig,
+    FinalLayer,
+    KeysValues,
+    from_patches,
+    patch_positions,
+    to_patches,
+)
 from .lap import LAPConfig, LayerwiseAttentionPooling
 from .layers import Build, RMSNorm, Rotation, key_bias, rotation, time_embedding
 from .refiner import Refiner
@@ -28,11 +36,19 @@ class UniFusionConfig:
     vlm: VLMSpec
     lap: LAPConfig
     dit: DiTConfig
-    condition_attention: str  # "prefix": conditions see only conditions, at t = 0; "joint": all see all at time t
-    text_positions: str = "index"  # rotary index of text tokens: "index" counts them from 1, "zero" gives none
-    picture_positions: str = "grid"  # picture tokens: "grid" at their place on the latent grid, "zero" gives none
+    condition_attention: (
+        str  # "prefix": conditions see only conditions, at t = 0; "joint": all see all at time t
+    )
+    text_positions: str = (
+        "index"  # rotary index of text tokens: "index" counts them from 1, "zero" gives none
+    )
+    picture_positions: str = (
+        "grid"  # picture tokens: "grid" at their place on the latent grid, "zero" gives none
+    )
     latent_format: str = "unifusion-tiny"
-    trained_sizes: tuple[tuple[int, int], ...] = ()  # (width, height) in pixels; others are drawn with a warning
+    trained_sizes: tuple[
+        tuple[int, int], ...
+    ] = ()  # (width, height) in pixels; others are drawn with a warning
 
     def __post_init__(self) -> None:
         choices = {
@@ -44,7 +60,9 @@ class UniFusionConfig:
             if getattr(self, name) not in allowed:
                 raise ConfigError(f'{name} is "{getattr(self, name)}"; choose {" or ".join(allowed)}')
         if self.vlm.hidden_size % self.lap.num_heads:
-            raise ConfigError(f"VLM width {self.vlm.hidden_size} does not divide by LAP's {self.lap.num_heads} heads")
+            raise ConfigError(
+                f"VLM width {self.vlm.hidden_size} does not divide by LAP's {self.lap.num_heads} heads"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +73,15 @@ class PreparedCondition:
     """
 
     conditioning: Conditioning
+    grid: tuple[int, int]  # rows and columns of the latents' patches
     keys_values: KeysValues | None = None
 
     def repeat(self, count: int) -> PreparedCondition:
         """Each condition `count` times in a row, for several latents per condition."""
         c = self.conditioning
-        c = Conditioning(**{k: getattr(c, k).repeat_interleave(count, 0) for k in ("tokens", "mask", "positions")})
+        c = Conditioning(
+            **{k: getattr(c, k).repeat_interleave(count, 0) for k in ("tokens", "mask", "positions")}
+        )
         keys_values = self.keys_values and [
             (k.repeat_interleave(count, 0), v.repeat_interleave(count, 0)) for k, v in self.keys_values
         ]
@@ -75,12 +96,17 @@ class TextFusion(nn.Module):
         size = config.vlm.hidden_size
         lap = LayerwiseAttentionPooling(config.lap, num_taps=len(config.vlm.taps), size=size, build=build)
         refiner = Refiner(config.lap, size=size, build=build)
-        self.layerwise_blocks, self.projector, self.refiner_blocks = lap.layerwise_blocks, lap.projector, refiner.blocks
-        self.stages = (lap, refiner)  # a tuple registers nothing: the layers above are theirs, under the public names
+        self.layerwise_blocks, self.projector, self.refiner_blocks = (
+            lap.layerwise_blocks,
+            lap.projector,
+            refiner.blocks,
+        )
+        self.stages = (
+            lap,
+            refiner,
+        )  # a tuple registers nothing: the layers above are theirs, under the public names
 
-    def forward(
-        self, states: Float[Tensor, "B T L D"], mask: Bool[Tensor, "B T"]
-    ) -> Float[Tensor, "B T D"]:
+    def forward(self, states: Float[Tensor, "B T L D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         lap, refiner = self.stages
         return refiner(lap(states), mask)
 
@@ -124,52 +150,66 @@ class UniFusion(nn.Module):
     def prepare(self, conditioning: Conditioning, grid: tuple[int, int]) -> PreparedCondition:
         """All of the condition that does not depend on the latents, for a latent grid of (rows, columns) patches."""
         if self.config.condition_attention == "joint":
-            return PreparedCondition(conditioning=conditioning)
+            return PreparedCondition(conditioning=conditioning, grid=grid)
         x = conditioning.tokens
-        _, shared = self._time(x.new_zeros(1))
+        _, shared = self._time(x.new_zeros(1), x.dtype)
         turn = self._rotation(self._condition_positions(conditioning, grid))
         bias = key_bias(conditioning.mask, x.dtype)
-        keys_values: KeysValues = []
+        keys_values: list[tuple[Tensor, Tensor]] = []
         for block in self.blocks:
             x, offered = block.with_keys_values(x, shared, rotation=turn, bias=bias)
             keys_values.append(offered)
-        return PreparedCondition(conditioning=conditioning, keys_values=keys_values)
+        return PreparedCondition(conditioning=conditioning, grid=grid, keys_values=keys_values)
 
     def forward(
-        self, latents: Float[Tensor, "B C h w"], t: Float[Tensor, " B"], condition: PreparedCondition
+        self,
+        latents: Float[Tensor, "B C h w"],
+        t: Float[Tensor, " B"],
+        condition: PreparedCondition,
+        block_call: BlockCall = lambda index, block: block,
     ) -> Float[Tensor, "B C h w"]:
-        """The velocity (noise minus clean) of latents at time t, t = 1 noise, t = 0 clean."""
+        """The velocity (noise minus clean) of latents at time t, t = 1 noise, t = 0 clean. `block_call` may put a host's own
+        call in the place of a block's."""
         patch = self.config.dit.patch_size
         rows, columns = latents.shape[-2] // patch, latents.shape[-1] // patch
+        if condition.grid != (rows, columns):
+            raise ShapeError(
+                f"the condition was prepared for {condition.grid} patches, the latents have {(rows, columns)}: "
+                "prepare it again for this size"
+            )
         x = self.first(to_patches(latents, patch))
-        time, shared = self._time(t.to(x.dtype))
+        time, shared = self._time(t, x.dtype)
         conditioning = condition.conditioning
         num_condition = conditioning.tokens.shape[1]
         positions = patch_positions(rows, columns, x.device).expand(len(x), -1, -1)
         if condition.keys_values is not None:
             mask = torch.cat([conditioning.mask, conditioning.mask.new_ones(x.shape[:2])], 1)
             turn, bias = self._rotation(positions), key_bias(mask, x.dtype)
-            for block, offered in zip(self.blocks, condition.keys_values, strict=True):
-                x = block(x, shared, rotation=turn, bias=bias, prefix=offered)
+            for index, (block, offered) in enumerate(zip(self.blocks, condition.keys_values, strict=True)):
+                x = block_call(index, block)(x, shared, rotation=turn, bias=bias, prefix=offered)
         else:
             mask = torch.cat([conditioning.mask, conditioning.mask.new_ones(x.shape[:2])], 1)
             own = self._condition_positions(conditioning, (rows, columns))
             turn, bias = self._rotation(torch.cat([own, positions], 1)), key_bias(mask, x.dtype)
             x = torch.cat([conditioning.tokens.to(x.dtype), x], 1)
-            for block in self.blocks:
-                x = block(x, shared, rotation=turn, bias=bias)
+            for index, block in enumerate(self.blocks):
+                x = block_call(index, block)(x, shared, rotation=turn, bias=bias)
             x = x[:, num_condition:]
         return from_patches(self.last(x, time), patch, rows, columns)
 
-    def _time(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, "B 1 M"], Float[Tensor, "B 1 M6"]]:
-        """The time vector (for the final layer) and the adaLN vector shared by all blocks."""
-        time = self.tmlp(time_embedding(t, self.config.dit.time_size).to(t.dtype))[:, None]
+    def _time(
+        self, t: Float[Tensor, " B"], dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "B 1 M"], Float[Tensor, "B 1 M6"]]:
+        """The time vector (for the final layer) and the adaLN vector shared by all blocks. 16 bits would round t itself."""
+        time = self.tmlp(time_embedding(t, self.config.dit.time_size).to(dtype))[:, None]
         return time, self.tproj(time)
 
     def _rotation(self, positions: Float[Tensor, "B S 3"]) -> Rotation:
         return rotation(positions, self.config.dit.head_size, self.config.dit.rope_theta)
 
-    def _condition_positions(self, conditioning: Conditioning, grid: tuple[int, int]) -> Float[Tensor, "B T 3"]:
+    def _condition_positions(
+        self, conditioning: Conditioning, grid: tuple[int, int]
+    ) -> Float[Tensor, "B T 3"]:
         """Rotary positions of condition tokens: text counted along the index axis, pictures on the latent grid with their
         number (negative, apart from text) as index."""
         picture = conditioning.positions[..., :1] > 0
@@ -180,18 +220,16 @@ class UniFusion(nn.Module):
         if self.config.picture_positions == "zero":
             return torch.where(picture, torch.zeros_like(text), text)
         scale = conditioning.positions.new_tensor(grid)
-        place = conditioning.positions[..., 1:] * scale - 0.5  # a patch's centre has its row and column as coordinates
+        place = (
+            conditioning.positions[..., 1:] * scale - 0.5
+        )  # a patch's centre has its row and column as coordinates
         return torch.where(picture, torch.cat([-conditioning.positions[..., :1], place], -1), text)
 
 
 @torch.no_grad()
-def initialize(model: UniFusion, tap_scales: Iterable[float], generator: torch.Generator | None = None) -> None:
-    """Start values for training from scratch.
-
-    Every block starts as the identity (output projections zero), gates open (1), velocity zero. `tap_scales` are the
-    root-mean-square sizes of the VLM's tapped states: the pooling starts as their average at equal size, because late
-    layers are many times larger than early ones.
-    """
+def initialize(model: UniFusion, generator: torch.Generator | None = None) -> None:
+    """Start values for training from scratch: every block starts as the identity (output projections zero) with open gates
+    (1), the pooling as the average of the taps, the velocity as zero."""
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and not name.endswith("modulation.lin"):
             parameter.normal_(std=parameter.shape[1] ** -0.5, generator=generator)
@@ -201,10 +239,9 @@ def initialize(model: UniFusion, tap_scales: Iterable[float], generator: torch.G
         block.attn.wo.weight.zero_()
         block.mlp.down.weight.zero_()
     for block in model.blocks:
-        size = model.config.dit.hidden_size
-        block.mod.lin.view(6, size)[2].fill_(1)
-        block.mod.lin.view(6, size)[5].fill_(1)
+        gates = block.mod.lin.view(6, -1)
+        gates[2].fill_(1)
+        gates[5].fill_(1)
     model.tproj[1].weight.zero_()
     model.last.linear.weight.zero_()
-    scales = torch.tensor(list(tap_scales))
-    model.txtfusion.projector.weight.copy_((1 / (scales * len(scales)))[None])
+    model.txtfusion.projector.weight.fill_(1 / len(model.config.vlm.taps))

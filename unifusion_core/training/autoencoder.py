@@ -6,6 +6,7 @@ decoder's clamp; the decoder sees noisy latents, because drawn ones are never ex
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..checkpoint import load_autoencoder
 from ..models.autoencoder import Autoencoder
 from ..world.render import render
-from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, Scene, sample_scene
+from ..world.scenes import ASPECT_SIZES, sample_scene
 from .loop import Task
 
 
@@ -37,10 +39,26 @@ class AutoencoderTask(Task):
         edge_weight: float = 4.0,
         latent_noise: float = 0.1,
         latent_penalty: float = 0.05,
+        start: Path | None = None,
+        decoder_only: bool = False,
     ) -> None:
+        """`start`: weights to go on from; `decoder_only` leaves the latents as they are, so that a generator trained on them
+        stays valid."""
         self.seed, self.crop = seed, crop
+        self.settings = {
+            "seed": seed,
+            "crop": crop,
+            "edge_weight": edge_weight,
+            "latent_noise": latent_noise,
+            "latent_penalty": latent_penalty,
+            "start": start.name if start else None,
+            "decoder_only": decoder_only,
+        }
         self.edge_weight, self.latent_noise, self.latent_penalty = edge_weight, latent_noise, latent_penalty
-        self.model = Autoencoder().to(memory_format=torch.channels_last)
+        model = load_autoencoder(start) if start else Autoencoder()
+        model.taesd_encoder.requires_grad_(not decoder_only)
+        model.taesd_decoder.requires_grad_(True)
+        self.model = model.to(memory_format=torch.channels_last)
 
     def item(self, index: int) -> Tensor:
         rng = random.Random(f"autoencoder-{self.seed}-{index}")
@@ -61,7 +79,9 @@ class AutoencoderTask(Task):
         error = decoded - batch
         reconstruction = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
         mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-        drift = mean.square().mean() + (spread - 1).square().mean() + F.relu(latents.abs() - 2.5).square().mean()
+        drift = (
+            mean.square().mean() + (spread - 1).square().mean() + F.relu(latents.abs() - 2.5).square().mean()
+        )
         loss = reconstruction + self.latent_penalty * drift
         return loss, {"mse": float(error.detach().square().mean()), "drift": float(drift.detach())}
 
@@ -86,8 +106,6 @@ class AutoencoderTask(Task):
 
 def save_autoencoder(model: nn.Module, path: Path, record: dict[str, Any]) -> None:
     """16-bit weights in the stock layout; the recipe goes into the metadata."""
-    import json
-
     weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(weights, str(path), {"format": "pt", "training": json.dumps(record)})
 

@@ -1,5 +1,8 @@
 """Train LAP, refiner and DiT on the frozen VLM: text to image on rewrites and on raw prompts.
 
+A train-time head on a middle block must name what stands in each patch. Near t = 1 the words alone can tell, so it teaches the
+blocks before it to read them; a close relative of representation alignment (REPA), with the scene in place of an encoder.
+
 What a chat looks like is drawn per sample, so that the picture follows the words that are kept and not what the VLM expects
 (design: "the DiT can read the VLM's prediction instead of the word"): about half of the rewrites stand without a prompt, some
 behind the prompt they belong to, some behind a prompt for another scene.
@@ -9,13 +12,14 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -33,7 +37,7 @@ from ..vlm.prompts import kept_features
 from ..world import wordings
 from ..world.render import object_geometry, render
 from ..world.requirements import Requirement, check
-from ..world.scenes import ASPECT_SIZES, Scene, sample_scene
+from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, sample_scene
 from ..world.scorer import read_picture
 from .autoencoder import save_grid
 from .loop import Task
@@ -49,6 +53,7 @@ CHATS = {  # share of each kind of chat
 }
 PROMPT_KINDS = {"full": 4, "caption": 3, "terse": 2, "relation": 2, "count": 1, "indirect": 2}
 ASPECT_SHARES = (0.7, 0.15, 0.15)
+PATCH_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # 0 = no object
 
 
 def pool_scene(seed: int, number: int) -> tuple[Scene, tuple[int, int]]:
@@ -108,13 +113,19 @@ class Batch:
     requests: list[VLMRequest]
     latents: Float[Tensor, "B C h w"]
     weights: Float[Tensor, "B 1 h w"]
+    labels: Int[Tensor, "B N 4"]  # what stands in each patch
+
+    def to(self, device: torch.device, **how: Any) -> Batch:
+        """On another device (accelerate calls it)."""
+        moved = {name: getattr(self, name).to(device, **how) for name in ("latents", "weights", "labels")}
+        return replace(self, **moved)
 
 
 class GeneratorTask(Task):
     """Text to image on the small world; no sample ever holds a held-out pair."""
 
     name = "generator"
-    not_muon = ("first.", "last.linear", "projector", "tmlp.0", "modulation")
+    not_muon = ("first.", "last.linear", "projector", "tmlp.0", "modulation", "patch_head")
 
     def __init__(
         self,
@@ -129,24 +140,44 @@ class GeneratorTask(Task):
         noises: int = 3,
         foreground_weight: float = 3.0,
         time_mean: float = 0.0,
+        head_weight: float = 0.1,
     ) -> None:
         self.seed, self.batch_size, self.config, self.noises = seed, batch_size, config, noises
-        self.foreground_weight, self.time_mean = foreground_weight, time_mean
+        self.foreground_weight, self.time_mean, self.head_weight = foreground_weight, time_mean, head_weight
+        self.head_block = config.dit.num_blocks // 2
+        self.settings = {
+            "seed": seed,
+            "pool_size": pool_size,
+            "noises": noises,
+            "foreground_weight": foreground_weight,
+            "time_mean": time_mean,
+            "head_weight": head_weight,
+            "chats": CHATS,
+            "vlm_fingerprint": backbone.fingerprint,
+        }
         self.backbone, self.autoencoder = backbone, autoencoder.to(memory_format=torch.channels_last).eval()
         backbone.check_fits(config.vlm)
         self.pool = read_pool(self.autoencoder, seed, pool_size, pool_path)
         self.numbers: dict[tuple[int, int], list[int]] = {size: [] for size in ASPECT_SIZES}
         for number in range(pool_size):
             self.numbers[pool_scene(seed, number)[1]].append(number)
-        self.model = build_unifusion(config)
-        initialize(self.model, self.tap_scales(), torch.Generator().manual_seed(seed))
+        # states of other weights of the same size would be garbage without a sign: the file insists on these
+        self.config = replace(config, vlm=replace(config.vlm, fingerprint=backbone.fingerprint))
+        if not config.lap.tap_scales:
+            self.config = replace(self.config, lap=replace(config.lap, tap_scales=self.tap_scales()))
+        unifusion = build_unifusion(self.config)
+        initialize(unifusion, torch.Generator().manual_seed(seed))
+        head = nn.Linear(config.dit.hidden_size, sum(PATCH_LABELS))
+        self.model = nn.ModuleDict({"unifusion": unifusion, "patch_head": head})
 
-    def tap_scales(self) -> list[float]:
-        """Root-mean-square size of each tapped layer's states over kept tokens."""
+    def tap_scales(self) -> tuple[float, ...]:
+        """Root-mean-square size of each tapped layer's states over kept tokens: late layers are hundreds of times larger than
+        the embeddings, and unscaled they drown them."""
         rng = random.Random("tap-scales")
         requests = [self.draw_request(rng, sample_scene(rng)) for _ in range(64)]
         features = self.features(requests)
-        return features.states[features.mask].float().square().mean((0, 2)).sqrt().tolist()
+        scales = features.states[features.mask].float().square().mean((0, 2)).sqrt()
+        return tuple(round(scale, 4) for scale in scales.tolist())
 
     def features(self, requests: list[VLMRequest]) -> Any:
         """VLM features of the tokens that the configuration keeps."""
@@ -172,7 +203,9 @@ class GeneratorTask(Task):
         if kind == "empty":
             return VLMRequest(prompt="")
         possible = [k for k in PROMPT_KINDS if k in wordings.possible_kinds(scene)]
-        wording = wordings.word_scene(rng, scene, rng.choices(possible, [PROMPT_KINDS[k] for k in possible])[0])
+        wording = wordings.word_scene(
+            rng, scene, rng.choices(possible, [PROMPT_KINDS[k] for k in possible])[0]
+        )
         if kind == "prompt":
             return VLMRequest(prompt=wording.text)
         text = wordings.caption(wording.target)
@@ -188,9 +221,14 @@ class GeneratorTask(Task):
             requests=[s.request for s in items],
             latents=torch.stack([s.latents for s in items]).float(),
             weights=1 + (self.foreground_weight - 1) * weights[:, None],
+            labels=torch.stack([patch_labels(s.scene, s.size, self.config.dit.patch_size) for s in items]),
         )
 
     # ------------------------------------------------------------------ loss
+
+    def place(self, device: torch.device) -> None:
+        self.backbone.to(device)
+        self.autoencoder.to(device)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
         device = batch.latents.device
@@ -201,11 +239,27 @@ class GeneratorTask(Task):
         noise = torch.randn(latents.shape, generator=generator).to(device)
         patch = self.config.dit.patch_size
         grid = (latents.shape[-2] // patch, latents.shape[-1] // patch)
-        condition = model.prepare(model.pool(self.features(batch.requests)), grid).repeat(self.noises)
-        predicted = model(interpolate(latents, noise, t), t, condition)
+        unifusion = model["unifusion"]
+        condition = unifusion.prepare(unifusion.pool(self.features(batch.requests)), grid).repeat(self.noises)
+        seen: list[Tensor] = []
+
+        def watched(index: int, block: nn.Module) -> Callable[..., Tensor]:
+            def call(*args: Any, **rest: Any) -> Tensor:
+                seen.append(block(*args, **rest))
+                return seen[-1]
+
+            return call if index == self.head_block else block
+
+        predicted = unifusion(interpolate(latents, noise, t), t, condition, watched)
         error = (predicted - velocity(latents, noise)).square()
-        loss = (error * weights).mean() / weights.mean()
-        return loss, {"velocity_mse": float(error.detach().mean())}
+        drawing = (error * weights).mean() / weights.mean()
+        labels = batch.labels.repeat_interleave(self.noises, 0)
+        guesses = model["patch_head"](seen[0][:, -labels.shape[1] :]).split(PATCH_LABELS, -1)
+        naming = sum(
+            F.cross_entropy(g.flatten(0, 1), labels[..., i].flatten()) for i, g in enumerate(guesses)
+        ) / len(PATCH_LABELS)
+        parts = {"velocity_mse": float(error.detach().mean()), "loss_naming": float(naming.detach())}
+        return drawing + self.head_weight * naming, parts
 
     # ------------------------------------------------------------------ judging
 
@@ -213,18 +267,26 @@ class GeneratorTask(Task):
         """Share of exact pictures: full captions as rewrites, and raw prompts, on held-out and on seen pairs."""
         scores: dict[str, float] = {}
         sheets = []
-        for name, held_out, raw in (("rewrite_held", True, False), ("rewrite_seen", False, False), ("prompt_held", True, True)):
+        for name, held_out, raw in (
+            ("rewrite_held", True, False),
+            ("rewrite_seen", False, False),
+            ("prompt_held", True, True),
+        ):
             rng = random.Random(f"generator-evaluation-{name}")
-            wanted = [wordings.word_scene(rng, sample_scene(rng, held_out=held_out), "full") for _ in range(32)]
+            wanted = [
+                wordings.word_scene(rng, sample_scene(rng, held_out=held_out), "full") for _ in range(32)
+            ]
             requests = [
-                VLMRequest(prompt=w.text) if raw else VLMRequest(prompt="", decoded=wordings.caption(w.target))
+                VLMRequest(prompt=w.text)
+                if raw
+                else VLMRequest(prompt="", decoded=wordings.caption(w.target))
                 for w in wanted
             ]
-            pictures = self.draw(model, requests, seeds=list(range(len(requests))))
+            pictures = self.draw(model["unifusion"], requests, seeds=list(range(len(requests))))
             sheets.append(pictures[:12])
             exact = []
             for picture, w in zip(pictures, wanted, strict=True):
-                reading = read_picture((picture.permute(1, 2, 0) * 255).round().byte().numpy())
+                reading = read_picture((picture.permute(1, 2, 0) * 255).round().byte().cpu().numpy())
                 exact.append(bool(reading.readable and check(Requirement.of(w.target), reading.scene).exact))
             few = [e for e, w in zip(exact, wanted, strict=True) if len(w.target.objects) < 3]
             scores[name] = round(sum(exact) / len(exact), 3)
@@ -233,12 +295,19 @@ class GeneratorTask(Task):
         return scores
 
     def draw(
-        self, model: UniFusion, requests: list[VLMRequest], seeds: list[int], *, steps: int = 16, cfg: float = 2.5
+        self,
+        model: UniFusion,
+        requests: list[VLMRequest],
+        seeds: list[int],
+        *,
+        steps: int = 16,
+        cfg: float = 2.5,
     ) -> Float[Tensor, "B 3 H W"]:
         """Square pictures for chats."""
         side = ASPECT_SIZES[0][0] // DOWNSCALE
-        noise = draw_noise(seeds, self.config.dit.latent_channels, side, side)
-        schedule = build_schedule("uniform", steps, (side // self.config.dit.patch_size) ** 2)
+        device = next(model.parameters()).device
+        noise = draw_noise(seeds, self.config.dit.latent_channels, side, side, device)
+        schedule = build_schedule("shift 3", steps, (side // self.config.dit.patch_size) ** 2)
         latents = sample(
             model,
             model.pool(self.features(requests)),
@@ -250,9 +319,9 @@ class GeneratorTask(Task):
         return self.autoencoder.decode(latents.contiguous(memory_format=torch.channels_last)).clamp(0, 1)
 
     def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
-        factors, bias = preview_factors(self.autoencoder)
+        factors, bias = preview_factors(self.autoencoder.cpu())
         record = {**record, "latent_rgb_factors": factors, "latent_rgb_bias": bias}
-        save_generator(model, out / "generator.safetensors", record)
+        save_generator(model["unifusion"], out / "generator.safetensors", record)
 
 
 def foreground(scene: Scene, size: tuple[int, int]) -> Float[Tensor, "h w"]:
@@ -266,11 +335,31 @@ def foreground(scene: Scene, size: tuple[int, int]) -> Float[Tensor, "h w"]:
     return mask
 
 
+def patch_labels(scene: Scene, size: tuple[int, int], patch_size: int) -> Int[Tensor, "N 4"]:
+    """Shape, colour and size (0 = none) of the object whose bounding box a patch's centre lies in, and the background."""
+    width, height = size
+    side = DOWNSCALE * patch_size
+    y, x = torch.meshgrid(
+        (torch.arange(height // side) + 0.5) * side, (torch.arange(width // side) + 0.5) * side, indexing="ij"
+    )
+    labels = torch.zeros(*x.shape, 4, dtype=torch.long)
+    labels[..., 3] = list(BACKGROUNDS).index(scene.background)
+    for obj in scene.objects:
+        center_x, center_y, radius = object_geometry(obj, width, height)
+        names = (SHAPES.index(obj.shape), list(COLORS).index(obj.color), list(SIZES).index(obj.size))
+        inside = ((x - center_x).abs() <= radius) & ((y - center_y).abs() <= radius)
+        labels[..., :3] = torch.where(inside[..., None], torch.tensor(names) + 1, labels[..., :3])
+    return labels.flatten(0, 1)
+
+
 @torch.no_grad()
 def preview_factors(autoencoder: Autoencoder) -> tuple[list[list[float]], list[float]]:
     """Least-squares map from a latent cell to its mean colour in -1..1: what ComfyUI's quick previews need."""
     rng = random.Random("preview")
-    pixels = torch.stack([torch.from_numpy(render(sample_scene(rng))).permute(2, 0, 1) for _ in range(48)]).float() / 255
+    pixels = (
+        torch.stack([torch.from_numpy(render(sample_scene(rng))).permute(2, 0, 1) for _ in range(48)]).float()
+        / 255
+    )
     latents = autoencoder.encode(pixels).movedim(1, -1).flatten(0, -2)
     colors = F.avg_pool2d(pixels, DOWNSCALE).movedim(1, -1).flatten(0, -2) * 2 - 1
     solution = torch.linalg.lstsq(torch.cat([latents, torch.ones(len(latents), 1)], 1), colors).solution

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, TrainingError
 from .optimizer import MuonAdamW, parameter_groups
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Task(ABC):
     """One thing to train. `model` holds the parameters; `name` names its files."""
 
     name: ClassVar[str]
+    settings: dict[str, Any]  # what the recipe gave it, for the record
     not_muon: ClassVar[tuple[str, ...]] = ()  # parts of parameter names that AdamW shall train
     model: nn.Module
 
@@ -71,6 +72,9 @@ class Task(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss to minimise and what to log beside it."""
+
+    def place(self, device: torch.device) -> None:  # noqa: B027  (most tasks have nothing to place)
+        """Put what belongs to the task but is not trained (frozen models) on the device of the run."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
@@ -106,9 +110,12 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists() and not resume:
-        raise CheckpointError(f"{checkpoint} holds an earlier run: continue it with --resume, or choose another --out")
+        raise CheckpointError(
+            f"{checkpoint} holds an earlier run: continue it with --resume, or choose another --out"
+        )
     set_seed(config.seed)
     accelerator = Accelerator()
+    task.place(accelerator.device)
     groups = parameter_groups(
         task.model,
         learning_rate=config.learning_rate,
@@ -121,8 +128,7 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
     first = 0
     if resume and checkpoint.exists():
         first = load_checkpoint(checkpoint, task.model, average, optimizer)
-    record = {"recipe": recipe, "loop": asdict(config)}
-    (out / "recipe.json").write_text(json.dumps(record, indent=1))
+    record = _record_phase(out / "recipe.json", recipe, task, config, first)
     writer = SummaryWriter(str(out / "log"))
     parameters = [p for p in task.model.parameters() if p.requires_grad]
     bar = tqdm(total=config.num_steps, initial=first, desc=recipe, mininterval=10, dynamic_ncols=True)
@@ -132,13 +138,15 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
             group["lr"] = group["base_lr"] * learning_rate_factor(step, config)
         loss, parts = task.loss(model, batch, step)
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(parameters, config.gradient_clip)
-        if not math.isfinite(float(norm)):
-            raise FloatingPointError(f"step {step}: the gradient is {float(norm)}; lower the learning rate and --resume")
+        norm = float(torch.as_tensor(accelerator.clip_grad_norm_(parameters, config.gradient_clip)))
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"step {step}: the gradient is {norm}; lower the learning rate and --resume"
+            )
         optimizer.step()
         optimizer.zero_grad()
         _update_average(average, task.model, min(config.ema_decay, (step + 1) / (step + 10)))
-        for key, value in {"loss": float(loss.detach()), "gradient_norm": float(norm), **parts}.items():
+        for key, value in {"loss": float(loss.detach()), "gradient_norm": norm, **parts}.items():
             running[key] = 0.95 * running.get(key, value) + 0.05 * value
         done = step + 1
         bar.update()
@@ -154,6 +162,18 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
     bar.close()
     writer.close()
     task.export(_with_weights(task.model, average), out, record)
+
+
+def _record_phase(path: Path, recipe: str, task: Task, config: LoopConfig, first: int) -> dict[str, Any]:
+    """The record that goes into the finished file: every phase of the run, since a resumed one may go on differently."""
+    record = json.loads(path.read_text()) if first else {"recipe": recipe, "phases": []}
+    phase = {"first_step": first, "task": task.settings, "loop": asdict(config)}
+    earlier = [p for p in record["phases"] if p["first_step"] < first]
+    if not earlier or {**earlier[-1], "first_step": first} != phase:
+        earlier.append(phase)
+    record["phases"] = earlier
+    path.write_text(json.dumps(record, indent=1))
+    return record
 
 
 def _batches(task: Task, config: LoopConfig, first: int, accelerator: Accelerator) -> Iterator[Any]:

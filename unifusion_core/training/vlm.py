@@ -7,7 +7,7 @@ slowest to learn; a train-time head on the picture tokens, which must name what 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ..contracts import TokenRole, VLMRequest
 from ..vlm.backbone import VLMBackbone
 from ..vlm.prompts import VLMInputs
-from ..vlm.template import TINY_TEMPLATE
-from ..vlm.tiny import MEAN, STD, build_tokenizer, build_vlm, save_vlm
+from ..vlm.template import TINY_TEMPLATE, TINY_VLM
+from ..vlm.tiny import MEAN, STD, build_vlm, read_tokenizer, save_vlm
 from ..world import edits, wordings
 from ..world.render import render
 from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, sample_scene
@@ -49,10 +49,16 @@ class VLMBatch:
     cells: Int[Tensor, "P 4"]  # labels of each picture token, in the order of the batch
     kind: str
 
+    def to(self, device: torch.device, **how: Any) -> VLMBatch:
+        """On another device (accelerate calls it)."""
+        return replace(self, chat=self.chat.to(device), cells=self.cells.to(device, **how))
+
 
 def sample_rewrite(rng: random.Random, kind: str, held_out: bool | None = None) -> Sample:
     """A prompt of this kind and the caption it must become."""
-    scene = sample_scene(rng, held_out=held_out, num_objects=rng.choice((2, 3)) if kind in ("relation", "count") else None)
+    scene = sample_scene(
+        rng, held_out=held_out, num_objects=rng.choice((2, 3)) if kind in ("relation", "count") else None
+    )
     if kind == "count":
         scene = wordings.with_equal_objects(rng, scene)
     wording = wordings.word_scene(rng, scene, kind)
@@ -63,7 +69,11 @@ def sample_caption(rng: random.Random, max_tiles: int, held_out: bool | None = N
     """A picture to be captioned in raster order."""
     scene = sample_scene(rng, held_out=held_out).in_raster_order()
     return Sample(
-        kind="describe", prompt=edits.describe_request(rng), sources=(scene,), target=scene, max_tiles=max_tiles
+        kind="describe",
+        prompt=edits.describe_request(rng),
+        sources=(scene,),
+        target=scene,
+        max_tiles=max_tiles,
     )
 
 
@@ -71,7 +81,9 @@ def sample_edit(rng: random.Random, kind: str, max_tiles: int, held_out: bool | 
     """An instruction about one or more pictures and the caption of the picture it asks for."""
     draw = edits.sample_edit if kind in edits.EDIT_KINDS else edits.sample_reference
     edit = draw(rng, kind, held_out)
-    return Sample(kind=kind, prompt=edit.instruction, sources=edit.sources, target=edit.target, max_tiles=max_tiles)
+    return Sample(
+        kind=kind, prompt=edit.instruction, sources=edit.sources, target=edit.target, max_tiles=max_tiles
+    )
 
 
 class VLMTask(Task):
@@ -80,12 +92,14 @@ class VLMTask(Task):
     name = "vlm"
     not_muon = ("embed_tokens", "embeddings", "cell_head")
 
-    def __init__(self, *, seed: int, batch_size: int, mix: dict[str, float], cell_weight: float = 0.3) -> None:
+    def __init__(
+        self, *, seed: int, batch_size: int, mix: dict[str, float], tokenizer: Path, cell_weight: float = 0.3
+    ) -> None:
         self.seed, self.batch_size, self.mix, self.cell_weight = seed, batch_size, mix, cell_weight
-        rng = random.Random(f"tokenizer-{seed}")
-        self.tokenizer = build_tokenizer([*wordings.corpus(rng, 8000), *edits.corpus(rng, 6000)], vocab_size=900)
+        self.settings = {"seed": seed, "mix": mix, "cell_weight": cell_weight}
+        self.tokenizer = read_tokenizer(tokenizer, lambda: tokenizer_texts(seed), vocab_size=900)
         vlm = build_vlm(self.tokenizer, seed)
-        width = vlm.config.text_config.hidden_size
+        width = TINY_VLM.hidden_size
         self.model = nn.ModuleDict({"vlm": vlm, "cell_head": nn.Linear(width, sum(CELL_LABELS))})
         self.backbone = VLMBackbone(vlm, self.tokenizer, normalisation=(MEAN, STD))
         vlm.requires_grad_(True)  # the backbone has frozen it
@@ -153,7 +167,9 @@ class VLMTask(Task):
         parts = {f"loss_{task}": float(loss.detach())}
         if seen is not None:
             guesses = model["cell_head"](seen).split(CELL_LABELS, -1)
-            cell = sum(F.cross_entropy(g, batch.cells[:, i]) for i, g in enumerate(guesses)) / len(CELL_LABELS)
+            cell = sum(F.cross_entropy(g, batch.cells[:, i]) for i, g in enumerate(guesses)) / len(
+                CELL_LABELS
+            )
             parts["loss_cells"] = float(cell.detach())
             loss = loss + self.cell_weight * cell
         return loss, parts
@@ -164,7 +180,9 @@ class VLMTask(Task):
         """Share of answers whose every token is the most likely one given the tokens before it: where only one answer is
         right, that is the share that greedy decoding gets exactly right."""
         suites = [("rewrite", kind, 1) for kind in ("full", "indirect", "terse")]
-        suites += [("describe", "describe", n) for n in TILE_COUNTS] + [("edit", "edit", n) for n in TILE_COUNTS]
+        suites += [("describe", "describe", n) for n in TILE_COUNTS] + [
+            ("edit", "edit", n) for n in TILE_COUNTS
+        ]
         suites += [("reference", "reference", 10)]
         scores = {}
         for task, kind, max_tiles in suites:
@@ -185,6 +203,12 @@ class VLMTask(Task):
 
     def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
         save_vlm(model["vlm"], self.tokenizer, out / "vlm", record)
+
+
+def tokenizer_texts(seed: int) -> list[str]:
+    """What the tokenizer's vocabulary is made from."""
+    rng = random.Random(f"tokenizer-{seed}")
+    return [*wordings.corpus(rng, 8000), *edits.corpus(rng, 6000)]
 
 
 def cell_labels(scene: Scene, centres: Float[Tensor, "P 2"]) -> Int[Tensor, "P 4"]:

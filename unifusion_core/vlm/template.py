@@ -13,5 +13,10 @@ TINY_TEMPLATE = ChatTemplate(
     picture_suffix="</img>",
 )
 TINY_VLM = VLMSpec(
-    family="internvl", hidden_size=160, num_layers=6, taps=(0, 1, 2, 3, 5), template=TINY_TEMPLATE, kept_tokens="decoded"
+    family="internvl",
+    hidden_size=160,
+    num_layers=6,
+    taps=(0, 1, 2, 3, 5),
+    template=TINY_TEMPLATE,
+    kept_tokens="decoded",
 )

@@ -78,7 +78,7 @@ def flatten_alpha(picture: Float[Tensor, "4 H W"]) -> Float[Tensor, "3 H W"]:
     return picture[:3] * alpha + (1 - alpha)
 
 
-def checked_picture(picture: Float[Tensor, "C H W"]) -> Float[Tensor, "3 H W"]:
+def checked_picture(picture: Tensor) -> Float[Tensor, "3 H W"]:
     """The picture as float32 RGB in 0..1, without alpha.
 
     Raises ShapeError for anything that is not a picture: no C H W tensor, zero size, another number of

@@ -7,7 +7,7 @@ picture with more detail than five, and five with more than one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -49,6 +49,16 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
+def read_tokenizer(
+    folder: Path, texts: Callable[[], Iterable[str]], vocab_size: int
+) -> PreTrainedTokenizerFast:
+    """The tokenizer in `folder`, built and written there by the first run: a run that is resumed after the wordings changed
+    must not number its words anew."""
+    if not (folder / "tokenizer.json").exists():
+        build_tokenizer(texts(), vocab_size).save_pretrained(str(folder))
+    return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+
+
 def build_vlm(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForConditionalGeneration:
     """The untrained VLM. HF starts position embeddings at zero and layer scales at 0.1, made for deep towers; here they start
     so that a shallow one learns at once."""
@@ -80,7 +90,7 @@ def build_vlm(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForCondi
             "eos_token_id": end,
             "pad_token_id": end,
         },
-        image_token_id=tokenizer.convert_tokens_to_ids(TINY_TEMPLATE.picture_token),
+        image_token_id=tokenizer.vocab[TINY_TEMPLATE.picture_token],
         image_seq_length=TOKENS_PER_SIDE**2,
         downsample_ratio=0.5,
         tie_word_embeddings=True,
@@ -93,7 +103,10 @@ def build_vlm(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForCondi
 
 
 def save_vlm(
-    model: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path, training: dict[str, object]
+    model: InternVLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    training: dict[str, object],
 ) -> None:
     """A folder as transformers writes it, weights in 16 bit; the recipe stands in training.json."""
     model.half().save_pretrained(str(folder))

@@ -36,7 +36,9 @@ def _star(x: Array, y: Array) -> Array:
     y = y - outer + height / 2  # from the box's centre to the star's
     angle = np.arctan2(x, -y)  # 0 at the upper tip
     sector = math.radians(72)
-    angle = abs((angle + sector / 2) % sector - sector / 2)  # mirror into half a spike: 0 at a tip, 36 deg at a notch
+    angle = abs(
+        (angle + sector / 2) % sector - sector / 2
+    )  # mirror into half a spike: 0 at a tip, 36 deg at a notch
     radius = np.hypot(x, y)
     u, v = radius * np.cos(angle), radius * np.sin(angle)
     half = math.radians(36)

@@ -26,7 +26,10 @@ BACKGROUNDS = {
     "brown": (100, 62, 30),
     "pink": (255, 190, 205),
 }
-SIZES = {"small": 0.10, "big": 0.14}  # half of the longer side of the bounding box / shorter side of the picture
+SIZES = {
+    "small": 0.10,
+    "big": 0.14,
+}  # half of the longer side of the bounding box / shorter side of the picture
 POSITIONS = {
     "top left": (0, 0),
     "top": (0, 1),
@@ -89,7 +92,8 @@ class SceneObject:
     def rgb(self) -> tuple[int, int, int]:
         """The colour as drawn, shade included, 0..255."""
         r, g, b = (
-            max(0, min(255, base + shade)) for base, shade in zip(COLORS[self.color], self.traits.shade, strict=True)
+            max(0, min(255, base + shade))
+            for base, shade in zip(COLORS[self.color], self.traits.shade, strict=True)
         )
         return r, g, b
 
@@ -111,11 +115,14 @@ class Scene:
 
 
 def sample_traits(rng: random.Random) -> Traits:
+    def shade() -> int:
+        return rng.randint(-MAX_SHADE, MAX_SHADE)
+
     return Traits(
         dx=rng.uniform(-MAX_OFFSET, MAX_OFFSET),
         dy=rng.uniform(-MAX_OFFSET, MAX_OFFSET),
         scale=rng.uniform(1 - MAX_SCALE, 1 + MAX_SCALE),
-        shade=tuple(rng.randint(-MAX_SHADE, MAX_SHADE) for _ in range(3)),
+        shade=(shade(), shade(), shade()),
     )
 
 
@@ -127,7 +134,9 @@ def sample_object(rng: random.Random, cell: tuple[int, int], *, held_out: bool |
         color, shape = rng.choice(tuple(COLORS)), rng.choice(SHAPES)
         while held_out is False and (color, shape) in HELD_OUT_PAIRS:
             color, shape = rng.choice(tuple(COLORS)), rng.choice(SHAPES)
-    return SceneObject(shape=shape, color=color, size=rng.choice(tuple(SIZES)), cell=cell, traits=sample_traits(rng))
+    return SceneObject(
+        shape=shape, color=color, size=rng.choice(tuple(SIZES)), cell=cell, traits=sample_traits(rng)
+    )
 
 
 def sample_scene(

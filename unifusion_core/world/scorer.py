@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import numpy as np
 from scipy import ndimage
@@ -44,7 +45,7 @@ MIN_MATCH = 0.87  # IoU with the best template: an outline half a pixel astray p
 MIN_LEAD = 0.08  # of that IoU over the runner-up's; between clean shapes at least 0.13 (square, circle)
 CLEAR_LEAD = 0.25  # at the first guess; refinement could not make up for it
 SOFTNESS = (0.0, 0.7, 1.2)  # blur that a decoder may add, in pixels: a template is tried with each
-MAX_COLOR_ERROR = MAX_SHADE + 22  # per channel, from the named colour; half of purple on gray is 44 off
+MAX_COLOR_ERROR = MAX_SHADE + 25  # per channel, from the named colour: legal shade and error of a decoder
 MAX_BACKGROUND_ERROR = 30  # per channel, from the named background: it has no shade
 MAX_BACKGROUND_SPREAD = 12  # mean deviation of background pixels from their own median
 MAX_DOUBT = 0.85  # distance to the nearest name over distance to the next one; 1 is exactly between two names
@@ -167,11 +168,11 @@ def _segment(contrast: Array, unit: int) -> tuple[Array, Array]:
     enclosing = ndimage.grey_closing(contrast, size=(GAP - 1) * unit + 1)
     mask = contrast > MIN_CONTRAST
     parted = mask & (contrast > VALLEY * enclosing)
-    cores, count = ndimage.label(ndimage.minimum_filter(parted, size=2 * unit + 1), np.ones((3, 3)))
+    cores, count = _label(ndimage.minimum_filter(parted, size=2 * unit + 1), np.ones((3, 3)))
     if count < 2:
         return cores, np.full_like(cores, count)
-    blobs, num_blobs = ndimage.label(mask)
-    blob_of = ndimage.maximum(blobs, cores, range(count + 1)).astype(int)
+    blobs, num_blobs = _label(mask)
+    blob_of = cast("Array", ndimage.maximum(blobs, cores, range(count + 1))).astype(int)
     areas = np.bincount(cores.ravel())
     areas[0] = 0
     largest = np.zeros(num_blobs + 1, areas.dtype)
@@ -179,10 +180,15 @@ def _segment(contrast: Array, unit: int) -> tuple[Array, Array]:
     keep = (areas > 0) & ((areas >= MIN_CORE * unit**2) | (areas == largest[blob_of]))
     cores = np.where(keep, np.cumsum(keep), 0)[cores]
     nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
-    return cores, cores[tuple(nearest)]
+    return cores, cores[tuple(cast("Array", nearest))]
 
 
-def _fit_blob(
+def _label(mask: Array, structure: Array | None = None) -> tuple[Array, int]:
+    """Connected parts numbered from 1, and how many there are."""
+    return cast("tuple[Array, int]", ndimage.label(mask, structure))
+
+
+def _fit_blob(  # noqa: PLR0917  (one caller)
     picture: Array,
     ground: Array,
     cores: Array,
@@ -227,7 +233,7 @@ def _alpha(colors: Array, ground: Array, rgb: Array, owned: Array) -> Array:
 
 
 def _sharpen(alpha: Array) -> Array:
-    """Steepen a soft edge about its middle: blur then costs little, and a half-drawn area still counts as half."""
+    """Steepen soft edges about their middle: blur then costs little, a half-drawn area still counts half."""
     return np.clip(3 * alpha - 1, 0, 1)
 
 
@@ -306,7 +312,8 @@ def _name_object(fit: _Fit, width: int, height: int, problems: list[str]) -> Sce
     row, dy = _nearest_cell(fit.y, height, short)
     column, dx = _nearest_cell(fit.x, width, short)
     size = "small" if fit.radius / short < SIZE_BORDER else "big"
-    shade = tuple(round(seen - base) for seen, base in zip(fit.rgb, COLORS[color], strict=True))
+    red, green, blue = (round(seen - base) for seen, base in zip(fit.rgb, COLORS[color], strict=True))
+    shade = (red, green, blue)
     traits = Traits(dx=dx, dy=dy, scale=fit.radius / short / SIZES[size], shade=shade)
     obj = SceneObject(shape=fit.shape, color=color, size=size, cell=(row, column), traits=traits)
     where = f"at the {obj.position}"

@@ -400,6 +400,28 @@ def test_greedy_text_equals_transformers(vlm: VLMBackbone) -> None:
     assert len(set(written)) == 3
 
 
+@torch.no_grad()
+def test_text_right_after_a_picture_equals_passes_without_a_cache(vlm: VLMBackbone) -> None:
+    """There the axes of Qwen's positions differ, and text goes on after the largest (generate() of
+    transformers counts on from each axis, unlike its own pass over the whole text)."""
+    template = replace(vlm.template, picture_suffix="", suffix="")
+    inputs = vlm.prepare([VLMRequest(prompt="", pictures=[picture(24, 24, 1)])], template)
+    longer, expected = inputs, []
+    for _ in range(8):
+        model: Any = vlm.model
+        token_id = model(**huggingface_inputs(vlm, longer)).logits[0, -1].argmax()
+        expected.append(int(token_id))
+        longer = replace(
+            longer,
+            token_ids=torch.cat([longer.token_ids, token_id.reshape(1, 1)], dim=1),
+            roles=torch.cat([longer.roles, torch.tensor([[int(TokenRole.DECODED)]])], dim=1),
+            mask=torch.cat([longer.mask, torch.ones(1, 1, dtype=torch.bool)], dim=1),
+            positions=torch.cat([longer.positions, torch.zeros(1, 1, 3)], dim=1),
+        )
+    written = vlm.generate(inputs, max_new_tokens=8)
+    assert written == [vlm.tokenizer.decode(expected, skip_special_tokens=True)]
+
+
 def test_sampling_is_reproducible_and_independent_of_neighbours(vlm: VLMBackbone) -> None:
     requests = unanswered()
     inputs = vlm.prepare(requests)

@@ -52,7 +52,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def layout(num_tiles: int, block_per_tile: bool = False) -> PictureLayout:
     """Tiles of 2 x 3 tokens each, every one over the whole picture."""
-    centres = tuple(token_centres((0, 0, 1, 1), 2, 3) for _ in range(num_tiles))
+    centres = tuple(token_centres((0.0, 0.0, 1.0, 1.0), 2, 3) for _ in range(num_tiles))
     return PictureLayout(centres=centres, block_per_tile=block_per_tile)
 
 
@@ -98,7 +98,7 @@ def test_marks_stand_around_each_tile_where_the_family_wants_it(tokenizer: PreTr
 
 
 def test_positions_are_picture_number_and_token_centre(tokenizer: PreTrainedTokenizerFast) -> None:
-    right = PictureLayout(centres=(token_centres((0, 0.5, 0.5, 1), 1, 2),), block_per_tile=False)
+    right = PictureLayout(centres=(token_centres((0.0, 0.5, 0.5, 1.0), 1, 2),), block_per_tile=False)
     inputs = build_chat(tokenizer, TEMPLATE, [VLMRequest(prompt="x")], [[layout(1), right]], 1000)
     positions = inputs.positions[0][inputs.roles[0] == R.PICTURE]
     assert positions[:, 0].tolist() == [1] * 6 + [2] * 2

@@ -1,0 +1,214 @@
+"""The VLM as a ComfyUI CLIP, so that stock text nodes, the model manager and offloading work with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management as mm
+import comfy.ops
+import comfy.sd
+import comfy.supported_models_base
+import torch
+from torch import Tensor, nn
+
+from ..unifusion_core.contracts import VLMFeatures, VLMRequest, VLMSpec
+from ..unifusion_core.errors import ConfigError
+from . import host
+from .comfy_conditions import flattened
+from .sockets import Encoded
+
+if TYPE_CHECKING:
+    from ..unifusion_core.vlm.backbone import VLMBackbone
+    from ..unifusion_core.vlm.prompts import VLMInputs
+
+Tokens = dict[str, Any]  # {"inputs": VLMInputs}: what our tokenizer makes and our encoder reads
+DEFAULT_TILES = 10
+
+
+class VLMTokenizer:
+    """Lays prompts and pictures out as a chat. Stock nodes hand over a text, some also pictures (B H W C)."""
+
+    def __init__(
+        self,
+        backbone: VLMBackbone,
+        spec: VLMSpec,
+        embedding_directory: Any = None,
+        tokenizer_data: Any = None,
+    ) -> None:
+        self.backbone, self.spec = backbone, spec
+
+    def tokenize_with_weights(
+        self,
+        text: str,
+        return_word_ids: bool = False,
+        *,
+        image: Tensor | None = None,
+        images: Sequence[Tensor] = (),
+        max_tiles: int = DEFAULT_TILES,
+        decoded: str | None = None,
+        **unknown: Any,  # settings of other families' templates
+    ) -> Tokens:
+        """Weights such as (word:1.2) are read as plain text: a VLM has no such thing."""
+        batches = [*images] if image is None else [image, *images]
+        pictures = [picture.movedim(-1, 0) for batch in batches for picture in batch]
+        request = VLMRequest(prompt=text, pictures=pictures, decoded=decoded)
+        return {"inputs": self.backbone.prepare([request], self.spec.template, max_tiles)}
+
+    def decode(self, text: str, skip_special_tokens: bool = True) -> str:
+        """What `generate` returned: a text already."""
+        return text
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+
+class VLMEncoder(nn.Module):
+    """The VLM inside ComfyUI's model manager. A module around it, because the manager sets `.device`, which a model of
+    transformers does not allow."""
+
+    def __init__(
+        self,
+        backbone: VLMBackbone,
+        spec: VLMSpec,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        model_options: Any = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.spec = backbone, spec
+        self.dtypes = {dtype}
+        use_host_layers(backbone)
+        if device is not None:
+            self.to(device)
+
+    def set_clip_options(self, options: dict[str, Any]) -> None:
+        if "execution_device" in options:  # where inputs go, wherever the manager keeps the weights
+            self.backbone.run_device = options["execution_device"]
+        if options.get("layer") is not None:
+            host.warn_once(
+                "CLIP Set Last Layer does nothing here: the model itself says which layers it reads"
+            )
+
+    def reset_clip_options(self) -> None:
+        self.backbone.run_device = None
+
+    def memory_estimation_function(self, tokens: Tokens, device: Any = None) -> int:
+        """Bytes for one pass; ComfyUI also asks with no tokens at all."""
+        length = tokens["inputs"].token_ids.shape[1] if tokens else 1
+        return length * self.backbone.hidden_size * mm.dtype_size(torch.float32) * 64
+
+    @torch.no_grad()
+    def features(self, tokens: Tokens) -> VLMFeatures:
+        """Tapped states of the kept tokens, on the device where values wait between nodes."""
+        from ..unifusion_core.vlm.prompts import kept_features
+
+        host.stop_if_interrupted()
+        features = kept_features(self.backbone.encode(tokens["inputs"], self.spec), self.spec.kept_tokens)
+        return features.to(mm.intermediate_device())
+
+    def encode_token_weights(self, tokens: Tokens) -> tuple[Tensor, None, dict[str, Any]]:
+        """For stock nodes: flattened features, no pooled vector, and what else belongs to the condition."""
+        states, rest = flattened(self.features(tokens), self.spec)
+        return states, None, rest
+
+    def generate(
+        self,
+        tokens: Tokens,
+        do_sample: bool = False,
+        max_length: int = 256,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        **unused: Any,
+    ) -> str:
+        """The VLM's answer, from the whole distribution at a temperature; top_k and its relatives are not used."""
+        if do_sample:
+            host.warn_once("text is sampled by temperature and seed alone; top_k and its like do nothing")
+        (text,) = self.backbone.generate(
+            tokens["inputs"],
+            max_new_tokens=max_length,
+            temperature=temperature if do_sample else 0.0,
+            seed=seed,
+            on_token=host.progress(max_length),
+        )
+        return text
+
+
+def use_host_layers(module: nn.Module) -> None:
+    """Make plain torch layers ComfyUI's, in place: the same weights, but they may wait elsewhere, in another type, and
+    are moved and cast while they work. Subclasses (transformers' norms) keep their own ways and are small."""
+    ops = comfy.ops.manual_cast
+    table = {
+        nn.Linear: ops.Linear,
+        nn.LayerNorm: ops.LayerNorm,
+        nn.Conv2d: ops.Conv2d,
+        nn.Conv3d: ops.Conv3d,
+        nn.Embedding: ops.Embedding,
+    }
+    for each in module.modules():
+        if type(each) in table:
+            each.__class__ = table[type(each)]
+            if not hasattr(each, "bias"):
+                each.register_parameter("bias", None)  # the manager asks every layer for one
+
+
+def load_clip(
+    folder: Path, spec: VLMSpec, dtype_name: str = "default", disable_dynamic: bool = False
+) -> comfy.sd.CLIP:
+    """A VLM folder as a CLIP for the generator with this `spec`. Raises VLMError if it is damaged or does not fit."""
+    from ..unifusion_core.vlm.backbone import load_vlm
+
+    dtype = host.vlm_dtype(dtype_name, _parameters(folder))
+    backbone = load_vlm(folder, dtype=dtype)
+    backbone.check_fits(spec)
+    target = comfy.supported_models_base.ClipTarget(
+        partial(VLMTokenizer, backbone, spec), partial(VLMEncoder, backbone, spec)
+    )
+    clip = comfy.sd.CLIP(
+        target,
+        model_options={"dtype": dtype},
+        parameters=sum(p.numel() for p in backbone.parameters()),
+        disable_dynamic=disable_dynamic,
+    )
+    clip.patcher.cached_patcher_init = (_load_patcher, (folder, spec, dtype_name))
+    return clip
+
+
+def _load_patcher(folder: Path, spec: VLMSpec, dtype_name: str, disable_dynamic: bool = False) -> Any:
+    """How ComfyUI makes another copy of the VLM, for a second device."""
+    return load_clip(folder, spec, dtype_name, disable_dynamic).patcher
+
+
+def encoder_of(clip: Any) -> VLMEncoder:
+    """The VLM behind a CLIP wire. Raises ConfigError for a text encoder of another kind."""
+    inner = getattr(clip, "cond_stage_model", None)
+    if not isinstance(inner, VLMEncoder):
+        raise ConfigError(host.missing_wire("CLIP", type(inner).__name__, "Load UniFusion VLM"))
+    return inner
+
+
+def encode(clip: Any, prompt: str, pictures: Sequence[Tensor], max_tiles: int) -> tuple[Tokens, Encoded]:
+    """One chat through the VLM: its tokens and its features."""
+    encoder = encoder_of(clip)
+    tokens = clip.tokenize(prompt, images=pictures, max_tiles=max_tiles)
+    encoder.reset_clip_options()
+    clip.load_model(tokens)
+    encoder.set_clip_options({"execution_device": clip.patcher.load_device})
+    with mm.cuda_device_context(clip.patcher.load_device):
+        return tokens, Encoded(encoder.features(tokens), encoder.spec)
+
+
+def tiles_of(tokens: Tokens) -> Tensor:
+    """All tiles of all pictures as an IMAGE (B H W C), thumbnails last; a gray tile if there are none."""
+    inputs: VLMInputs = tokens["inputs"]
+    pixels = [tiles.pixels for of_request in inputs.tiles for tiles in of_request]
+    if not pixels:
+        return torch.full((1, 64, 64, 3), 0.5)
+    return torch.cat(pixels).movedim(1, -1).contiguous()
+
+
+def _parameters(folder: Path) -> int:
+    """About how many parameters a VLM folder holds (two bytes each), before it is loaded."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2

@@ -1,0 +1,75 @@
+"""UniFusionImageEncode: a prompt and pictures as the VLM sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from .comfy_clip import encode, tiles_of
+from .sockets import CATEGORY, Features
+
+MAX_PICTURES = 10
+
+
+class UniFusionImageEncode(io.ComfyNode):
+    """One causal pass of the VLM over pictures and prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        pictures = io.Autogrow.TemplateNames(
+            io.Image.Input(
+                "picture", tooltip="A picture the prompt speaks of. A batch counts as several pictures."
+            ),
+            names=[f"picture_{number}" for number in range(1, MAX_PICTURES + 1)],
+            min=0,
+        )
+        return io.Schema(
+            node_id="UniFusionImageEncode",
+            display_name="Encode for UniFusion",
+            category=CATEGORY,
+            description="Reads a prompt, and any pictures it speaks of, with the VLM.",
+            search_aliases=["unifusion", "text encode", "image encode", "prompt", "edit", "reference"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The VLM from Load UniFusion VLM."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="What to draw, or what to change in the pictures. May be empty, as the negative side often "
+                    "is.",
+                ),
+                io.Autogrow.Input(
+                    "pictures",
+                    template=pictures,
+                    optional=True,
+                    tooltip="Pictures in the order in which the prompt counts them; none are needed.",
+                ),
+                io.Int.Input(
+                    "max_tiles",
+                    default=10,
+                    min=1,
+                    max=40,
+                    tooltip="How many tiles the VLM gets of each picture, the thumbnail included. More show finer "
+                    "detail and take longer; 1 is the thumbnail alone.",
+                ),
+            ],
+            outputs=[
+                Features.Output("features", display_name="features", tooltip="For Pool UniFusion Features."),
+                io.Image.Output(
+                    "tiles",
+                    display_name="tiles",
+                    tooltip="The tiles as the VLM sees them; one gray tile if there is no picture.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, clip: Any, prompt: str, max_tiles: int, pictures: dict[str, Tensor] | None = None
+    ) -> io.NodeOutput:
+        connected = [images for images in (pictures or {}).values() if images is not None]
+        tokens, encoded = encode(clip, prompt, connected, max_tiles)
+        return io.NodeOutput(encoded, tiles_of(tokens))

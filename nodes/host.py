@@ -1,0 +1,120 @@
+"""What the pack asks of its host: folders, drop-down entries, types and devices, progress and interrupt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import comfy.model_management as mm
+import comfy.utils
+import folder_paths
+import torch
+
+from ..unifusion_core import embedded
+from ..unifusion_core.errors import CheckpointError, VLMError
+
+logger = logging.getLogger(__name__)
+
+BUILT_IN = f"{embedded.NAME} (built in)"
+WEIGHT_TYPES: dict[str, torch.dtype | None] = {
+    "default": None,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+SMALL = 100_000_000  # parameters; below, 32 bit costs nothing and is exact
+
+
+# Folders ------------------------------------------------------------------------------------------
+
+
+def register_folders() -> None:
+    """models/vlm for VLM folders (extra_model_paths.yaml works with it, too), and the embedded VAE among the VAEs."""
+    folder_paths.add_model_folder_path("vlm", str(Path(folder_paths.models_dir) / "vlm"))
+    folder_paths.add_model_folder_path("vae", str(embedded.VAE.parent))
+
+
+def generator_names() -> list[str]:
+    """What the model loader offers: the embedded model first."""
+    return [BUILT_IN, *folder_paths.get_filename_list("diffusion_models")]
+
+
+def generator_path(name: str) -> Path:
+    """The file behind an entry of the model loader. Raises CheckpointError if it is gone."""
+    if name == BUILT_IN:
+        return embedded.GENERATOR
+    path = folder_paths.get_full_path("diffusion_models", name)
+    if path is None:
+        raise CheckpointError(missing(name, "models/diffusion_models", generator_names()))
+    return Path(path)
+
+
+def vlm_names() -> list[str]:
+    """What the VLM loader offers: the embedded VLM first, then every folder with a config.json in models/vlm."""
+    roots = [Path(root) for root in folder_paths.get_folder_paths("vlm")]
+    found = {p.parent.relative_to(root).as_posix() for root in roots for p in root.glob("**/config.json")}
+    return [BUILT_IN, *sorted(found - {"."})]
+
+
+def vlm_path(name: str) -> Path:
+    """The folder behind an entry of the VLM loader. Raises VLMError if it is gone."""
+    if name == BUILT_IN:
+        return embedded.VLM
+    for root in folder_paths.get_folder_paths("vlm"):
+        if (Path(root) / name / "config.json").is_file():
+            return Path(root) / name
+    raise VLMError(missing(name, "models/vlm", vlm_names()))
+
+
+def missing(name: str, place: str, choices: list[str]) -> str:
+    """The sentence for an entry that is not there, such as the embedded model of another version."""
+    if name.endswith(" (built in)"):
+        return (
+            f'"{name}" came with another version of this pack; this one has "{BUILT_IN}": choose that instead'
+        )
+    known = ", ".join(choices[:6])
+    return f'there is no "{name}": put it into {place}, or choose one of: {known}'
+
+
+# Types, devices, progress -------------------------------------------------------------------------
+
+
+def vlm_dtype(name: str, parameters: int) -> torch.dtype:
+    """The VLM's weight type. ComfyUI's own default for text encoders is fp16, which VLMs trained in bf16 overflow."""
+    chosen = WEIGHT_TYPES[name]
+    if chosen is not None:
+        return chosen
+    device = mm.text_encoder_device()
+    if parameters < SMALL or mm.is_device_cpu(device) or not mm.should_use_bf16(device):
+        return torch.float32
+    return torch.bfloat16
+
+
+def stop_if_interrupted() -> None:
+    """Raises ComfyUI's interrupt if the user has cancelled the run."""
+    mm.throw_exception_if_processing_interrupted()
+
+
+def progress(total: int) -> Callable[[int], None]:
+    """A callback for loops: moves the running node's bar, and ends the loop when the user cancels."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def update(done: int) -> None:
+        stop_if_interrupted()
+        bar.update_absolute(done)
+
+    return update
+
+
+@cache
+def warn_once(sentence: str) -> None:
+    """Log a warning the first time that it is due."""
+    logger.warning("UniFusion: %s", sentence)
+
+
+def missing_wire(socket: str, given: str, wanted: str) -> str:
+    """The sentence for a wire that comes from a node of another family."""
+    return f"The {socket} connected here is a {given}, which is no UniFusion {socket}: connect {wanted}."

@@ -1,0 +1,51 @@
+"""UniFusionModelLoader: a generator file, or the embedded one, as a MODEL."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import host
+from .comfy_model import load_model
+from .sockets import CATEGORY
+
+
+class UniFusionModelLoader(io.ComfyNode):
+    """LAP, refiner and DiT: one file, one MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniFusionModelLoader",
+            display_name="Load UniFusion Model",
+            category=CATEGORY,
+            description="Loads a UniFusion generator (layer pooling, refiner and diffusion transformer in one file).",
+            search_aliases=["unifusion", "load diffusion model", "unet loader", "krea"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=host.generator_names(),
+                    default=host.BUILT_IN,
+                    tooltip="A UniFusion file in models/diffusion_models, or the small model that comes with the pack.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(host.WEIGHT_TYPES),
+                    default="default",
+                    advanced=True,
+                    tooltip="How weights are kept in memory. 'default' suits your graphics card; fp8_e4m3fn halves the "
+                    "memory of 16 bit and costs some quality.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="For KSampler and every other sampler, LoRA loader or saving node.")
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        names = host.generator_names()
+        return True if file in names else host.missing(file, "models/diffusion_models", names)
+
+    @classmethod
+    def execute(cls, file: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_model(host.generator_path(file), weight_dtype))

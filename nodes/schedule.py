@@ -1,0 +1,44 @@
+"""UniFusionSchedule: the core's schedules as SIGMAS, for SamplerCustom and its relatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from .comfy_sampling import AUTOMATIC, SCHEDULE_NAMES, sigmas_for
+from .sockets import CATEGORY
+
+SCHEDULE_TOOLTIP = (
+    "At which times the model is called. 'automatic' is what the model draws best with; a larger shift spends more "
+    "steps on the layout; 'krea-2 raw' and 'krea-2 turbo' are for Krea 2's two checkpoints."
+)
+
+
+class UniFusionSchedule(io.ComfyNode):
+    """Times from noise to clean."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniFusionSchedule",
+            display_name="UniFusion Schedule",
+            category=CATEGORY,
+            description="UniFusion's schedules as sigmas, for SamplerCustom and SamplerCustomAdvanced.",
+            search_aliases=["unifusion", "scheduler", "sigmas", "shift", "timesteps"],
+            inputs=[
+                io.Model.Input("model", tooltip="The UniFusion model that will draw."),
+                io.Latent.Input(
+                    "latent", tooltip="The latent to be drawn on: some schedules depend on its size."
+                ),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="How many steps to draw in."),
+                io.Combo.Input(
+                    "name", options=list(SCHEDULE_NAMES), default=AUTOMATIC, tooltip=SCHEDULE_TOOLTIP
+                ),
+            ],
+            outputs=[io.Sigmas.Output(tooltip="For SamplerCustom or SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, latent: dict[str, Any], steps: int, name: str) -> io.NodeOutput:
+        return io.NodeOutput(sigmas_for(model, latent, steps, name))

@@ -1,0 +1,22 @@
+"""The pack's own socket types; everything else travels in ComfyUI's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+from ..unifusion_core.contracts import VLMFeatures, VLMSpec
+
+CATEGORY = "UniFusion"
+
+Features = io.Custom("UNIFUSION_FEATURES")
+"""`Encoded`: hidden states of the VLM's tapped layers for the kept tokens."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Features, and what a generator must read for them to mean what it thinks: taps, template, kept tokens."""
+
+    features: VLMFeatures
+    spec: VLMSpec

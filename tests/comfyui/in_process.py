@@ -1,0 +1,595 @@
+"""Measures the pack inside ComfyUI's own process, where a server would hide numbers. Run by test_in_process.py as
+
+    PYTHON_OF_COMFYUI in_process.py COMFYUI_FOLDER PACK_FOLDER EMPTY_FOLDER [CASE ...]
+
+and prints one line of JSON: for every case what it returned, or its traceback under "failed".
+"""
+
+# ruff: noqa: E402  (ComfyUI parses its options before the rest of it may be imported)
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+COMFYUI, PACK, FOLDER = (Path(argument).resolve() for argument in sys.argv[1:4])
+CHOSEN = sys.argv[4:]
+sys.argv = ["main.py", "--cpu", "--base-directory", str(FOLDER)]  # what ComfyUI reads its options from
+sys.path.insert(0, str(COMFYUI))
+(FOLDER / "custom_nodes").mkdir(exist_ok=True)
+
+import comfy.options
+
+comfy.options.enable_args_parsing()
+
+import comfy.hooks
+import comfy.model_management as mm
+import comfy.sample
+import comfy.samplers
+import comfy_extras.nodes_custom_sampler as custom_sampler
+import comfy_extras.nodes_model_advanced as model_advanced
+import torch
+
+import nodes as stock
+
+torch.set_grad_enabled(False)
+
+
+def _import_pack() -> Any:
+    """The pack as ComfyUI imports it: a package under a name that has nothing to do with its folder's."""
+    spec = importlib.util.spec_from_file_location(
+        "the_pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["the_pack"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_import_pack()
+
+from the_pack.nodes import comfy_clip, comfy_conditions, comfy_model, comfy_sampling
+from the_pack.nodes.sockets import Encoded
+from the_pack.unifusion_core import checkpoint, embedded, presets
+from the_pack.unifusion_core.contracts import Conditioning, TokenRole, VLMFeatures, VLMRequest, VLMSpec
+from the_pack.unifusion_core.flow.schedule import build_schedule
+from the_pack.unifusion_core.models.dit import DiTConfig
+from the_pack.unifusion_core.models.lap import LAPConfig
+from the_pack.unifusion_core.models.unifusion import PreparedCondition, UniFusion, UniFusionConfig
+from the_pack.unifusion_core.sampling import sample
+from the_pack.unifusion_core.vlm.backbone import load_vlm
+from the_pack.unifusion_core.vlm.prompts import kept_features
+
+CONFIG = UniFusionConfig(
+    vlm=VLMSpec(
+        family="internvl", hidden_size=24, num_layers=5, taps=(0, 1, 3), template=presets.TINY.vlm.template
+    ),
+    lap=LAPConfig(num_heads=3, mlp_size=40),
+    dit=DiTConfig(hidden_size=64, num_blocks=3, num_heads=2, num_kv_heads=1, mlp_size=72, latent_channels=16),
+    condition_attention="prefix",
+    trained_sizes=((96, 64),),
+)
+STEPS, CFG, SEED = 5, 2.5, 7
+SCHEDULE = "shift 3"  # the tiny model's own
+CASES: dict[str, Callable[[], Any]] = {}
+
+
+def case(function: Callable[[], Any]) -> Callable[[], Any]:
+    CASES[function.__name__] = function
+    return function
+
+
+# Small models, conditions, and the two ways of sampling -----------------------------------------------
+
+
+def generator_file(name: str = "model", **changes: Any) -> Path:
+    """A generator with random weights, every part of it at work."""
+    path = FOLDER / f"{name}.safetensors"
+    if not path.exists():
+        random = torch.Generator().manual_seed(0)
+        model = UniFusion(replace(CONFIG, **changes))
+        for parameter in model.parameters():
+            std = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3
+            parameter.data.normal_(std=std, generator=random)
+        checkpoint.save_generator(model, path, {"recipe": "none"}, dtype=torch.float32)
+    return path
+
+
+def core_model(name: str = "model", **changes: Any) -> UniFusion:
+    return checkpoint.load_generator(generator_file(name, **changes))[0]
+
+
+def comfy_model_of(name: str = "model", weight_type: str = "default", **changes: Any) -> Any:
+    return comfy_model.load_model(generator_file(name, **changes), weight_type)
+
+
+def features(length: int, num_picture: int = 0, seed: int = 0) -> VLMFeatures:
+    random = torch.Generator().manual_seed(100 * length + seed)
+    states = torch.randn(1, length, len(CONFIG.vlm.taps), CONFIG.vlm.hidden_size, generator=random)
+    positions = torch.zeros(1, length, 3)
+    positions[:, :num_picture] = torch.rand(1, num_picture, 3, generator=random)
+    positions[:, :num_picture, 0] = 1
+    roles = torch.full((1, length), int(TokenRole.PROMPT))
+    mask = torch.ones(1, length, dtype=torch.bool)
+    return VLMFeatures(states=states, mask=mask, roles=roles, token_ids=roles, positions=positions)
+
+
+def conditioning(each: VLMFeatures) -> list[list[Any]]:
+    """As stock CLIPTextEncode would give it."""
+    tokens, rest = comfy_conditions.flattened(each, CONFIG.vlm)
+    return [[tokens, rest]]
+
+
+def noise_for(latent: torch.Tensor) -> torch.Tensor:
+    return comfy.sample.prepare_noise(latent, SEED)
+
+
+def by_comfyui(
+    model: Any, positive: Any, negative: Any, latent: torch.Tensor, cfg: float = CFG
+) -> torch.Tensor:
+    noise = noise_for(latent)
+    return comfy.sample.sample(
+        model, noise, STEPS, cfg, "euler", "simple", positive, negative, latent, disable_pbar=True, seed=SEED
+    )
+
+
+def by_core(
+    model: UniFusion,
+    positive: Conditioning,
+    negative: Conditioning,
+    latent: torch.Tensor,
+    cfg: float = CFG,
+    **more: Any,
+) -> torch.Tensor:
+    tokens = latent.shape[-1] * latent.shape[-2] // model.config.dit.patch_size**2
+    schedule = build_schedule(more.pop("schedule", SCHEDULE), STEPS, tokens)
+    return sample(model, positive, noise_for(latent), schedule, negative=negative, cfg=cfg, **more)
+
+
+def difference(given: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference, in parts of the largest value."""
+    assert given.shape == expected.shape, (given.shape, expected.shape)
+    return float((given - expected).abs().max() / expected.abs().max())
+
+
+LATENT = torch.zeros(1, 16, 8, 12)
+
+
+def parity(
+    positive: VLMFeatures,
+    negative: VLMFeatures,
+    latent: torch.Tensor = LATENT,
+    cfg: float = CFG,
+    **changes: Any,
+) -> float:
+    name = "-".join(["model", *changes])
+    core = core_model(name, **changes)
+    expected = by_core(core, core.pool(positive), core.pool(negative), latent, cfg)
+    given = by_comfyui(
+        comfy_model_of(name, **changes), conditioning(positive), conditioning(negative), latent, cfg
+    )
+    return difference(given, expected)
+
+
+# ComfyUI's sampling equals the core's ---------------------------------------------------------------
+
+
+@case
+def equal_lengths() -> float:
+    return parity(features(9, 4), features(9, seed=1))
+
+
+@case
+def unequal_lengths() -> float:
+    return parity(features(37, 12), features(5))
+
+
+@case
+def without_guidance() -> float:
+    return parity(features(9), features(4), cfg=1.0)
+
+
+@case
+def batch_of_three() -> float:
+    return parity(features(9, 4), features(6), torch.zeros(3, 16, 6, 8))
+
+
+@case
+def joint_attention() -> float:
+    return parity(features(11, 3), features(6), condition_attention="joint")
+
+
+@case
+def pooled_conditions() -> float:
+    """UniFusionLAPPool in front instead of the MODEL's own pooling."""
+    core, model = core_model(), comfy_model_of()
+    positive, negative = features(21, 9), features(5)
+    expected = by_core(core, core.pool(positive), core.pool(negative), LATENT)
+    return difference(
+        by_comfyui(
+            model, *(comfy_model.pool(model, Encoded(f, CONFIG.vlm)) for f in (positive, negative)), LATENT
+        ),
+        expected,
+    )
+
+
+@case
+def condition_per_latent() -> float:
+    """Two conditions for two latents in one CONDITIONING, the shorter one padded."""
+    core, model = core_model(), comfy_model_of()
+    long, short = features(9, 3), features(9, seed=2)
+    short.mask[:, 6:] = False
+    both = VLMFeatures(
+        **{
+            n: torch.cat([getattr(long, n), getattr(short, n)])
+            for n in ("states", "mask", "roles", "token_ids", "positions")
+        }
+    )
+    negative, latent = features(4), torch.zeros(2, 16, 6, 8)
+    expected = by_core(core, core.pool(both), core.pool(negative), latent)
+    return difference(by_comfyui(model, conditioning(both), conditioning(negative), latent), expected)
+
+
+@case
+def odd_latent() -> float:
+    """Padded to whole patches for every step and cropped again."""
+    core, latent = core_model(), torch.zeros(1, 16, 7, 9)
+    positive, negative = features(9, 4), features(5)
+    prepared = [core.prepare(core.pool(f), (4, 5)) for f in (positive, negative)]
+    x, times = noise_for(latent), build_schedule(SCHEDULE, STEPS, 20)
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        padded = torch.nn.functional.pad(x, (0, 1, 0, 1), mode="circular")
+        v, v_negative = (core(padded, t[None], p)[..., :7, :9] for p in prepared)
+        x = x + (t_next - t) * (v_negative + CFG * (v - v_negative))
+    return difference(by_comfyui(comfy_model_of(), conditioning(positive), conditioning(negative), latent), x)
+
+
+@case
+def latents_with_a_time_axis() -> float:
+    """Krea 2's latents B C 1 h w, on the shifted schedule that its model brings."""
+    changes = {"latent_format": "qwen-image", "condition_attention": "joint", "text_positions": "zero"}
+    core, model = core_model("qwen", **changes), comfy_model_of("qwen", **changes)
+    positive, negative = features(9), features(5)
+    latent = comfy.sample.fix_empty_latent_channels(model, LATENT)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS)
+    noise = noise_for(latent)[:, :, 0]
+    expected = sample(core, core.pool(positive), noise, sigmas, negative=core.pool(negative), cfg=CFG)
+    given = by_comfyui(model, conditioning(positive), conditioning(negative), latent)
+    return difference(given, model.get_model_object("latent_format").process_out(expected[:, :, None]))
+
+
+@case
+def unifusion_sampler() -> dict[str, float]:
+    """The node with a schedule of the core, and guided by pictures apart, as by the core and by stock DualCFGGuider."""
+    core, model = core_model(), comfy_model_of()
+    chosen = features(21, 9), features(14, 9), features(5)
+    positive, pictures, negative = (conditioning(f) for f in chosen)
+    pooled = [core.pool(f) for f in chosen]
+    sigmas = comfy_sampling.sigmas_for(model, {"samples": LATENT}, STEPS, "shift 2")
+
+    def drawn(picture_only: Any) -> torch.Tensor:
+        options = {"seed": SEED, "sigmas": sigmas, "cfg": CFG, "image_cfg": 1.7}
+        return comfy_sampling.draw(model, positive, negative, picture_only, {"samples": LATENT}, **options)[
+            "samples"
+        ]
+
+    expected = by_core(core, pooled[0], pooled[2], LATENT, schedule="shift 2")
+    apart = by_core(
+        core, pooled[0], pooled[2], LATENT, picture_only=pooled[1], image_cfg=1.7, schedule="shift 2"
+    )
+    guider = custom_sampler.Guider_DualCFG(model)
+    guider.set_conds(positive, pictures, negative)
+    guider.set_cfg(CFG, 1.7)
+    euler = comfy.samplers.sampler_object("euler")
+    dual = guider.sample(noise_for(LATENT), LATENT, euler, sigmas, disable_pbar=True, seed=SEED)
+    return {
+        "cfg": difference(drawn(None), expected),
+        "apart": difference(drawn(pictures), apart),
+        "dual": difference(dual, apart),
+    }
+
+
+@case
+def sampling_nodes() -> dict[str, float]:
+    """Nodes that change the schedule may hand over times in another scale: with the model's own shift nothing may change."""
+    model, positive, negative = comfy_model_of(), conditioning(features(9)), conditioning(features(5))
+    plain = by_comfyui(model, positive, negative, LATENT)
+    patched = {
+        "sd3": model_advanced.ModelSamplingSD3().patch(model, shift=3.0)[0],
+        "aura": model_advanced.ModelSamplingAuraFlow().patch_aura(model, shift=3.0)[0],
+    }
+    return {name: difference(by_comfyui(m, positive, negative, LATENT), plain) for name, m in patched.items()}
+
+
+# Conditions stay exact, and are computed once -------------------------------------------------------
+
+
+@contextmanager
+def nothing_shared() -> Any:
+    """Every condition alone in its pass, everything computed anew."""
+    alone, once = comfy_conditions.ConditionInBatch, comfy_conditions.SamplingCondition
+    saved = alone.can_concat, once.once
+    alone.can_concat, once.once = (lambda self, other: False), (lambda self, key, compute: compute())
+    try:
+        yield
+    finally:
+        alone.can_concat, once.once = saved
+
+
+@case
+def stock_conditioning_nodes() -> dict[str, float]:
+    """Areas, time ranges, concatenation, averages: the same with and without batching and reuse."""
+    model = comfy_model_of()
+    long, short, third = (conditioning(f) for f in (features(23, 9), features(7), features(12, 4)))
+    (area,) = stock.ConditioningSetArea().append(short, 48, 40, 16, 16, 0.8)
+    (early,) = stock.ConditioningSetTimestepRange().set_range(long, 0.0, 0.5)
+    (late,) = stock.ConditioningSetTimestepRange().set_range(third, 0.5, 1.0)
+    (joined,) = stock.ConditioningConcat().concat(short, third)
+    (mixed,) = stock.ConditioningAverage().addWeighted(long, short, 0.3)
+    (zero,) = stock.ConditioningZeroOut().zero_out(third)
+    positives = {
+        "area": long + area,
+        "time": early + late,
+        "concat": joined,
+        "average": mixed,
+        "all": early + late + area + joined,
+    }
+    found = {}
+    for name, positive in positives.items():
+        given = by_comfyui(model, positive, zero, LATENT)
+        with nothing_shared():
+            found[name] = difference(given, by_comfyui(model, positive, zero, LATENT))
+    return found
+
+
+@case
+def concatenation() -> float:
+    """Concatenated conditionings are the features one behind the other."""
+    core, model = core_model(), comfy_model_of()
+    a, b, negative = features(7), features(12), features(5)
+    names = ("states", "mask", "roles", "token_ids", "positions")
+    both = VLMFeatures(**{n: torch.cat([getattr(a, n), getattr(b, n)], 1) for n in names})
+    (joined,) = stock.ConditioningConcat().concat(conditioning(a), conditioning(b))
+    expected = by_core(core, core.pool(both), core.pool(negative), LATENT)
+    return difference(by_comfyui(model, joined, conditioning(negative), LATENT), expected)
+
+
+@case
+def computed_once() -> dict[str, int]:
+    """How often two conditions are pooled and prepared in five steps, and what of it is left afterwards."""
+    model = comfy_model_of()
+    module = model.model.diffusion_model
+    counts = {"pool": 0, "prepare": 0}
+
+    def counted(name: str) -> Callable[..., Any]:
+        original = getattr(module, name)
+
+        def call(*args: Any) -> Any:
+            counts[name] += 1
+            return original(*args)
+
+        return call
+
+    module.pool, module.prepare = counted("pool"), counted("prepare")
+    by_comfyui(model, conditioning(features(9)), conditioning(features(5)), LATENT)
+    gc.collect()
+    kinds = (PreparedCondition, comfy_conditions.SamplingCondition)
+    return counts | {"left": sum(isinstance(each, kinds) for each in gc.get_objects())}
+
+
+@case
+def hooked_lora() -> dict[str, float]:
+    """A LoRA on one condition alone, switched off halfway: LAP, refiner and keys follow the weights of each step."""
+    core, patched = core_model(), core_model()
+    random = torch.Generator().manual_seed(3)
+    lora = {}
+    for name in (
+        "txtfusion.layerwise_blocks.0.attn.wq",
+        "txtfusion.refiner_blocks.1.mlp.up",
+        "blocks.1.attn.wk",
+    ):
+        weight = patched.get_submodule(name).weight
+        down, up = (
+            torch.randn(4, weight.shape[1], generator=random),
+            torch.randn(weight.shape[0], 4, generator=random),
+        )
+        lora[f"diffusion_model.{name}.lora_A.weight"] = down * 0.2
+        lora[f"diffusion_model.{name}.lora_B.weight"] = up * 0.2
+        weight += (up * 0.2) @ (down * 0.2)
+    hooks = comfy.hooks.create_hook_lora(lora, 1.0, 0.0)
+    keyframes = comfy.hooks.HookKeyframeGroup()
+    keyframes.add(comfy.hooks.HookKeyframe(strength=1.0, start_percent=0.0))
+    keyframes.add(comfy.hooks.HookKeyframe(strength=0.0, start_percent=0.5))
+    hooks.set_keyframes_on_hooks(keyframes)
+    positive, negative = features(9, 4), features(5)
+    hooked = comfy.hooks.set_hooks_for_conditioning(conditioning(positive), hooks)
+    given = by_comfyui(comfy_model_of(), hooked, conditioning(negative), LATENT)
+
+    x, times = noise_for(LATENT), build_schedule(SCHEDULE, STEPS, 24)
+    other = core.prepare(core.pool(negative), (4, 6))
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        model = patched if t > 0.75 else core  # where half of the sampling is done
+        v = model(x, t[None], model.prepare(model.pool(positive), (4, 6)))
+        v_negative = core(x, t[None], other)
+        x = x + (t_next - t) * (v_negative + CFG * (v - v_negative))
+    plain = by_core(core, core.pool(positive), core.pool(negative), LATENT)
+    return {"difference": difference(given, x), "effect": difference(plain, x)}
+
+
+# Files and types ------------------------------------------------------------------------------------
+
+
+@case
+def saved_and_loaded() -> dict[str, Any]:
+    """What ModelSave writes, with a LoRA baked in, opens again as the same model with the same training record."""
+    model = comfy_model_of()
+    name = "diffusion_model.blocks.0.attn.wq.weight"
+    model.add_patches({name: ("diff", (torch.ones(64, 64),))}, 0.1)
+    stock_save = comfy.sd.save_checkpoint
+    path = FOLDER / "saved.safetensors"
+    stock_save(str(path), model, metadata={"format": "pt"})
+    loaded, record = checkpoint.load_generator(path)
+    expected = core_model().state_dict()
+    expected["blocks.0.attn.wq.weight"] += 0.1
+    return {
+        "difference": max(float((v - expected[k]).abs().max()) for k, v in loaded.state_dict().items()),
+        "record": record,
+        "config": loaded.config == CONFIG,
+    }
+
+
+@case
+def weight_types() -> dict[str, float]:
+    """Weights kept in fewer bits draw nearly the same."""
+    positive, negative = conditioning(features(9, 4)), conditioning(features(5))
+    exact = by_comfyui(comfy_model_of(), positive, negative, LATENT)
+    return {
+        name: difference(by_comfyui(comfy_model_of(weight_type=name), positive, negative, LATENT), exact)
+        for name in ("fp32", "bf16", "fp16", "fp8_e4m3fn")
+    }
+
+
+@case
+def size_warning() -> list[str]:
+    """What is logged for a size that the model was never trained on, and for one that it was."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("the_pack.nodes.comfy_model").addHandler(handler)
+    model, positive, negative = comfy_model_of(), conditioning(features(9)), conditioning(features(5))
+    by_comfyui(model, positive, negative, torch.zeros(1, 16, 8, 12))
+    by_comfyui(model, positive, negative, torch.zeros(1, 16, 20, 12))
+    return said
+
+
+# The VLM --------------------------------------------------------------------------------------------
+
+
+def embedded_clip() -> Any:
+    return comfy_clip.load_clip(embedded.VLM, presets.TINY.vlm)
+
+
+def pictures() -> list[torch.Tensor]:
+    return [torch.rand(1, 96, 128, 3, generator=torch.Generator().manual_seed(n)) for n in range(2)]
+
+
+@case
+def vlm_states() -> dict[str, Any]:
+    """Features through ComfyUI's CLIP against the backbone alone, with and without pictures; stock encoding, too."""
+    clip, plain = embedded_clip(), load_vlm(embedded.VLM)
+    found: dict[str, Any] = {}
+    for name, images in (("text", []), ("pictures", pictures())):
+        request = VLMRequest(
+            prompt="big red circle at top left", pictures=[i[0].movedim(-1, 0) for i in images]
+        )
+        spec = presets.TINY.vlm
+        inputs = plain.prepare([request], spec.template, 5)
+        expected = kept_features(plain.encode(inputs, spec), spec.kept_tokens)
+        tokens, given = comfy_clip.encode(clip, request.prompt, images, 5)
+        found[name] = difference(given.features.states, expected.states)
+        found[name + " places"] = bool((given.features.positions == expected.positions).all())
+        found[name + " tiles"] = list(comfy_clip.tiles_of(tokens).shape)
+    (stock_encoded,) = stock.CLIPTextEncode().encode(clip, "big red circle at top left")
+    _, expected = comfy_clip.encode(clip, "big red circle at top left", [], 10)
+    found["stock"] = difference(stock_encoded[0][0], expected.features.states.flatten(2))
+    found["empty prompt"] = stock.CLIPTextEncode().encode(clip, "")[0][0][0].shape[1]
+    return found
+
+
+@case
+def vlm_text() -> dict[str, Any]:
+    """What stock Generate Text does: greedy as the backbone's, sampled the same for the same seed."""
+    clip, plain = embedded_clip(), load_vlm(embedded.VLM)
+    inputs = plain.prepare([VLMRequest(prompt="a red ball")], presets.TINY.vlm.template)
+    tokens = clip.tokenize("a red ball", image=None, skip_template=False, min_length=1, thinking=False)
+
+    def written(**options: Any) -> str:
+        return clip.decode(clip.generate(tokens, max_length=12, **options))
+
+    warm = {"do_sample": True, "temperature": 2.0}
+    return {
+        "greedy": written(do_sample=False) == plain.generate(inputs, max_new_tokens=12)[0],
+        "seeds": [
+            written(seed=1, **warm) == written(seed=1, **warm),
+            written(seed=1, **warm) == written(seed=2, **warm),
+        ],
+    }
+
+
+@case
+def generation_is_interrupted() -> str:
+    clip = embedded_clip()
+    tokens = clip.tokenize("a red ball")
+    mm.interrupt_current_processing(True)
+    try:
+        clip.generate(tokens, do_sample=False, max_length=12)
+    except mm.InterruptProcessingException:
+        return "interrupted"
+    finally:
+        mm.interrupt_current_processing(False)
+    return "ran to its end"
+
+
+# Sentences ------------------------------------------------------------------------------------------
+
+
+@case
+def sentences() -> dict[str, str]:
+    """What a user reads who connects the wrong thing."""
+    clip, model = embedded_clip(), comfy_model_of()
+    broken = pictures()[0].clone()
+    broken[0, 3, 3, 0] = float("nan")
+    foreign = [[torch.zeros(1, 77, 768), {"pooled_output": torch.zeros(1, 768)}]]
+    other_vlm = replace(CONFIG.vlm, hidden_size=160, num_layers=9)
+    other_taps = replace(CONFIG.vlm, taps=(0, 1, 4))  # as many, so that no shape gives it away
+    tokens, rest = comfy_conditions.flattened(features(5), other_taps)
+    encoded_for_others = [[tokens, rest]]
+
+    class OtherKind:
+        model = torch.nn.Linear(1, 1)
+        cond_stage_model = torch.nn.Linear(1, 1)
+
+    attempts: dict[str, Callable[[], Any]] = {
+        "nan picture": lambda: comfy_clip.encode(clip, "", [broken], 5),
+        "gray picture": lambda: comfy_clip.encode(clip, "", [pictures()[0][..., :1]], 5),
+        "long prompt": lambda: stock.CLIPTextEncode().encode(clip, "red circle " * 2000),
+        "foreign conditioning": lambda: by_comfyui(model, foreign, foreign, LATENT),
+        "other clip": lambda: comfy_clip.encode(OtherKind(), "", [], 5),
+        "other model": lambda: comfy_sampling.sigmas_for(OtherKind(), {"samples": LATENT}, 4, "uniform"),
+        "other features": lambda: comfy_model.pool(model, Encoded(features(5), other_taps)),
+        "other taps": lambda: by_comfyui(model, encoded_for_others, encoded_for_others, LATENT),
+        "other vlm": lambda: comfy_clip.load_clip(embedded.VLM, other_vlm),
+        "latent of other channels": lambda: by_comfyui(
+            model, conditioning(features(5)), conditioning(features(5)), torch.ones(1, 4, 8, 8)
+        ),
+    }
+    said = {}
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+            said[name] = ""
+        except Exception as error:  # every kind is looked at by the test
+            said[name] = f"{type(error).__name__}: {error}"
+    return said
+
+
+def main() -> None:
+    results: dict[str, Any] = {}
+    for name in CHOSEN or CASES:
+        try:
+            results[name] = CASES[name]()
+        except Exception:  # the other cases shall be measured all the same
+            results[name] = {"failed": traceback.format_exc()}
+    print("RESULTS " + json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The numbers behind the nodes: sampling equals the core's, conditions are computed once, VLM states are right.
+
+    pytest tests/comfyui/test_in_process.py
+
+One process measures everything (in_process.py, where each case is explained); a test looks at each result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.comfyui
+
+SCRIPT = Path(__file__).with_name("in_process.py")
+PARITY = 1e-4  # of the largest value, in float32; what is seen is near 1e-6
+LIMIT_SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def measured(
+    comfyui_home: Path, comfyui_python: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Any]:
+    """`measured(name)`: what a case of in_process.py returned."""
+    folder = tmp_path_factory.mktemp("in_process")
+    command = [comfyui_python, str(SCRIPT), str(comfyui_home), str(SCRIPT.parents[2]), str(folder)]
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    limit = LIMIT_SECONDS * int(os.environ.get("COMFYUI_PATIENCE", "1"))
+    done = subprocess.run(
+        command, cwd=comfyui_home, env=environment, capture_output=True, text=True, timeout=limit, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULTS ")]
+    if not lines:
+        pytest.fail(f"in_process.py ended with {done.returncode}:\n{done.stderr[-5000:]}", pytrace=False)
+    results = json.loads(lines[0].removeprefix("RESULTS "))
+
+    def look_up(name: str) -> Any:
+        result = results[name]
+        if isinstance(result, dict) and "failed" in result:
+            pytest.fail(result["failed"], pytrace=False)
+        return result
+
+    return look_up
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "equal_lengths",
+        "unequal_lengths",
+        "without_guidance",
+        "batch_of_three",
+        "joint_attention",
+        "pooled_conditions",
+        "condition_per_latent",
+        "concatenation",
+        "odd_latent",
+        "latents_with_a_time_axis",
+    ],
+)
+def test_comfyui_draws_what_the_core_draws(measured: Callable[[str], Any], case: str) -> None:
+    assert measured(case) <= PARITY
+
+
+@pytest.mark.parametrize("case", ["unifusion_sampler", "sampling_nodes", "stock_conditioning_nodes"])
+def test_every_way_of_sampling_is_exact(measured: Callable[[str], Any], case: str) -> None:
+    found = measured(case)
+    assert max(found.values()) <= PARITY, found
+
+
+def test_conditions_are_computed_once_and_released(measured: Callable[[str], Any]) -> None:
+    assert measured("computed_once") == {"pool": 2, "prepare": 2, "left": 0}
+
+
+def test_a_lora_on_one_condition_reaches_pooling_and_keys(measured: Callable[[str], Any]) -> None:
+    found = measured("hooked_lora")
+    assert found["difference"] <= PARITY
+    assert found["effect"] > 100 * PARITY
+
+
+def test_a_saved_model_opens_as_the_same_model(measured: Callable[[str], Any]) -> None:
+    found = measured("saved_and_loaded")
+    assert found["difference"] <= 1e-6
+    assert found["config"]
+    assert found["record"] == {"recipe": "none"}
+
+
+def test_smaller_weights_draw_nearly_the_same(measured: Callable[[str], Any]) -> None:
+    found = measured("weight_types")
+    assert found["fp32"] == 0
+    assert 0 < found["fp16"] < found["bf16"] < found["fp8_e4m3fn"] < 0.5
+
+
+def test_an_untrained_size_is_warned_about_once(measured: Callable[[str], Any]) -> None:
+    (sentence,) = measured("size_warning")
+    assert "96 x 160" in sentence
+    assert "96 x 64" in sentence
+
+
+def test_comfyuis_clip_gives_the_vlms_states(measured: Callable[[str], Any]) -> None:
+    found = measured("vlm_states")
+    assert max(found["text"], found["pictures"], found["stock"]) <= 1e-5
+    assert found["text places"]
+    assert found["pictures places"]
+    assert found["text tiles"] == [1, 64, 64, 3]
+    assert found["pictures tiles"][1:] == [48, 48, 3]
+    assert found["pictures tiles"][0] > 2
+    assert found["empty prompt"] >= 1
+
+
+def test_comfyuis_clip_writes_the_vlms_text(measured: Callable[[str], Any]) -> None:
+    found = measured("vlm_text")
+    assert found["greedy"]
+    assert found["seeds"] == [True, False]
+
+
+def test_writing_stops_when_the_user_cancels(measured: Callable[[str], Any]) -> None:
+    assert measured("generation_is_interrupted") == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("attempt", "words"),
+    [
+        ("nan picture", ["NaN", "find the step"]),
+        ("gray picture", ["1 channels", "RGB"]),
+        ("long prompt", ["1024", "shorten"]),
+        ("foreign conditioning", ["768 wide", "72", "Load UniFusion VLM"]),
+        ("other clip", ["Linear", "Load UniFusion VLM"]),
+        ("other model", ["Linear", "Load UniFusion Model"]),
+        ("other features", ["(0, 1, 4)", "(0, 1, 3)", "Load UniFusion VLM"]),
+        ("other taps", ["(0, 1, 4)", "(0, 1, 3)", "Load UniFusion VLM"]),
+        ("other vlm", ["number of layers is 6, 9 is needed"]),
+        ("latent of other channels", ["4 channels", "16", "EmptySD3LatentImage"]),
+    ],
+)
+def test_a_wrong_input_is_answered_with_a_sentence(
+    measured: Callable[[str], Any], attempt: str, words: list[str]
+) -> None:
+    sentence = measured("sentences")[attempt]
+    assert all(word in sentence for word in words), sentence

@@ -1,0 +1,76 @@
+"""The pack as a newcomer meets it: loaded without complaint, everything explained, templates to open.
+
+pytest tests/comfyui/test_registered.py
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Comfy
+
+pytestmark = pytest.mark.comfyui
+
+NODES = (
+    "UniFusionModelLoader",
+    "UniFusionVLMLoader",
+    "UniFusionImageEncode",
+    "UniFusionLAPPool",
+    "UniFusionSampler",
+    "UniFusionSchedule",
+)
+
+
+@pytest.fixture(scope="module")
+def nodes(comfy: Comfy) -> dict[str, Any]:
+    return {name: node for name, node in comfy.object_info().items() if name.startswith("UniFusion")}
+
+
+def test_the_pack_is_imported_without_complaint(comfy: Comfy) -> None:
+    log = comfy.log()
+    assert "comfyui-unifusion" in log
+    assert "IMPORT FAILED" not in log
+    assert "Error while calling comfy_entrypoint" not in log
+    assert "you accessed" not in log  # what ComfyUI says when it looks for something that a model lacks
+
+
+def test_all_nodes_are_there(nodes: dict[str, Any]) -> None:
+    assert set(NODES) <= set(nodes)
+
+
+def test_everything_is_explained(nodes: dict[str, Any]) -> None:
+    for name, node in nodes.items():
+        assert node["category"] == "UniFusion"
+        assert node["display_name"] != name
+        assert node["description"]
+        assert node["search_aliases"]
+        assert all(node["output_tooltips"]), name
+        for group in node["input"].values():
+            for socket, (_, options) in group.items():
+                assert options.get("tooltip"), f"{name}.{socket}"
+
+
+def test_the_embedded_parts_stand_in_the_drop_downs(comfy: Comfy, nodes: dict[str, Any]) -> None:
+    vaes = comfy.object_info()["VAELoader"]["input"]["required"]["vae_name"][0]
+    assert [name for name in vaes if "unifusion" in name] == ["unifusion-tiny-1-vae.safetensors"]
+    for name, socket in (("UniFusionModelLoader", "file"), ("UniFusionVLMLoader", "folder")):
+        options = nodes[name]["input"]["required"][socket][1]
+        assert options["default"] == options["options"][0] == "unifusion-tiny-1 (built in)"
+
+
+def test_a_vlm_folder_appears_without_a_restart(comfy: Comfy) -> None:
+    folder = comfy.models_dir / "vlm" / "maker" / "some-vlm"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    options = comfy.object_info()["UniFusionVLMLoader"]["input"]["required"]["folder"][1]["options"]
+    assert "maker/some-vlm" in options
+
+
+def test_workflows_are_offered_as_templates(comfy: Comfy) -> None:
+    _, templates = comfy.request("GET", "/workflow_templates")
+    assert {"text_to_image_ksampler", "text_to_image_unifusion_sampler"} <= set(
+        templates["comfyui-unifusion"]
+    )

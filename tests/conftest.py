@@ -1,0 +1,94 @@
+"""What many tests share: small models and features of unequal sizes, so that swapped axes cannot pass. Nothing magic."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from unifusion_core.contracts import ChatTemplate, TokenRole, VLMFeatures, VLMSpec
+from unifusion_core.models.dit import DiTConfig
+from unifusion_core.models.lap import LAPConfig
+from unifusion_core.models.unifusion import UniFusion, UniFusionConfig
+
+SMALL_CONFIG = UniFusionConfig(
+    vlm=VLMSpec(
+        family="internvl",
+        hidden_size=24,
+        num_layers=5,
+        taps=(0, 1, 3),
+        template=ChatTemplate(
+            prefix="<s>",
+            suffix="<a>",
+            end="<e>",
+            picture_prefix="<i>",
+            picture_token="<p>",
+            picture_suffix="</i>",
+        ),
+    ),
+    lap=LAPConfig(num_heads=3, mlp_size=40),
+    dit=DiTConfig(
+        hidden_size=64,
+        num_blocks=2,
+        num_heads=2,
+        num_kv_heads=1,
+        mlp_size=72,
+        latent_channels=3,
+        time_size=20,
+    ),
+    condition_attention="prefix",
+)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was skipped and why, just above the last line: one line for each reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for reason, count in Counter(report.longrepr[2] for report in skipped).items():
+        terminalreporter.write_line(f"{count} tests skipped: {reason.removeprefix('Skipped: ')}")
+
+
+@pytest.fixture
+def small_config() -> UniFusionConfig:
+    """B T L D = any, any, 3, 24; DiT width 64, two heads that share one key head, latents of 3 channels."""
+    return SMALL_CONFIG
+
+
+@pytest.fixture
+def build_model() -> Callable[..., UniFusion]:
+    """`build_model(condition_attention="joint", ...)`: the small model with random weights, every part of it at work."""
+
+    def build(seed: int = 0, **changes: object) -> UniFusion:
+        generator = torch.Generator().manual_seed(seed)
+        model = UniFusion(replace(SMALL_CONFIG, **changes))
+        for parameter in model.parameters():
+            std = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3
+            parameter.data.normal_(std=std, generator=generator)
+        return model.eval().requires_grad_(False)
+
+    return build
+
+
+@pytest.fixture
+def build_features() -> Callable[..., VLMFeatures]:
+    """`build_features(5, 3)`: features of two chats with 5 and 3 real tokens; the first `num_picture` of them are picture
+    tokens in a column. Padding holds large numbers, so that a leak is seen."""
+
+    def build(*lengths: int, num_picture: int = 0, seed: int = 0) -> VLMFeatures:
+        generator = torch.Generator().manual_seed(seed)
+        spec, length = SMALL_CONFIG.vlm, max(lengths)
+        states = torch.randn(len(lengths), length, len(spec.taps), spec.hidden_size, generator=generator)
+        mask = torch.arange(length)[None] < torch.tensor(lengths)[:, None]
+        roles = torch.where(mask, int(TokenRole.PROMPT), int(TokenRole.PADDING))
+        positions = torch.zeros(len(lengths), length, 3)
+        for number in range(num_picture):
+            roles[:, number] = int(TokenRole.PICTURE)
+            positions[:, number] = torch.tensor([1.0, (number + 0.5) / num_picture, 0.25])
+        states[~mask] = 1e3
+        return VLMFeatures(
+            states=states, mask=mask, roles=roles, token_ids=torch.zeros_like(roles), positions=positions
+        )
+
+    return build

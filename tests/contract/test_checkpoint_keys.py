@@ -1,0 +1,76 @@
+"""Names and shapes in a generator file, and its JSON, are promises: pytest tests/contract/test_checkpoint_keys.py
+
+Files that people have keep loading only if these do not change. golden/krea2_keys.json was read off Krea 2's public
+code, the others are ours; after a wanted change (a new format, a new embedded model) write them anew with
+
+    python tests/contract/test_checkpoint_keys.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from unifusion_core import embedded
+from unifusion_core.checkpoint import build_unifusion, config_from_json, config_to_json, load_generator
+from unifusion_core.models.layers import Build
+from unifusion_core.models.unifusion import UniFusionConfig
+from unifusion_core.presets import KREA_2, TINY
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+BLOCK_NUMBER = re.compile(r"(?<=blocks\.)\d+(?=\.)")
+
+
+def read_golden(name: str) -> dict:
+    return json.loads((GOLDEN / name).read_text())
+
+
+def layout(config: UniFusionConfig) -> dict[str, dict]:
+    """Shape and number of every weight, blocks of a stack taken together as `blocks.N`."""
+    found: dict[str, dict] = {}
+    for key, value in build_unifusion(config, Build(device="meta")).state_dict().items():
+        entry = found.setdefault(BLOCK_NUMBER.sub("N", key), {"shape": list(value.shape), "count": 0})
+        assert entry["shape"] == list(value.shape)
+        entry["count"] += 1
+    return dict(sorted(found.items()))
+
+
+def test_krea_2_has_the_public_layout() -> None:
+    assert layout(KREA_2) == read_golden("krea2_keys.json")
+
+
+def test_tiny_keeps_its_layout() -> None:
+    assert layout(TINY) == read_golden("tiny_keys.json")
+
+
+@pytest.mark.parametrize("name", ["tiny", "krea2"])
+def test_configurations_written_earlier_are_still_read(name: str) -> None:
+    text = (GOLDEN / f"{name}_config.json").read_text()
+
+    config, training = config_from_json(text)
+
+    assert json.loads(config_to_json(config, training)) == json.loads(text)  # nothing dropped, nothing added
+    assert config == {"tiny": TINY, "krea2": KREA_2}[name]
+
+
+def test_the_embedded_generator_is_of_the_tiny_size() -> None:
+    if not embedded.GENERATOR.exists():
+        pytest.skip("the embedded generator is not in the repository yet")
+
+    model, _ = load_generator(embedded.GENERATOR)
+
+    assert layout(model.config) == layout(TINY)
+
+
+def write_golden() -> None:
+    (GOLDEN / "tiny_keys.json").write_text(json.dumps(layout(TINY), indent=1) + "\n")
+    for name, config in (("tiny", TINY), ("krea2", KREA_2)):
+        text = json.dumps(json.loads(config_to_json(config)), indent=1)
+        (GOLDEN / f"{name}_config.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    write_golden()

@@ -1,0 +1,91 @@
+"""Shipped workflows use known nodes and inputs, and each has its API twin: pytest tests/contract/test_workflow_files.py
+
+Read from the files alone; tests/comfyui runs them in a real ComfyUI.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from unifusion_core import embedded
+
+ROOT = Path(__file__).resolve().parents[2]
+UI = sorted((ROOT / "workflows").glob("*.json"))
+API = sorted((ROOT / "workflows" / "api").glob("*.json"))
+STOCK = {
+    "CLIPTextEncode",
+    "EmptySD3LatentImage",
+    "KSampler",
+    "LoadImage",
+    "PreviewImage",
+    "SaveImage",
+    "VAEDecode",
+    "VAELoader",
+}
+NOTES = {"MarkdownNote", "Note"}  # of the front end, without a twin in the API form
+
+
+def own_nodes() -> dict[str, set[str]]:
+    """Node id -> input ids, read from the schemas in nodes/."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "nodes").glob("*.py"):
+        for schema in ast.walk(ast.parse(path.read_text())):
+            if isinstance(schema, ast.Call) and ast.unparse(schema.func).endswith("Schema"):
+                values = {k.arg: k.value for k in schema.keywords}
+                inputs = {
+                    call.args[0].value
+                    for call in ast.walk(values["inputs"])
+                    if isinstance(call, ast.Call)
+                    and ast.unparse(call.func).endswith("Input")
+                    and call.args
+                    and isinstance(call.args[0], ast.Constant)
+                }
+                assert isinstance(values["node_id"], ast.Constant), path
+                found[values["node_id"].value] = inputs
+    return found
+
+
+OWN = own_nodes()
+
+
+def test_every_node_of_the_pack_is_prefixed_and_found() -> None:
+    assert OWN
+    assert all(node.startswith("UniFusion") for node in OWN)
+
+
+@pytest.mark.parametrize("path", API, ids=lambda path: path.stem)
+def test_api_workflows_use_known_nodes_and_wires(path: Path) -> None:
+    graph = json.loads(path.read_text())
+
+    for node in graph.values():
+        kind = node["class_type"]
+        assert kind in OWN or kind in STOCK
+        if kind in OWN:
+            assert {name.partition(".")[0] for name in node["inputs"]} <= OWN[kind]
+        for value in node["inputs"].values():
+            if isinstance(value, list):
+                assert value[0] in graph
+
+
+@pytest.mark.parametrize("path", UI, ids=lambda path: path.stem)
+def test_ui_workflows_have_an_api_twin_with_the_same_nodes(path: Path) -> None:
+    kinds = [node["type"] for node in json.loads(path.read_text())["nodes"] if node["type"] not in NOTES]
+    twin = json.loads((ROOT / "workflows" / "api" / path.name).read_text())
+
+    assert sorted(kinds) == sorted(node["class_type"] for node in twin.values())
+
+
+@pytest.mark.parametrize("path", [*UI, *API], ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_workflows_name_the_embedded_model_of_this_version(path: Path) -> None:
+    named = set(re.findall(r"unifusion-tiny-\d+", path.read_text()))
+
+    assert named <= {embedded.NAME}
+
+
+def test_no_workflow_needs_a_file_of_this_machine() -> None:
+    assert [p.name for p in [*UI, *API] if re.search(r"/(root|home|work|tmp)/", p.read_text())] == []

@@ -1,0 +1,201 @@
+"""From prompts to pictures: what a picture depends on, sizes, picture files, rewriting, parts that do not fit.
+
+PYTHONPATH=. python -m pytest --import-mode=importlib tests/unit/test_pipeline.py
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unifusion_core import embedded
+from unifusion_core.contracts import VLMRequest
+from unifusion_core.errors import CheckpointError, ConfigError, PromptError, ShapeError, VLMError
+from unifusion_core.models.unifusion import UniFusion
+from unifusion_core.pipeline import (
+    DrawSettings,
+    Pipeline,
+    check_size,
+    read_picture_file,
+    size_of_picture,
+    write_picture_file,
+)
+from unifusion_core.presets import TINY
+from unifusion_core.rewriting import attempt_rewrites, rewrite
+from unifusion_core.vlm.backbone import load_vlm
+
+QUICK = DrawSettings(size=(48, 32), steps=2)
+RED = VLMRequest(prompt="a red circle")
+LONG = VLMRequest(prompt="two small blue squares, one at the top left and the other in the middle, on wood")
+
+
+@pytest.fixture(scope="module")
+def pipeline(random_weights: SimpleNamespace) -> Pipeline:
+    return Pipeline.load(random_weights.model, random_weights.vlm, random_weights.vae, device="cpu")
+
+
+def differ(a: np.ndarray, b: np.ndarray) -> int:
+    """The largest difference in levels."""
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+def test_a_picture_does_not_depend_on_its_neighbours_in_the_batch(pipeline: Pipeline) -> None:
+    requests, seeds = (
+        [RED, LONG, VLMRequest(prompt="", decoded="big cyan star at top, pink background.")],
+        [5, 6, 7],
+    )
+    together = pipeline.generate(requests, seeds, QUICK)
+    for request, seed, picture in zip(requests, seeds, together, strict=True):
+        assert picture.shape == (32, 48, 3)
+        assert differ(picture, pipeline.generate([request], [seed], QUICK)[0]) <= 1
+
+
+def test_prompt_rewrite_seed_guidance_and_input_picture_each_change_the_picture(pipeline: Pipeline) -> None:
+    first = pipeline.generate([RED], [1], QUICK)[0]
+    assert differ(first, pipeline.generate([RED], [1], QUICK)[0]) == 0
+    gradient = torch.linspace(0, 1, 96).expand(3, 96, 96)
+    others = [
+        pipeline.generate([LONG], [1], QUICK),
+        pipeline.generate([replace(RED, decoded="big red circle at top, white background.")], [1], QUICK),
+        pipeline.generate([replace(RED, pictures=[gradient])], [1], QUICK),
+        pipeline.generate([RED], [2], QUICK),
+        pipeline.generate([RED], [1], replace(QUICK, cfg=1.0)),
+    ]
+    assert all(differ(first, pictures[0]) > 1 for pictures in others)
+
+
+def test_the_empty_prompt_is_drawn_and_is_what_guidance_leads_away_from(pipeline: Pipeline) -> None:
+    empty = VLMRequest(prompt="")
+    assert pipeline.rewrite([empty]) == [empty]
+    guided = pipeline.generate([empty], [1], QUICK)[0]
+    assert differ(guided, pipeline.generate([empty], [1], replace(QUICK, cfg=1.0))[0]) <= 1
+    assert torch.equal(pipeline.unconditional.tokens, pipeline.condition([empty]).tokens)
+
+
+def test_sides_of_an_odd_number_of_patches_are_drawn_and_cut(pipeline: Pipeline) -> None:
+    assert pipeline.generate([RED], [1], replace(QUICK, size=(40, 24)))[0].shape == (24, 40, 3)
+
+
+def test_impossible_sizes_are_refused_with_those_that_are_near() -> None:
+    with pytest.raises(ShapeError, match=r"130x128 .* multiples of 8; near are 128x128 and 136x128"):
+        check_size((130, 128))
+    for size in ((0, 128), (128, 100_000)):
+        with pytest.raises(ShapeError, match="8 to 4096"):
+            check_size(size)
+    assert size_of_picture(torch.zeros(3, 107, 101)) == (104, 104)
+
+
+def test_untrained_sizes_are_drawn_with_a_warning_that_names_the_trained_ones(
+    pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "unifusion_core"):
+        pipeline.generate([RED], [1], replace(QUICK, size=(112, 160), steps=1))
+        assert not caplog.records
+        pipeline.generate([RED], [1], QUICK)
+    assert "48x32 is none of the sizes" in caplog.text
+    assert "128x128, 160x112, 112x160" in caplog.text
+
+
+def test_seeds_and_settings_that_do_not_fit_are_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(ConfigError, match="2 seeds were given for 1 pictures"):
+        pipeline.generate([RED], [1, 2], QUICK)
+    with pytest.raises(ConfigError, match="at least 1"):
+        pipeline.generate([RED], [1], replace(QUICK, steps=0))
+    with pytest.raises(ShapeError, match="NaN"):
+        pipeline.generate([replace(RED, pictures=[torch.full((3, 32, 32), float("nan"))])], [1], QUICK)
+    with pytest.raises(PromptError, match="shorten the prompt"):
+        pipeline.generate([VLMRequest(prompt="many words " * 2000)], [1], QUICK)
+
+
+def test_parts_that_do_not_fit_are_refused(pipeline: Pipeline) -> None:
+    deeper = UniFusion(replace(TINY, vlm=replace(TINY.vlm, num_layers=7)))
+    with pytest.raises(VLMError, match="number of layers is 6, 7 is needed"):
+        Pipeline(deeper, pipeline.backbone, pipeline.autoencoder)
+    foreign = UniFusion(replace(TINY, latent_format="qwen-image"))
+    with pytest.raises(CheckpointError, match=r'16 of "qwen-image".*choose its own VAE'):
+        Pipeline(foreign, pipeline.backbone, pipeline.autoencoder)
+    other = UniFusion(replace(TINY, vlm=replace(TINY.vlm, fingerprint="0" * 64)))
+    with pytest.raises(VLMError, match="other weights"):
+        Pipeline(other, pipeline.backbone, pipeline.autoencoder)
+
+
+# Rewriting ----------------------------------------------------------------------------------------
+
+
+def test_a_rewrite_that_does_not_end_is_an_error_that_names_its_prompt(pipeline: Pipeline) -> None:
+    # random weights never come to an end
+    attempts = attempt_rewrites(pipeline.backbone, TINY.vlm, [RED, LONG], max_new_tokens=3)
+    assert [type(attempt) for attempt in attempts] == [PromptError, PromptError]
+    with pytest.raises(PromptError, match=r'"a red circle" did not end within 3 tokens'):
+        rewrite(pipeline.backbone, TINY.vlm, [RED, LONG], max_new_tokens=3)
+
+
+def test_an_empty_rewrite_is_an_error(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.backbone, "generate", lambda *_, **__: [" "])
+    with pytest.raises(PromptError, match="nothing to say"):
+        pipeline.rewrite([RED])
+
+
+def test_locked_rewrites_stay_and_the_others_are_written(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.backbone, "generate", lambda chats, **_: ["written"] * len(chats.token_ids))
+    locked, empty = VLMRequest(prompt="x", decoded="locked"), VLMRequest(prompt=" ")
+    with_picture = VLMRequest(prompt="", pictures=[torch.rand(3, 32, 32)])
+    texts = [r.decoded for r in pipeline.rewrite([RED, locked, empty, with_picture])]
+    assert texts == ["written", "locked", None, "written"]
+
+
+@pytest.mark.skipif(not embedded.VLM.is_dir(), reason="the embedded VLM is not there")
+def test_the_embedded_vlm_writes_the_same_rewrite_alone_and_in_company() -> None:
+    backbone = load_vlm(embedded.VLM)
+    together = rewrite(backbone, TINY.vlm, [RED, LONG])
+    assert together == [rewrite(backbone, TINY.vlm, [request])[0] for request in (RED, LONG)]
+    assert all(together)
+
+
+# Picture files ------------------------------------------------------------------------------------
+
+
+def test_a_written_picture_carries_what_made_it(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    record = {"prompt": "ein grüner Kreis", "seed": 3, "settings": {"steps": 20}}
+    write_picture_file(tmp_path / "new" / "a.png", pixels, record)
+    with Image.open(tmp_path / "new" / "a.png") as image:
+        assert json.loads(image.text["unifusion"]) == record
+        assert "prompt" not in image.text  # ComfyUI would take it for a graph
+    read = read_picture_file(tmp_path / "new" / "a.png")
+    assert np.array_equal((read * 255).round().byte().permute(1, 2, 0).numpy(), pixels)
+
+
+def test_transparency_is_laid_on_white_and_gray_of_16_bits_keeps_its_shades(tmp_path: Path) -> None:
+    clear = np.zeros((4, 4, 4), np.uint8)
+    clear[0] = (200, 0, 0, 255)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    read = read_picture_file(tmp_path / "clear.png")
+    assert torch.allclose(read[:, 0, 0], torch.tensor([200 / 255, 0, 0]))
+    assert torch.equal(read[:, 1:], torch.ones(3, 3, 4))
+    Image.fromarray(np.full((4, 4), 0x8080, np.uint16)).save(tmp_path / "gray.png")
+    assert read_picture_file(tmp_path / "gray.png").mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_files_that_are_no_picture_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ShapeError, match="There is no picture"):
+        read_picture_file(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ShapeError, match="another kind or damaged"):
+        read_picture_file(tmp_path / "text.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+        tmp_path / "whole.png"
+    )
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    with pytest.raises(ShapeError, match="cannot be read as a picture"):
+        read_picture_file(tmp_path / "cut.png")

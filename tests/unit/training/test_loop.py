@@ -1,0 +1,156 @@
+"""The training loop with a task of seconds: resume, refusals, export: pytest tests/unit/training/test_loop.py"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from unifusion_core.errors import CheckpointError
+from unifusion_core.training.loop import LoopConfig, Task, learning_rate_factor, train
+
+CONFIG = LoopConfig(
+    num_steps=12,
+    batch_size=3,
+    warmup_steps=2,
+    decay_steps=4,
+    checkpoint_every=5,
+    evaluate_every=4,
+    log_every=2,
+    ema_decay=0.9,
+)
+
+
+class PowerCutError(Exception):
+    """The power is cut."""
+
+
+class LineTask(Task):
+    """Fits y = W x + b; every item from its number alone."""
+
+    name = "line"
+    settings: ClassVar[dict[str, Any]] = {"seed": 3}
+
+    def __init__(self, *, cut_at: int | None = None, poison_at: int | None = None) -> None:
+        torch.manual_seed(3)
+        self.model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+        self.cut_at, self.poison_at = cut_at, poison_at
+        self.seen: list[int] = []
+        self.judged: list[dict[str, Tensor]] = []
+
+    def item(self, index: int) -> tuple[int, Tensor, Tensor]:
+        x = torch.randn(4, generator=torch.Generator().manual_seed(index))
+        return index, x, torch.stack([x.sum(), x[0] - 1])
+
+    def collate(self, items: list[Any]) -> tuple[list[int], Tensor, Tensor]:
+        indices, x, y = zip(*items, strict=True)
+        return list(indices), torch.stack(x), torch.stack(y)
+
+    def loss(self, model: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        if step == self.cut_at:
+            raise PowerCutError
+        indices, x, y = batch
+        self.seen += indices
+        loss = (model(x) - y).square().mean()
+        return loss * (float("nan") if step == self.poison_at else 1.0), {"parts": 1.0}
+
+    def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
+        assert not model.training
+        self.judged.append({k: v.clone() for k, v in model.state_dict().items()})
+        return {"score": 0.5}
+
+    def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
+        (out / "exported.json").write_text(json.dumps(record))
+        self.exported = {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = LineTask()
+    train(whole, CONFIG, tmp_path / "whole", recipe="line")
+
+    with pytest.raises(PowerCutError):
+        train(LineTask(cut_at=7), CONFIG, tmp_path / "parts", recipe="line")
+    rest = LineTask()
+    train(rest, CONFIG, tmp_path / "parts", recipe="line", resume=True)
+
+    assert whole.seen == list(range(36))
+    assert rest.seen == list(range(15, 36))  # from the checkpoint after step 5
+    one, other = (load_file(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "parts"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_finished_run_leaves_what_the_next_step_needs(tmp_path: Path) -> None:
+    task = LineTask()
+
+    train(task, CONFIG, tmp_path, recipe="line")
+
+    record = json.loads((tmp_path / "exported.json").read_text())
+    assert record["recipe"] == "line"
+    assert [phase["task"] for phase in record["phases"]] == [task.settings]
+    assert record["phases"][0]["loop"]["num_steps"] == 12
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert lines[-1]["score"] == 0.5
+    assert any((tmp_path / "log").iterdir())
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_record_tells_where_a_resumed_run_went_on_differently(tmp_path: Path) -> None:
+    with pytest.raises(PowerCutError):
+        train(LineTask(cut_at=7), CONFIG, tmp_path, recipe="line")
+    with pytest.raises(PowerCutError):
+        train(LineTask(cut_at=7), CONFIG, tmp_path, recipe="line", resume=True)  # as before: no new phase
+    train(LineTask(), replace(CONFIG, learning_rate=1e-4), tmp_path, recipe="line", resume=True)
+
+    phases = json.loads((tmp_path / "exported.json").read_text())["phases"]
+
+    assert [(p["first_step"], p["loop"]["learning_rate"]) for p in phases] == [(0, 2e-3), (5, 1e-4)]
+
+
+def test_the_averaged_weights_are_judged_and_exported(tmp_path: Path) -> None:
+    task = LineTask()
+
+    train(task, CONFIG, tmp_path, recipe="line")
+
+    tensors = load_file(tmp_path / "checkpoint.safetensors")
+    average, trained = (
+        {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
+        for part in ("average", "model")
+    )
+    assert all(torch.equal(task.exported[k], average[k]) for k in average)
+    assert all(torch.equal(task.judged[-1][k], average[k]) for k in average)
+    assert not all(torch.equal(trained[k], average[k]) for k in average)
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path: Path) -> None:
+    train(LineTask(), replace(CONFIG, num_steps=1), tmp_path, recipe="line")
+
+    with pytest.raises(CheckpointError, match="--resume, or choose another --out"):
+        train(LineTask(), CONFIG, tmp_path, recipe="line")
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="step 6: the gradient is nan; lower the learning rate"):
+        train(LineTask(poison_at=6), CONFIG, tmp_path, recipe="line")
+
+    kept = load_file(tmp_path / "checkpoint.safetensors")
+    assert all(torch.isfinite(value).all() for value in kept.values())
+
+
+def test_the_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
+    config = replace(CONFIG, num_steps=100, warmup_steps=10, decay_steps=20)
+
+    factors = [learning_rate_factor(step, config) for step in range(101)]
+
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9:81] == [1.0] * 72
+    assert factors[90] == pytest.approx(0.5)
+    assert factors[100] == 0
+    assert learning_rate_factor(99, replace(config, decay_steps=0)) == 1.0

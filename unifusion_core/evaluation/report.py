@@ -1,0 +1,65 @@
+"""Tables for people and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .suite import Row
+from .tally import COUNTED, Rate
+
+NAME_WIDTH = 42
+LIST_COLUMNS = COUNTED[1:]
+
+
+def header(title: str) -> str:
+    """The lines above a suite's table."""
+    columns = "".join(f"{name:>11}" for name in LIST_COLUMNS)
+    return f"\n{title}\n{'':{NAME_WIDTH}}{'exact, 95 % interval, of':>31}{columns}"
+
+
+def line(row: Row) -> str:
+    """One line of a table: the exact ones with their interval, the other rates in per cent, other values by name."""
+    text = f"{row.name:{NAME_WIDTH}}"
+    if "exact" in row.rates:
+        text += f"{with_interval(row.rates['exact']):>31}"
+        text += "".join(f"{_percent(row.rates.get(name)):>11}" for name in LIST_COLUMNS)
+    values = ", ".join(f"{name} {value:.2f}" for name, value in row.values.items())
+    return f"{text}  {values}".rstrip()
+
+
+def with_interval(rate: Rate) -> str:
+    """For example "97.2 % (95.4-98.3) of 500"."""
+    low, high = rate.interval()
+    return f"{100 * rate.share:.1f} % ({100 * low:.1f}-{100 * high:.1f}) of {rate.total}"
+
+
+def _percent(rate: Rate | None) -> str:
+    return "" if rate is None else f"{100 * rate.share:.1f}"
+
+
+def row_as_json(row: Row) -> dict[str, Any]:
+    rates = {
+        name: {
+            "right": rate.right,
+            "total": rate.total,
+            "share": round(rate.share, 4),
+            "interval_95": [round(bound, 4) for bound in rate.interval()],
+        }
+        for name, rate in row.rates.items()
+    }
+    values = {name: round(value, 4) if math.isfinite(value) else None for name, value in row.values.items()}
+    return {"name": row.name.strip(), "rates": rates, "values": values}
+
+
+def write_report(path: Path, conditions: dict[str, Any], suites: Mapping[str, Sequence[Row]]) -> None:
+    """What was measured under which conditions."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        **conditions,
+        "suites": {name: [row_as_json(row) for row in rows] for name, rows in suites.items()},
+    }
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")

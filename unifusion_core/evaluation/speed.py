@@ -1,0 +1,69 @@
+"""How long a user waits: from a prompt to a PNG file, in a process that is warm and in one that has yet to start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from ..contracts import VLMRequest
+from ..errors import ConfigError
+from ..pipeline import DrawSettings, Pipeline, write_picture_file
+from .suite import Row, Sampling, Subject
+
+PROMPT = "a big red circle on the left and a small yellow star at the top right, on a white background"
+WARM_RUNS = 5
+COLD_RUNS = 2
+
+
+def evaluate_speed(subject: Subject, sampling: Sampling) -> Iterator[Row]:
+    """20 steps with the default settings, rewriting as the model wants it. Does not depend on `sampling`."""
+    pipeline = subject.pipeline
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.png"
+        prompt_to_file(pipeline, path)  # the first run of a process allocates
+        seconds = [_timed(lambda: prompt_to_file(pipeline, path)) for _ in range(WARM_RUNS)]
+        values = {"median s": median(seconds), "slowest s": max(seconds), "threads": torch.get_num_threads()}
+        yield Row(name=f"warm process, {WARM_RUNS} runs", values=values)
+        seconds = [_timed(lambda: run_command_line(subject, path)) for _ in range(COLD_RUNS)]
+        yield Row(
+            name=f"cold process, {COLD_RUNS} runs",
+            values={"median s": median(seconds), "slowest s": max(seconds)},
+        )
+
+
+def prompt_to_file(pipeline: Pipeline, path: Path) -> None:
+    """One picture as `unifusion generate` makes it."""
+    requests = [VLMRequest(prompt=PROMPT)]
+    if pipeline.rewrites_by_default:
+        requests = pipeline.rewrite(requests)
+    write_picture_file(
+        path, pipeline.generate(requests, [0], DrawSettings())[0], {"prompt": PROMPT, "seed": 0}
+    )
+
+
+def run_command_line(subject: Subject, path: Path) -> None:
+    """The same in a process of its own."""
+    package = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "unifusion_core", "generate", PROMPT, "--out", str(path)]
+    for part in ("model", "vlm", "vae"):
+        command += [f"--{part}", str(getattr(subject, part))]
+    paths = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
+    run = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        raise ConfigError(f"the command line failed: {run.stderr.strip()}")
+
+
+def _timed(action: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started

@@ -1,0 +1,70 @@
+"""All suites by name, and how they are run: `unifusion evaluate --suite NAME`."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError
+from .autoencoder import evaluate_autoencoder
+from .report import header, line, write_report
+from .speed import evaluate_speed
+from .suite import Row, Sampling, Subject, Suite
+from .swap import evaluate_swap
+from .text_to_image import evaluate_text_to_image
+from .vlm import evaluate_vlm
+
+SUITES: dict[str, Suite] = {
+    "text-to-image": evaluate_text_to_image,
+    "swap": evaluate_swap,
+    "vlm": evaluate_vlm,
+    "autoencoder": evaluate_autoencoder,
+    "speed": evaluate_speed,
+}
+
+
+def evaluate(
+    names: Sequence[str],
+    subject: Subject,
+    *,
+    samples: int,
+    seed: int = 0,
+    out: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, list[Row]]:
+    """Run suites; each row is said as soon as it is known. JSON goes to `out`, sheets of pictures beside it.
+
+    Raises ConfigError for an unknown suite or too few samples.
+    """
+    for name in names:
+        if name not in SUITES:
+            raise ConfigError(f'there is no suite "{name}"; choose from {", ".join(SUITES)}')
+    if samples < 1:
+        raise ConfigError(f"{samples} samples were asked for; at least 1 is needed")
+    conditions: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": str(subject.model),
+        "vlm": str(subject.vlm),
+        "vae": str(subject.vae),
+        "samples": samples,
+        "seed": seed,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+    }
+    results: dict[str, list[Row]] = {}
+    for name in names:
+        folder = out.with_name(f"{out.stem}-{name}") if out is not None else None
+        say(header(name))
+        results[name] = []
+        for row in SUITES[name](subject, Sampling(samples=samples, seed=seed, pictures=folder)):
+            say(line(row))
+            results[name].append(row)
+        if out is not None:
+            write_report(out, conditions, results)  # after every suite, so that a later failure loses nothing
+    return results

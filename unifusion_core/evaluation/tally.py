@@ -1,0 +1,131 @@
+"""Judging pictures and captions against what was asked for, and counting with confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..world.requirements import Requirement, Verdict, check
+from ..world.scenes import Scene
+from ..world.scorer import Reading, read_picture
+from ..world.wordings import parse_caption
+
+Z_95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
+NOTHING = Scene(objects=(), background="")
+COUNTED = ("exact", "readable", "count", "background", "shape", "color", "size", "position", "relations")
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How many of how many."""
+
+    right: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """0..1; not a number if nothing was counted."""
+        return self.right / self.total if self.total else math.nan
+
+    def interval(self, z: float = Z_95) -> tuple[float, float]:
+        """Wilson's score interval: unlike the normal one it stays inside 0..1 and is honest at 0 % and 100 %."""
+        if not self.total:
+            return 0.0, 1.0
+        n, p = self.total, self.share
+        middle = p + z * z / (2 * n)
+        reach = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        low, high = ((middle + sign * reach) / (1 + z * z / n) for sign in (-1, 1))
+        return max(0.0, low), min(1.0, high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What one picture or caption got right. Unreadable is never exact, whatever the best guess at it says."""
+
+    requirement: Requirement
+    verdict: Verdict
+    readable: bool
+
+    @property
+    def exact(self) -> bool:
+        """All that was asked for holds, and nothing more is there."""
+        return self.readable and self.verdict.exact
+
+    def counted(self, name: str) -> tuple[bool, ...]:
+        """The yes and no answers about one of `COUNTED`.
+
+        Shape, colour, size and position have one per object that fixes it, background and relations none if open.
+        """
+        if name in ("exact", "readable"):
+            return (getattr(self, name),)
+        answer = getattr(self.verdict, name)
+        if answer is None:
+            return ()
+        return answer if isinstance(answer, tuple) else (answer,)
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Judgements, in the order of what was judged, and the rates over them."""
+
+    judgements: tuple[Judgement, ...]
+
+    def __len__(self) -> int:
+        return len(self.judgements)
+
+    def __iter__(self) -> Iterator[Judgement]:
+        return iter(self.judgements)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.judgements + other.judgements)
+
+    def where(self, keep: Callable[[Judgement], bool]) -> Tally:
+        """Those judgements alone that `keep` accepts."""
+        return Tally(tuple(j for j in self.judgements if keep(j)))
+
+    def rate(self, name: str = "exact") -> Rate:
+        """The rate of one of `COUNTED`."""
+        answers = [a for j in self.judgements for a in j.counted(name)]
+        return Rate(sum(answers), len(answers))
+
+    def rates(self) -> dict[str, Rate]:
+        """All rates of which anything was counted."""
+        return {name: rate for name in COUNTED if (rate := self.rate(name)).total}
+
+
+def judge_picture(pixels: np.ndarray, requirement: Requirement) -> Judgement:
+    """Read a picture (height, width, 3) of uint8 from its pixels alone, and compare."""
+    return judge_reading(read_picture(pixels), requirement)
+
+
+def judge_reading(reading: Reading, requirement: Requirement) -> Judgement:
+    """For a picture that was read already."""
+    return Judgement(
+        requirement=requirement, verdict=check(requirement, reading.scene), readable=reading.readable
+    )
+
+
+def judge_caption(text: str, requirement: Requirement) -> Judgement:
+    """Parse a caption strictly, and compare."""
+    scene = parse_caption(text.strip())
+    return Judgement(
+        requirement=requirement, verdict=check(requirement, scene or NOTHING), readable=scene is not None
+    )
+
+
+def judge_failure(requirement: Requirement) -> Judgement:
+    """Nothing came out at all: everything is wrong."""
+    return judge_caption("", requirement)
+
+
+def score_pictures(pictures: Sequence[np.ndarray], requirements: Sequence[Requirement]) -> Tally:
+    """Judge pictures, each (height, width, 3) of uint8, against what was asked for."""
+    return Tally(tuple(judge_picture(p, r) for p, r in zip(pictures, requirements, strict=True)))
+
+
+def score_captions(texts: Sequence[str], requirements: Sequence[Requirement]) -> Tally:
+    """Judge captions against what was asked for."""
+    return Tally(tuple(judge_caption(t, r) for t, r in zip(texts, requirements, strict=True)))

@@ -1,0 +1,290 @@
+"""The whole way from a prompt to a picture, readable in one function: `Pipeline.generate`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps, PngImagePlugin
+from torch import Tensor
+
+from . import embedded
+from .checkpoint import load_autoencoder, load_generator
+from .contracts import Conditioning, VLMRequest
+from .errors import CheckpointError, ConfigError, ShapeError
+from .flow.schedule import build_schedule
+from .models.autoencoder import DOWNSCALE, Autoencoder
+from .models.unifusion import UniFusion
+from .rewriting import REWRITE_BY_DEFAULT, rewrite
+from .sampling import OnStep, draw_noise, sample
+from .vlm.backbone import VLMBackbone, load_vlm
+from .vlm.prompts import kept_features
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = "tiny"  # what a user writes for the embedded model's parts
+SIZE = (128, 128)  # width, height
+STEPS = 20
+CFG = 2.5
+SCHEDULE = "shift 3"  # the embedded model decides nearly everything near t = 1
+MAX_TILES = 10
+MAX_SIDE = 4096  # pixels: far beyond any trained size, and beyond most memories
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
+LATENT_FORMAT = "unifusion-tiny"  # what an autoencoder in the TAESD layout decodes here
+PNG_KEY = "unifusion"  # one entry of JSON; "prompt" and "workflow" would be taken for ComfyUI's own
+
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawSettings:
+    """How a picture is drawn; the defaults are those that the embedded model is evaluated with."""
+
+    size: tuple[int, int] = SIZE  # width, height in pixels, multiples of 8
+    steps: int = STEPS
+    cfg: float = CFG  # 1 = no guidance
+    schedule: str = SCHEDULE
+    max_tiles: int = MAX_TILES  # per input picture, thumbnail counted
+
+
+class Pipeline:
+    """Generator, VLM and autoencoder that fit each other."""
+
+    def __init__(
+        self,
+        model: UniFusion,
+        backbone: VLMBackbone,
+        autoencoder: Autoencoder,
+        *,
+        training: dict[str, Any] | None = None,
+    ) -> None:
+        """`training`: the generator's record of how it was made.
+
+        Raises VLMError for a VLM and CheckpointError for an autoencoder that the generator was not trained with.
+        """
+        backbone.check_fits(model.config.vlm)
+        channels, latent_format = model.config.dit.latent_channels, model.config.latent_format
+        if (channels, latent_format) != (autoencoder.latent_channels, LATENT_FORMAT):
+            raise CheckpointError(
+                f'This VAE decodes {autoencoder.latent_channels} channels of the format "{LATENT_FORMAT}", '
+                f'the generator draws {channels} of "{latent_format}": choose its own VAE, or draw in ComfyUI.'
+            )
+        self.model, self.backbone = model, backbone
+        self.autoencoder = autoencoder.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
+        self.training = training or {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = EMBEDDED,
+        vlm: str | Path = EMBEDDED,
+        vae: str | Path = EMBEDDED,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Pipeline:
+        """From files, "tiny" standing for the embedded ones; `device` None means a GPU if there is one.
+
+        Raises CheckpointError or VLMError for what is missing, damaged, or does not fit.
+        """
+        device = device or default_device()
+        generator, training = load_generator(generator_path(model), device=device, dtype=dtype)
+        autoencoder = load_autoencoder(vae_path(vae), device=device)
+        return cls(generator, load_vlm(vlm_path(vlm), dtype, device), autoencoder, training=training)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the generator lies."""
+        return self.model.first.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the generator computes in."""
+        return self.model.first.weight.dtype
+
+    @property
+    def rewrites_by_default(self) -> bool:
+        """Whether this generator wants its prompts rewritten if the user does not say."""
+        return REWRITE_BY_DEFAULT[self.model.config.vlm.kept_tokens]
+
+    def rewrite(self, requests: Sequence[VLMRequest], *, max_tiles: int = MAX_TILES) -> list[VLMRequest]:
+        """The requests with the VLM's rewrite as their decoded text.
+
+        Left as they are: locked rewrites, and empty prompts without pictures, which ask for the unconditional picture.
+        """
+        rewritten = list(requests)
+        numbers = [
+            i for i, r in enumerate(requests) if r.decoded is None and (r.prompt.strip() or r.pictures)
+        ]
+        if numbers:
+            unwritten = [requests[i] for i in numbers]
+            texts = rewrite(self.backbone, self.model.config.vlm, unwritten, max_tiles=max_tiles)
+            for i, text in zip(numbers, texts, strict=True):
+                rewritten[i] = replace(requests[i], decoded=text)
+        return rewritten
+
+    @torch.no_grad()
+    def generate(
+        self,
+        requests: Sequence[VLMRequest],
+        seeds: Sequence[int],
+        settings: DrawSettings | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[Picture]:
+        """One picture per request. A picture depends on its request and its seed, not on its neighbours in the batch.
+
+        Raises ShapeError for an impossible size or input picture, PromptError for a chat the VLM cannot take,
+        ConfigError for an impossible setting; warns if the size is none that the generator was trained on.
+        """
+        settings = settings or DrawSettings()
+        if len(seeds) != len(requests):
+            raise ConfigError(
+                f"{len(seeds)} seeds were given for {len(requests)} pictures; give one for each."
+            )
+        config = self.model.config
+        width, height = check_size(settings.size)
+        warn_of_untrained_size((width, height), config.trained_sizes)
+        patch = config.dit.patch_size
+        rows, columns = (
+            -(-side // DOWNSCALE // patch) for side in (height, width)
+        )  # whole patches; more is cut off
+        schedule = build_schedule(settings.schedule, settings.steps, rows * columns)
+
+        condition = self.model.prepare(self.condition(requests, settings.max_tiles), (rows, columns))
+        guided = settings.cfg != 1
+        negative = self.model.prepare(self.unconditional, (rows, columns)) if guided else None
+        noise = draw_noise(
+            list(seeds), config.dit.latent_channels, rows * patch, columns * patch, self.device
+        )
+        latents = sample(
+            self.model,
+            condition,
+            noise.to(self.dtype),
+            schedule,
+            negative=negative,
+            cfg=settings.cfg,
+            on_step=on_step,
+        )
+        pixels = self.autoencoder.decode(latents.float())  # B 3 H W
+        return to_pictures(pixels[..., :height, :width])
+
+    @torch.no_grad()
+    def condition(self, requests: Sequence[VLMRequest], max_tiles: int = MAX_TILES) -> Conditioning:
+        """What the DiT reads: VLM states of the kept tokens, pooled by LAP and refined."""
+        spec = self.model.config.vlm
+        chats = self.backbone.prepare(requests, spec.template, max_tiles)
+        features = kept_features(self.backbone.encode(chats, spec), spec.kept_tokens)
+        return self.model.pool(features.to(self.device, self.dtype))
+
+    @cached_property
+    def unconditional(self) -> Conditioning:
+        """The empty prompt in the same template: what guidance leads away from. Encoded once."""
+        return self.condition([VLMRequest(prompt="")])
+
+
+def default_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# Parts --------------------------------------------------------------------------------------------
+
+
+def generator_path(name: str | Path) -> Path:
+    """The file of a generator; "tiny" is the embedded one."""
+    return embedded.GENERATOR if name == EMBEDDED else Path(name)
+
+
+def vae_path(name: str | Path) -> Path:
+    """The file of an autoencoder; "tiny" is the embedded one."""
+    return embedded.VAE if name == EMBEDDED else Path(name)
+
+
+def vlm_path(name: str | Path) -> Path:
+    """The folder of a VLM; "tiny" is the embedded one."""
+    return embedded.VLM if name == EMBEDDED else Path(name)
+
+
+# Sizes --------------------------------------------------------------------------------------------
+
+
+def check_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) if pictures of it can be drawn; ShapeError naming the nearest sizes if not."""
+    near = [(max(1, side // DOWNSCALE) * DOWNSCALE, -(-side // DOWNSCALE) * DOWNSCALE) for side in size]
+    if min(size) < 1 or max(size) > MAX_SIDE:
+        raise ShapeError(
+            f"A picture of {_by(size)} cannot be drawn: give sides of {DOWNSCALE} to {MAX_SIDE} pixels."
+        )
+    if any(side % DOWNSCALE for side in size):
+        choices = sorted({_by((w, h)) for w in near[0] for h in near[1]})
+        raise ShapeError(
+            f"A picture of {_by(size)} cannot be drawn: sides must be multiples of {DOWNSCALE}; "
+            f"near are {' and '.join(choices)}."
+        )
+    return size
+
+
+def size_of_picture(picture: Float[Tensor, "C H W"]) -> tuple[int, int]:
+    """(width, height) for a drawing in place of this picture: its own, to the nearest multiple of 8."""
+    height, width = (max(1, round(side / DOWNSCALE)) * DOWNSCALE for side in picture.shape[1:])
+    return width, height
+
+
+def warn_of_untrained_size(size: tuple[int, int], trained: Sequence[tuple[int, int]]) -> None:
+    """A warning, because other sizes often work, only worse."""
+    if trained and size not in trained:
+        logger.warning(
+            "%s is none of the sizes this model was trained on (%s): expect a worse picture.",
+            _by(size),
+            ", ".join(map(_by, trained)),
+        )
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+# Picture files ------------------------------------------------------------------------------------
+
+
+def to_pictures(pixels: Float[Tensor, "B 3 H W"]) -> list[Picture]:
+    """Decoded pixels as 8-bit pictures, what lies outside 0..1 cut off."""
+    whole = pixels.float().clamp(0, 1).mul(255).round().byte()
+    return list(whole.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def read_picture_file(path: Path) -> Float[Tensor, "3 H W"]:
+    """A PNG, JPEG or WebP file as RGB in 0..1, upright, transparency laid on white. Raises ShapeError."""
+    try:
+        with Image.open(path, formats=PICTURE_FORMATS) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16-bit gray, which convert() would cut off at 255
+                image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
+            image = image.convert("RGBA")
+    except FileNotFoundError as error:
+        raise ShapeError(f"There is no picture {path}: check its name.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = (
+            "of another kind or damaged" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        )
+        raise ShapeError(
+            f"{path} cannot be read as a picture ({reason}): give a whole {', '.join(PICTURE_FORMATS)} file."
+        ) from error
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255  # 4 H W
+    return pixels[:3] * pixels[3:] + (1 - pixels[3:])
+
+
+def write_picture_file(path: Path, picture: Picture, record: dict[str, Any]) -> None:
+    """A PNG that carries what made it (prompt, seed, settings) as JSON in its text entry "unifusion"."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(PNG_KEY, json.dumps(record, ensure_ascii=False))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, "PNG", pnginfo=info)
