@@ -140,9 +140,7 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
         accelerator.backward(loss)
         norm = float(torch.as_tensor(accelerator.clip_grad_norm_(parameters, config.gradient_clip)))
         if not math.isfinite(norm):
-            raise TrainingError(
-                f"step {step}: the gradient is {norm}; lower the learning rate and --resume"
-            )
+            raise TrainingError(f"step {step}: the gradient is {norm}; lower the learning rate and --resume")
         optimizer.step()
         optimizer.zero_grad()
         _update_average(average, task.model, min(config.ema_decay, (step + 1) / (step + 10)))
