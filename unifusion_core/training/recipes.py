@@ -19,34 +19,27 @@ from .vlm import VLMTask
 Recipe = tuple[Task, LoopConfig]
 
 
+AUTOENCODER_LOOP = LoopConfig(
+    num_steps=4200,
+    batch_size=4,
+    learning_rate=1e-3,
+    muon_learning_rate=0.004,
+    decay_steps=2200,
+    evaluate_every=500,
+    checkpoint_every=250,
+    ema_decay=0.998,
+)
+
+
 def tiny_vae() -> Recipe:
     """The embedded autoencoder. Small crops and small batches: on two cores steps are the scarce thing."""
-    config = LoopConfig(
-        num_steps=4200,
-        batch_size=4,
-        learning_rate=1e-3,
-        muon_learning_rate=0.004,
-        decay_steps=2200,
-        evaluate_every=500,
-        checkpoint_every=250,
-        ema_decay=0.998,
-    )
-    return AutoencoderTask(seed=1, crop=48), config
+    return AutoencoderTask(seed=1, crop=48), AUTOENCODER_LOOP
 
 
 def tiny_vae_decoder() -> Recipe:
     """Sharpen the embedded autoencoder's decoder; the latents stay as they are."""
-    config = LoopConfig(
-        num_steps=6000,
-        batch_size=4,
-        learning_rate=1e-3,
-        muon_learning_rate=0.004,
-        decay_steps=3000,
-        evaluate_every=500,
-        checkpoint_every=250,
-        ema_decay=0.998,
-    )
-    return AutoencoderTask(seed=2, crop=48, start=VAE, decoder_only=True), config
+    task = AutoencoderTask(seed=2, crop=48, start=VAE, decoder_only=True)
+    return task, replace(AUTOENCODER_LOOP, num_steps=6000, decay_steps=3000)
 
 
 def tiny_vlm() -> Recipe:
