@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,7 +30,13 @@ def clean_from_velocity(
 
 
 def sample_training_times(
-    count: int, *, mean: float = 0.0, spread: float = 1.0, generator: torch.Generator | None = None
+    count: int,
+    *,
+    means: Sequence[float] = (0.0,),
+    spread: float = 1.0,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, " B"]:
-    """Logit-normal times; a larger `mean` trains more on the noisy end, where the layout is decided."""
+    """Logit-normal times, the means taken in turn: a larger one trains more on the noisy end, where the layout is decided, a
+    smaller one on the clean end, where outlines become sharp."""
+    mean = torch.tensor(means).repeat(-(-count // len(means)))[:count]
     return torch.sigmoid(mean + spread * torch.randn(count, generator=generator))

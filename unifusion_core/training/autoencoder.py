@@ -20,13 +20,16 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_autoencoder
 from ..models.autoencoder import Autoencoder
-from ..world.render import render
+from ..world.render import object_geometry, render
 from ..world.scenes import ASPECT_SIZES, sample_scene
 from .loop import Task
 
 
+HARDNESS = {"star": 3, "cross": 2}  # how much more often crops are centred on these shapes
+
+
 class AutoencoderTask(Task):
-    """Crops of `crop` pixels from pictures with up to nine objects, edges weighted."""
+    """Crops of `crop` pixels around the objects of crowded pictures, edges weighted."""
 
     name = "autoencoder"
     not_muon = ("taesd_encoder.0.", "taesd_decoder.1.", "taesd_encoder.14.", "taesd_decoder.19.")
@@ -39,18 +42,21 @@ class AutoencoderTask(Task):
         edge_weight: float = 4.0,
         latent_noise: float = 0.1,
         latent_penalty: float = 0.05,
+        object_share: float = 0.0,
         start: Path | None = None,
         decoder_only: bool = False,
     ) -> None:
-        """`start`: weights to go on from; `decoder_only` leaves the latents as they are, so that a generator trained on them
-        stays valid."""
-        self.seed, self.crop = seed, crop
+        """`object_share` of the crops are centred near an object (most often a small, a star or a cross: what is hardest to
+        draw), the others anywhere. `start`: weights to go on from; `decoder_only` leaves the latents as they are, so that a
+        generator trained on them stays valid."""
+        self.seed, self.crop, self.object_share = seed, crop, object_share
         self.settings = {
             "seed": seed,
             "crop": crop,
             "edge_weight": edge_weight,
             "latent_noise": latent_noise,
             "latent_penalty": latent_penalty,
+            "object_share": object_share,
             "start": start.name if start else None,
             "decoder_only": decoder_only,
         }
@@ -63,8 +69,17 @@ class AutoencoderTask(Task):
     def item(self, index: int) -> Tensor:
         rng = random.Random(f"autoencoder-{self.seed}-{index}")
         width, height = rng.choice(ASPECT_SIZES)
-        picture = render(sample_scene(rng, max_objects=9), width, height)
+        scene = sample_scene(rng, max_objects=9)
+        picture = render(scene, width, height)
         left, top = rng.randint(0, width - self.crop), rng.randint(0, height - self.crop)
+        if rng.random() < self.object_share:
+            weights = [(2 if o.size == "small" else 1) * HARDNESS.get(o.shape, 1) for o in scene.objects]
+            x, y, _ = object_geometry(rng.choices(scene.objects, weights)[0], width, height)
+            jitter = self.crop // 4
+            left, top = (
+                min(max(round(at) - self.crop // 2 + rng.randint(-jitter, jitter), 0), length - self.crop)
+                for at, length in ((x, width), (y, height))
+            )
         crop = picture[top : top + self.crop, left : left + self.crop]
         return torch.from_numpy(crop.copy()).permute(2, 0, 1)
 

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checkpoint import build_unifusion, save_generator
+from ..checkpoint import build_unifusion, load_generator, save_generator
 from ..contracts import VLMRequest
 from ..flow.path import interpolate, sample_training_times, velocity
 from ..flow.schedule import build_schedule
@@ -139,19 +139,22 @@ class GeneratorTask(Task):
         pool_size: int,
         noises: int = 3,
         foreground_weight: float = 3.0,
-        time_mean: float = 0.0,
+        time_means: tuple[float, ...] = (0.0,),
         head_weight: float = 0.1,
+        start: Path | None = None,
     ) -> None:
+        """`start`: a generator's file to go on from, also on a VLM or an autoencoder that was trained on since."""
         self.seed, self.batch_size, self.config, self.noises = seed, batch_size, config, noises
-        self.foreground_weight, self.time_mean, self.head_weight = foreground_weight, time_mean, head_weight
+        self.foreground_weight, self.time_means, self.head_weight = foreground_weight, time_means, head_weight
         self.head_block = config.dit.num_blocks // 2
         self.settings = {
             "seed": seed,
             "pool_size": pool_size,
             "noises": noises,
             "foreground_weight": foreground_weight,
-            "time_mean": time_mean,
+            "time_means": time_means,
             "head_weight": head_weight,
+            "start": start.name if start else None,
             "chats": CHATS,
             "vlm_fingerprint": backbone.fingerprint,
         }
@@ -167,6 +170,8 @@ class GeneratorTask(Task):
             self.config = replace(self.config, lap=replace(config.lap, tap_scales=self.tap_scales()))
         unifusion = build_unifusion(self.config)
         initialize(unifusion, torch.Generator().manual_seed(seed))
+        if start:
+            unifusion.load_state_dict(load_generator(start)[0].state_dict())
         head = nn.Linear(config.dit.hidden_size, sum(PATCH_LABELS))
         self.model = nn.ModuleDict({"unifusion": unifusion, "patch_head": head})
 
@@ -235,7 +240,7 @@ class GeneratorTask(Task):
         latents = batch.latents.repeat_interleave(self.noises, 0)
         weights = batch.weights.repeat_interleave(self.noises, 0)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        t = sample_training_times(len(latents), mean=self.time_mean, generator=generator).to(device)
+        t = sample_training_times(len(latents), means=self.time_means, generator=generator).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         patch = self.config.dit.patch_size
         grid = (latents.shape[-2] // patch, latents.shape[-1] // patch)

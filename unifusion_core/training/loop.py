@@ -1,4 +1,5 @@
-"""The training loop that every recipe runs in: progress, loss log, EMA, sample grids, checkpoints, exact resume.
+"""The training loop that every recipe runs in: progress, loss log, EMA, sample grids, checkpoints, exact resume; in one
+process or in several (`accelerate launch`, `torchrun`), whose gradients are averaged.
 
 What is trained is a `Task`: it owns the module, makes item i of its stream from (seed, i) alone, computes a loss and
 judges the averaged weights. So a run resumed at step s sees exactly the items that it would have seen.
@@ -18,7 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -86,16 +87,21 @@ class Task(ABC):
 
 
 class _Stream(Dataset):
-    """Items first .. first + count - 1 of a task's stream."""
+    """The items of a task's stream from step `first` on that one of several processes works on."""
 
-    def __init__(self, task: Task, first: int, count: int) -> None:
-        self.task, self.first, self.count = task, first, count
+    def __init__(
+        self, task: Task, *, first: int, num_steps: int, batch_size: int, process: tuple[int, int]
+    ) -> None:
+        self.task, self.first, self.num_steps, self.batch_size = task, first, num_steps, batch_size
+        self.index, self.count = process
 
     def __len__(self) -> int:
-        return self.count
+        return (self.num_steps - self.first) * self.batch_size
 
     def __getitem__(self, index: int) -> Any:
-        return self.task.item(self.first + index)
+        step, place = divmod(index, self.batch_size)
+        batch = (self.first + step) * self.count + self.index
+        return self.task.item(batch * self.batch_size + place)
 
 
 def learning_rate_factor(step: int, config: LoopConfig) -> float:
@@ -114,7 +120,7 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
             f"{checkpoint} holds an earlier run: continue it with --resume, or choose another --out"
         )
     set_seed(config.seed)
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # said so, it also joins processes on CPUs
     task.place(accelerator.device)
     groups = parameter_groups(
         task.model,
@@ -123,49 +129,68 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
         weight_decay=config.weight_decay,
         not_muon=task.not_muon,
     )
-    model, optimizer = accelerator.prepare(task.model, MuonAdamW(groups))
+    model, optimizer = task.model.to(accelerator.device), MuonAdamW(groups)
     average = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
     first = 0
     if resume and checkpoint.exists():
         first = load_checkpoint(checkpoint, task.model, average, optimizer)
-    record = _record_phase(out / "recipe.json", recipe, task, config, first)
-    writer = SummaryWriter(str(out / "log"))
-    parameters = [p for p in task.model.parameters() if p.requires_grad]
-    bar = tqdm(total=config.num_steps, initial=first, desc=recipe, mininterval=10, dynamic_ncols=True)
+    chief = accelerator.is_main_process
+    record = _record_phase(out / "recipe.json", recipe, task, config, first, accelerator.num_processes) if chief else {}
+    writer = SummaryWriter(str(out / "log")) if chief else None
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    bar = tqdm(
+        total=config.num_steps, initial=first, desc=recipe, mininterval=10, dynamic_ncols=True, disable=not chief
+    )
     running: dict[str, float] = {}
     for step, batch in enumerate(_batches(task, config, first, accelerator), start=first):
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * learning_rate_factor(step, config)
-        loss, parts = task.loss(model, batch, step)
-        accelerator.backward(loss)
-        norm = float(torch.as_tensor(accelerator.clip_grad_norm_(parameters, config.gradient_clip)))
+        loss, parts = task.loss(model, batch, step * accelerator.num_processes + accelerator.process_index)
+        loss.backward()
+        _average_gradients(parameters, accelerator)
+        norm = float(nn.utils.clip_grad_norm_(parameters, config.gradient_clip))
         if not math.isfinite(norm):
             raise TrainingError(f"step {step}: the gradient is {norm}; lower the learning rate and --resume")
         optimizer.step()
         optimizer.zero_grad()
-        _update_average(average, task.model, min(config.ema_decay, (step + 1) / (step + 10)))
+        if not chief:
+            continue
+        _update_average(average, model, min(config.ema_decay, (step + 1) / (step + 10)))
         for key, value in {"loss": float(loss.detach()), "gradient_norm": norm, **parts}.items():
             running[key] = 0.95 * running.get(key, value) + 0.05 * value
         done = step + 1
         bar.update()
         if done % config.log_every == 0:
             bar.set_postfix({k: f"{v:.4f}" for k, v in running.items()}, refresh=False)
-            for key, value in running.items():
+            for key, value in running.items() if writer else ():
                 writer.add_scalar(key, value, done)
         last = done == config.num_steps
-        if done % config.evaluate_every == 0 or last:
+        if writer is not None and (done % config.evaluate_every == 0 or last):
             _evaluate(task, average, done, out, writer, running["loss"])
         if done % config.checkpoint_every == 0 or last:
-            save_checkpoint(checkpoint, task.model, average, optimizer, done)
+            save_checkpoint(checkpoint, model, average, optimizer, done)
     bar.close()
-    writer.close()
-    task.export(_with_weights(task.model, average), out, record)
+    if writer is not None:
+        writer.close()
+        task.export(_with_weights(model, average), out, record)
 
 
-def _record_phase(path: Path, recipe: str, task: Task, config: LoopConfig, first: int) -> dict[str, Any]:
+def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
+    """The mean over all processes, as one message. No wrapper around the model, since tasks call its parts."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    mean = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
+    for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _record_phase(  # noqa: PLR0917  (one caller)
+    path: Path, recipe: str, task: Task, config: LoopConfig, first: int, num_processes: int
+) -> dict[str, Any]:
     """The record that goes into the finished file: every phase of the run, since a resumed one may go on differently."""
     record = json.loads(path.read_text()) if first else {"recipe": recipe, "phases": []}
-    phase = {"first_step": first, "task": task.settings, "loop": asdict(config)}
+    phase = {"first_step": first, "task": task.settings, "loop": asdict(config), "processes": num_processes}
     earlier = [p for p in record["phases"] if p["first_step"] < first]
     if not earlier or {**earlier[-1], "first_step": first} != phase:
         earlier.append(phase)
@@ -175,7 +200,14 @@ def _record_phase(path: Path, recipe: str, task: Task, config: LoopConfig, first
 
 
 def _batches(task: Task, config: LoopConfig, first: int, accelerator: Accelerator) -> Iterator[Any]:
-    stream = _Stream(task, first * config.batch_size, (config.num_steps - first) * config.batch_size)
+    """This process's batches: batch number b of the stream belongs to process b modulo their number."""
+    stream = _Stream(
+        task,
+        first=first,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        process=(accelerator.process_index, accelerator.num_processes),
+    )
     loader = DataLoader(
         stream,
         batch_size=config.batch_size,
@@ -183,7 +215,8 @@ def _batches(task: Task, config: LoopConfig, first: int, accelerator: Accelerato
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
     )
-    yield from accelerator.prepare(loader)
+    for batch in loader:
+        yield send_to_device(batch, accelerator.device)
 
 
 @torch.no_grad()

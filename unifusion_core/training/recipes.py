@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint import load_autoencoder
-from ..embedded import VAE, VLM
+from ..embedded import GENERATOR, VAE, VLM
 from ..models.unifusion import UniFusionConfig
 from ..presets import TINY
 from ..vlm.backbone import load_vlm
@@ -36,6 +37,15 @@ def tiny_vae() -> Recipe:
     return AutoencoderTask(seed=1, crop=48), AUTOENCODER_LOOP
 
 
+def tiny_vae_sharpen() -> Recipe:
+    """Go on with encoder and decoder on crops around objects, with more noise on the latents: what the generator draws is never
+    exact, and the fewer latents the shape of an outline hangs on, the more its errors blur it."""
+    task = AutoencoderTask(seed=3, crop=40, start=VAE, latent_noise=0.3, object_share=0.85)
+    return task, replace(
+        AUTOENCODER_LOOP, num_steps=3000, batch_size=6, muon_learning_rate=0.003, learning_rate=7e-4, decay_steps=1000
+    )
+
+
 def tiny_vae_decoder() -> Recipe:
     """Sharpen the embedded autoencoder's decoder; the latents stay as they are."""
     task = AutoencoderTask(seed=2, crop=48, start=VAE, decoder_only=True)
@@ -59,29 +69,72 @@ def tiny_vlm() -> Recipe:
     return VLMTask(seed=1, batch_size=config.batch_size, mix=mix, tokenizer=tokenizer), config
 
 
+def tiny_vlm_edits() -> Recipe:
+    """Go on with the embedded VLM: mostly instructions about pictures, which need the most steps. What an instruction means is
+    the same at every number of tiles, so most of them are learned from thumbnails alone."""
+    config = LoopConfig(
+        num_steps=5400,
+        batch_size=16,
+        learning_rate=7e-4,
+        muon_learning_rate=0.004,
+        weight_decay=0.1,
+        decay_steps=2600,
+        ema_decay=0.998,
+        evaluate_every=600,
+        checkpoint_every=300,
+    )
+    task = VLMTask(
+        seed=2,
+        batch_size=config.batch_size,
+        mix={"rewrite": 0.2, "describe": 0.04, "edit": 0.42, "reference": 0.34},
+        tokenizer=VLM,
+        cell_weight=0.1,
+        tile_shares=(0.8, 0.1, 0.1),
+        start=VLM,
+    )
+    return task, config
+
+
 def tiny() -> Recipe:
     """The embedded generator, on the embedded VLM and VAE: train those first, and put them into the package."""
-    return _generator(TINY, num_steps=4200, decay_steps=1300)
+    return _generator(TINY, _from_scratch(4200, decay_steps=1300))
+
+
+def tiny_sharpen() -> Recipe:
+    """Go on with the embedded generator after the VLM and the autoencoder were trained on: as many times near the clean end as
+    near the noisy one. On two cores: `torchrun --nproc-per-node 2 -m unifusion_core train tiny-sharpen`."""
+    loop = LoopConfig(
+        num_steps=2600,
+        batch_size=8,
+        learning_rate=1e-3,
+        muon_learning_rate=0.005,
+        warmup_steps=100,
+        decay_steps=1300,
+        ema_decay=0.998,
+        evaluate_every=500,
+        checkpoint_every=250,
+    )
+    return _generator(TINY, loop, seed=2, noises=4, pool_size=4000, time_means=(1.0, -0.5), start=GENERATOR)
 
 
 def tiny_short() -> Recipe:
     """`tiny` on a small budget (about 20k samples): what the two below are compared with."""
-    return _generator(TINY, num_steps=560, decay_steps=200)
+    return _generator(TINY, _from_scratch(560, decay_steps=200))
 
 
 def tiny_short_joint() -> Recipe:
     """Conditions and latents attend to each other, as in the paper's drawing and in Krea 2."""
-    return _generator(replace(TINY, condition_attention="joint"), num_steps=560, decay_steps=200)
+    return _generator(replace(TINY, condition_attention="joint"), _from_scratch(560, decay_steps=200))
 
 
 def tiny_short_last_layer() -> Recipe:
     """One VLM layer, the last that is tapped, instead of five: what most models read."""
     vlm = replace(TINY.vlm, taps=TINY.vlm.taps[-1:])
-    return _generator(replace(TINY, vlm=vlm), num_steps=560, decay_steps=200)
+    return _generator(replace(TINY, vlm=vlm), _from_scratch(560, decay_steps=200))
 
 
-def _generator(config: UniFusionConfig, *, num_steps: int, decay_steps: int) -> Recipe:
-    loop = LoopConfig(
+def _from_scratch(num_steps: int, *, decay_steps: int) -> LoopConfig:
+    return LoopConfig(
         num_steps=num_steps,
         batch_size=12,
         learning_rate=1e-3,
@@ -91,24 +144,29 @@ def _generator(config: UniFusionConfig, *, num_steps: int, decay_steps: int) -> 
         evaluate_every=500,
         checkpoint_every=250,
     )
+
+
+def _generator(config: UniFusionConfig, loop: LoopConfig, **settings: Any) -> Recipe:
+    settings = {"seed": 1, "pool_size": 3000, "time_means": (1.0,), **settings}
     task = GeneratorTask(
-        seed=1,
         batch_size=loop.batch_size,
         config=config,
         backbone=load_vlm(VLM),
         autoencoder=load_autoencoder(VAE),
         pool_path=Path("runs/latents.safetensors"),
-        pool_size=3000,
-        time_mean=1.0,
+        **settings,
     )
     return task, loop
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-vae": tiny_vae,
+    "tiny-vae-sharpen": tiny_vae_sharpen,
     "tiny-vae-decoder": tiny_vae_decoder,
     "tiny-vlm": tiny_vlm,
+    "tiny-vlm-edits": tiny_vlm_edits,
     "tiny": tiny,
+    "tiny-sharpen": tiny_sharpen,
     "tiny-short": tiny_short,
     "tiny-short-joint": tiny_short_joint,
     "tiny-short-last-layer": tiny_short_last_layer,

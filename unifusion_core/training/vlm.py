@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..contracts import TokenRole, VLMRequest
-from ..vlm.backbone import VLMBackbone
+from ..vlm.backbone import VLMBackbone, load_vlm
 from ..vlm.prompts import VLMInputs
 from ..vlm.template import TINY_TEMPLATE, TINY_VLM
 from ..vlm.tiny import MEAN, STD, build_vlm, read_tokenizer, save_vlm
@@ -93,23 +93,44 @@ class VLMTask(Task):
     not_muon = ("embed_tokens", "embeddings", "cell_head")
 
     def __init__(
-        self, *, seed: int, batch_size: int, mix: dict[str, float], tokenizer: Path, cell_weight: float = 0.3
+        self,
+        *,
+        seed: int,
+        batch_size: int,
+        mix: dict[str, float],
+        tokenizer: Path,
+        cell_weight: float = 0.3,
+        tile_shares: tuple[float, float, float] = (0.55, 0.25, 0.2),
+        start: Path | None = None,
     ) -> None:
+        """`tile_shares`: how many batches have each of `TILE_COUNTS`; `start`: a VLM folder to go on from."""
         self.seed, self.batch_size, self.mix, self.cell_weight = seed, batch_size, mix, cell_weight
-        self.settings = {"seed": seed, "mix": mix, "cell_weight": cell_weight}
-        self.tokenizer = read_tokenizer(tokenizer, lambda: tokenizer_texts(seed), vocab_size=900)
-        vlm = build_vlm(self.tokenizer, seed)
-        width = TINY_VLM.hidden_size
-        self.model = nn.ModuleDict({"vlm": vlm, "cell_head": nn.Linear(width, sum(CELL_LABELS))})
-        self.backbone = VLMBackbone(vlm, self.tokenizer, normalisation=(MEAN, STD))
-        vlm.requires_grad_(True)  # the backbone has frozen it
+        self.tile_shares = tile_shares
+        self.settings = {
+            "seed": seed,
+            "mix": mix,
+            "cell_weight": cell_weight,
+            "tile_shares": tile_shares,
+            "start": start.name if start else None,
+        }
+        if start:
+            self.backbone = load_vlm(start)
+            self.tokenizer = self.backbone.tokenizer
+        else:
+            self.tokenizer = read_tokenizer(tokenizer, lambda: tokenizer_texts(seed), vocab_size=900)
+            self.backbone = VLMBackbone(
+                build_vlm(self.tokenizer, seed), self.tokenizer, normalisation=(MEAN, STD)
+            )
+        vlm = self.backbone.model.requires_grad_(True)  # the backbone has frozen it
+        cell_head = nn.Linear(TINY_VLM.hidden_size, sum(CELL_LABELS))
+        self.model = nn.ModuleDict({"vlm": vlm, "cell_head": cell_head})
 
     # ------------------------------------------------------------------ data
 
     def item(self, index: int) -> Sample:
         group = random.Random(f"vlm-group-{self.seed}-{index // self.batch_size}")
         task = group.choices(list(self.mix), list(self.mix.values()))[0]
-        max_tiles = group.choices(TILE_COUNTS, (0.55, 0.25, 0.2))[0]
+        max_tiles = group.choices(TILE_COUNTS, self.tile_shares)[0]
         return self.draw(random.Random(f"vlm-{self.seed}-{index}"), task, max_tiles)
 
     def draw(self, rng: random.Random, task: str, max_tiles: int, held_out: bool | None = None) -> Sample:

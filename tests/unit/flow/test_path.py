@@ -40,7 +40,7 @@ def test_clean_latents_follow_from_any_point_and_its_velocity() -> None:
 
 def test_training_times_lie_inside_the_path_and_follow_their_mean() -> None:
     times = [
-        sample_training_times(4000, mean=mean, spread=1.0, generator=torch.Generator().manual_seed(0))
+        sample_training_times(4000, means=(mean,), spread=1.0, generator=torch.Generator().manual_seed(0))
         for mean in (-1.0, 0.0, 1.0)
     ]
 
@@ -48,3 +48,9 @@ def test_training_times_lie_inside_the_path_and_follow_their_mean() -> None:
     medians = [t.median().item() for t in times]
     assert medians == sorted(medians)
     assert abs(medians[1] - 0.5) < 0.03
+
+
+def test_several_means_take_turns() -> None:
+    times = sample_training_times(5, means=(20.0, -20.0), generator=torch.Generator().manual_seed(0))
+
+    assert [round(t) for t in times.tolist()] == [1, 0, 1, 0, 1]

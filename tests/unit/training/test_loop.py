@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -127,6 +130,26 @@ def test_the_averaged_weights_are_judged_and_exported(tmp_path: Path) -> None:
     assert all(torch.equal(task.exported[k], average[k]) for k in average)
     assert all(torch.equal(task.judged[-1][k], average[k]) for k in average)
     assert not all(torch.equal(trained[k], average[k]) for k in average)
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
+    alone = LineTask()
+    train(alone, replace(CONFIG, batch_size=6), tmp_path / "alone", recipe="line")
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path;"
+        "from test_loop import CONFIG, LineTask; from unifusion_core.training.loop import train;"
+        f"train(LineTask(), CONFIG, Path({str(tmp_path / 'together')!r}), recipe='line')"
+    )
+    (tmp_path / "script.py").write_text(script)
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*torchrun, tmp_path / "script.py"], check=True, env=environment, timeout=120)
+
+    one, other = (load_file(tmp_path / run / "checkpoint.safetensors") for run in ("alone", "together"))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_an_earlier_run_is_not_overwritten(tmp_path: Path) -> None:
