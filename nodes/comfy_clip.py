@@ -158,7 +158,7 @@ def load_clip(
     folder: Path, spec: VLMSpec, dtype_name: str = "default", disable_dynamic: bool = False
 ) -> comfy.sd.CLIP:
     """A VLM folder as a CLIP for the generator with this `spec`. Raises VLMError if it is damaged or does not fit."""
-    from ..unifusion_core.vlm.backbone import load_vlm
+    from ..unifusion_core.vlm.folder import load_vlm
 
     dtype = host.vlm_dtype(dtype_name, _parameters(folder))
     backbone = load_vlm(folder, dtype=dtype)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .errors import CheckpointError, ConfigError, PromptError, UniFusionError, VLMError
-from .evaluation import SUITE_NAMES
+from .evaluation import SHIPPED_SUITES, SUITE_NAMES
 
 if TYPE_CHECKING:  # for annotations alone
     from torch import Tensor
@@ -157,9 +157,9 @@ def _build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--suite",
         nargs="+",
-        default=SUITE_NAMES,
+        default=SHIPPED_SUITES,
         metavar="NAME",
-        help=f"default all: {', '.join(SUITE_NAMES)}",
+        help=f"one or more of {', '.join(SUITE_NAMES)}; default all but designs, which compares training runs",
     )
     _add_part_options(evaluate)
     evaluate.add_argument(
@@ -344,6 +344,7 @@ class _Job:
 def _generate(arguments: argparse.Namespace) -> None:
     lines = _lines(arguments)
     from .pipeline import DrawSettings, Pipeline, write_picture_file
+    from .vlm.prompts import join_features
 
     jobs = list(_jobs(lines, arguments))  # read all before loading the models: mistakes show at once
     pipeline = Pipeline.load(arguments.model, arguments.vlm, arguments.vae)
@@ -354,10 +355,14 @@ def _generate(arguments: argparse.Namespace) -> None:
             settings = DrawSettings(
                 size=batch[0].size, steps=arguments.steps, cfg=arguments.cfg, max_tiles=arguments.max_tiles
             )
-            requests = [job.request for job in batch]
+            requests, seeds = [job.request for job in batch], [job.seed for job in batch]
             if rewriting:
-                requests = pipeline.rewrite(requests, max_tiles=arguments.max_tiles)
-            pictures = pipeline.generate(requests, [job.seed for job in batch], settings, step_done)
+                rewrites = pipeline.rewrite(requests, max_tiles=arguments.max_tiles)
+                requests = [each.request for each in rewrites]
+                features = join_features([each.features for each in rewrites])
+            else:
+                features = pipeline.read(requests, arguments.max_tiles)
+            pictures = pipeline.draw(features, seeds, settings, step_done)
             for job, request, picture in zip(batch, requests, pictures, strict=True):
                 record = {
                     "prompt": request.prompt,
@@ -420,7 +425,7 @@ def _rewrite(arguments: argparse.Namespace) -> None:
     from .checkpoint import read_tensors, split_generator_tensors
     from .pipeline import generator_path, vlm_path
     from .rewriting import rewrite
-    from .vlm.backbone import load_vlm
+    from .vlm.folder import load_vlm
 
     requests = [line.request() for line in lines]
     path = generator_path(arguments.model)
@@ -429,10 +434,11 @@ def _rewrite(arguments: argparse.Namespace) -> None:
     backbone.check_fits(spec)
     temperature = 0.0 if arguments.seed is None else VARIED_TEMPERATURE
     texts: list[str] = []
-    with _progress(len(lines), "rewriting") as done:
+    with _progress(len(lines), "rewriting") as line_done:
         for request in requests:
-            if request.decoded is None:  # what has a rewrite keeps it
-                texts += rewrite(
+            text = request.decoded
+            if text is None:  # what has a rewrite keeps it
+                (done,) = rewrite(
                     backbone,
                     spec,
                     [request],
@@ -440,9 +446,9 @@ def _rewrite(arguments: argparse.Namespace) -> None:
                     temperature=temperature,
                     seed=arguments.seed or 0,
                 )
-            else:
-                texts.append(request.decoded)
-            done()
+                text = str(done.request.decoded)
+            texts.append(text)
+            line_done()
     if arguments.out is None:
         print(texts[0])
         return

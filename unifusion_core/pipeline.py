@@ -1,11 +1,11 @@
-"""The whole way from a prompt to a picture, readable in one function: `Pipeline.generate`."""
+"""The whole way from a prompt to a picture, readable in two functions: `Pipeline.read` (or `rewrite`) and `Pipeline.draw`."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from torch import Tensor
 
 from . import embedded
 from .checkpoint import load_autoencoder, load_generator
-from .contracts import Conditioning, VLMRequest
+from .contracts import Conditioning, VLMFeatures, VLMRequest
 from .errors import CheckpointError, ConfigError, ShapeError
 from .flow.schedule import build_schedule
 from .models.autoencoder import DOWNSCALE, Autoencoder
 from .models.unifusion import UniFusion
-from .rewriting import REWRITE_BY_DEFAULT, rewrite
+from .rewriting import REWRITE_BY_DEFAULT, STATES_BY_DEFAULT, Rewrite, read, rewrite
 from .sampling import OnStep, draw_noise, sample
-from .vlm.backbone import VLMBackbone, load_vlm
-from .vlm.prompts import kept_features
+from .vlm.backbone import VLMBackbone
+from .vlm.folder import load_vlm
 
 logger = logging.getLogger(__name__)
 
@@ -115,21 +115,45 @@ class Pipeline:
         """Whether this generator wants its prompts rewritten if the user does not say."""
         return REWRITE_BY_DEFAULT[self.model.config.vlm.kept_tokens]
 
-    def rewrite(self, requests: Sequence[VLMRequest], *, max_tiles: int = MAX_TILES) -> list[VLMRequest]:
-        """The requests with the VLM's rewrite as their decoded text.
+    def rewrite(
+        self,
+        requests: Sequence[VLMRequest],
+        *,
+        max_tiles: int = MAX_TILES,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+    ) -> list[Rewrite]:
+        """The requests with the VLM's rewrite as their decoded text, and the features to `draw` from.
 
-        Left as they are: locked rewrites, and empty prompts without pictures, which ask for the unconditional picture.
+        Only read, not rewritten: locked rewrites, and empty prompts without pictures, which ask for the unconditional
+        picture.
         """
-        rewritten = list(requests)
+        spec = self.model.config.vlm
         numbers = [
             i for i, r in enumerate(requests) if r.decoded is None and (r.prompt.strip() or r.pictures)
         ]
+        done: dict[int, Rewrite] = {}
         if numbers:
-            unwritten = [requests[i] for i in numbers]
-            texts = rewrite(self.backbone, self.model.config.vlm, unwritten, max_tiles=max_tiles)
-            for i, text in zip(numbers, texts, strict=True):
-                rewritten[i] = replace(requests[i], decoded=text)
-        return rewritten
+            rewritten = rewrite(
+                self.backbone,
+                spec,
+                [requests[i] for i in numbers],
+                max_tiles=max_tiles,
+                temperature=temperature,
+                seed=seed if isinstance(seed, int) else [seed[i] for i in numbers],
+            )
+            done = dict(zip(numbers, rewritten, strict=True))
+        return [
+            done.get(i) or Rewrite(request=request, features=self.read([request], max_tiles))
+            for i, request in enumerate(requests)
+        ]
+
+    def read(self, requests: Sequence[VLMRequest], max_tiles: int = MAX_TILES) -> VLMFeatures:
+        """VLM states of the kept tokens, for requests as they are."""
+        spec = self.model.config.vlm
+        return read(
+            self.backbone, spec, requests, max_tiles=max_tiles, states=STATES_BY_DEFAULT[spec.kept_tokens]
+        )
 
     @torch.no_grad()
     def generate(
@@ -139,15 +163,29 @@ class Pipeline:
         settings: DrawSettings | None = None,
         on_step: OnStep | None = None,
     ) -> list[Picture]:
-        """One picture per request. A picture depends on its request and its seed, not on its neighbours in the batch.
+        """One picture per request as it is (`rewrite` and `draw` have the VLM rewrite it first).
 
         Raises ShapeError for an impossible size or input picture, PromptError for a chat the VLM cannot take,
         ConfigError for an impossible setting; warns if the size is none that the generator was trained on.
         """
         settings = settings or DrawSettings()
-        if len(seeds) != len(requests):
+        check_size(settings.size)
+        return self.draw(self.read(requests, settings.max_tiles), seeds, settings, on_step)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        features: VLMFeatures,
+        seeds: Sequence[int],
+        settings: DrawSettings | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[Picture]:
+        """One picture per row of VLM features. A picture depends on its row and its seed, not on its neighbours in the batch.
+        Raises and warns as `generate` does."""
+        settings = settings or DrawSettings()
+        if len(seeds) != len(features.mask):
             raise ConfigError(
-                f"{len(seeds)} seeds were given for {len(requests)} pictures; give one for each."
+                f"{len(seeds)} seeds were given for {len(features.mask)} pictures; give one for each."
             )
         config = self.model.config
         width, height = check_size(settings.size)
@@ -158,7 +196,7 @@ class Pipeline:
         )  # whole patches; more is cut off
         schedule = build_schedule(settings.schedule, settings.steps, rows * columns)
 
-        condition = self.model.prepare(self.condition(requests, settings.max_tiles), (rows, columns))
+        condition = self.model.prepare(self.pool(features), (rows, columns))
         guided = settings.cfg != 1
         negative = self.model.prepare(self.unconditional, (rows, columns)) if guided else None
         noise = draw_noise(
@@ -177,17 +215,14 @@ class Pipeline:
         return to_pictures(pixels[..., :height, :width])
 
     @torch.no_grad()
-    def condition(self, requests: Sequence[VLMRequest], max_tiles: int = MAX_TILES) -> Conditioning:
-        """What the DiT reads: VLM states of the kept tokens, pooled by LAP and refined."""
-        spec = self.model.config.vlm
-        chats = self.backbone.prepare(requests, spec.template, max_tiles)
-        features = kept_features(self.backbone.encode(chats, spec), spec.kept_tokens)
+    def pool(self, features: VLMFeatures) -> Conditioning:
+        """What the DiT reads: features pooled by LAP and refined."""
         return self.model.pool(features.to(self.device, self.dtype))
 
     @cached_property
     def unconditional(self) -> Conditioning:
         """The empty prompt in the same template: what guidance leads away from. Encoded once."""
-        return self.condition([VLMRequest(prompt="")])
+        return self.pool(self.read([VLMRequest(prompt="")]))
 
 
 def default_device() -> str:

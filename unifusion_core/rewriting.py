@@ -1,24 +1,57 @@
 """VERIFI: the VLM writes down what the target picture shows, and the generator reads the states of those words.
 
-Here the text is written. Its states come from the encoding pass over [system, pictures, instruction, rewrite]
-(`VLMRequest.decoded`), which equal those of the decoding pass itself.
+`states` says where the states come from. "one_pass": from the decoding pass itself, over [system, pictures, instruction,
+rewrite], nothing encoded twice (paper, section on VERIFI). "reencode": the rewrite takes the prompt's place in the model's own
+template, for generators that never saw states of an assistant turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from .contracts import VLMRequest, VLMSpec
-from .errors import PromptError
+from .contracts import VLMFeatures, VLMRequest, VLMSpec
+from .errors import ConfigError, PromptError
 from .vlm.backbone import VLMBackbone
+from .vlm.prompts import join_features, kept_features, one_row
 
 MAX_NEW_TOKENS = 128  # a caption of the small world has at most 50
+STATES = ("one_pass", "reencode")
 REWRITE_BY_DEFAULT = {"decoded": True, "after_prefix": False}
 """By `VLMSpec.kept_tokens`: whether a generator wants its prompts rewritten if the user does not say."""
+STATES_BY_DEFAULT = {"decoded": "one_pass", "after_prefix": "reencode"}
+"""By `VLMSpec.kept_tokens`: which states of a rewrite a generator reads if the user does not say."""
 
 
-class _LimitReachedError(Exception):
-    """Ends a generation that did not end by itself."""
+@dataclass(frozen=True, kw_only=True)
+class Rewrite:
+    """A request with its rewrite (`request.decoded`), and the features of its kept tokens (one row)."""
+
+    request: VLMRequest
+    features: VLMFeatures
+
+
+def read(
+    backbone: VLMBackbone,
+    spec: VLMSpec,
+    requests: Sequence[VLMRequest],
+    *,
+    max_tiles: int = 10,
+    states: str = "one_pass",
+) -> VLMFeatures:
+    """Features of the kept tokens of chats as they are: with `decoded` that text stands in the assistant turn, word by word
+    (teacher-forced), or for `states` "reencode" in the prompt's place. Pictures that were read before are not read again."""
+    if states not in STATES:
+        raise ConfigError(f'states is "{states}"; choose {" or ".join(STATES)}')
+    if states == "reencode":
+        requests = [r if r.decoded is None else replace(r, prompt=r.decoded, decoded=None) for r in requests]
+    if not any(request.pictures for request in requests):
+        features = backbone.encode(backbone.prepare(requests, spec.template, max_tiles), spec)
+        return kept_features(features, spec.kept_tokens)
+    rows = [backbone.prepare([request], spec.template, max_tiles) for request in requests]
+    return join_features(
+        [kept_features(backbone.encode(row, spec, reuse_pictures=True), spec.kept_tokens) for row in rows]
+    )
 
 
 def rewrite(
@@ -30,16 +63,18 @@ def rewrite(
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
+    states: str | None = None,
     on_token: Callable[[int], None] | None = None,
-) -> list[str]:
-    """One text per request, in the generator's own chat template.
+) -> list[Rewrite]:
+    """One rewrite per request, in the generator's own chat template.
 
     Temperature 0 writes the likeliest words, more of it varies them by `seed` (one for all requests, or one for each).
-    `on_token` is called with the number of tokens so far and may raise to interrupt.
+    `states` None takes what suits the generator. `on_token` is called with the number of tokens so far and may raise to
+    interrupt.
 
     Raises PromptError for a rewrite that is empty or does not end: half a description would draw half a picture.
     """
-    texts = attempt_rewrites(
+    attempts = attempt_rewrites(
         backbone,
         spec,
         requests,
@@ -47,12 +82,15 @@ def rewrite(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        states=states,
         on_token=on_token,
     )
-    for text in texts:
-        if isinstance(text, PromptError):
-            raise text
-    return [str(text) for text in texts]
+    done = []
+    for attempt in attempts:
+        if isinstance(attempt, PromptError):
+            raise attempt
+        done.append(attempt)
+    return done
 
 
 def attempt_rewrites(
@@ -64,50 +102,47 @@ def attempt_rewrites(
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
+    states: str | None = None,
     on_token: Callable[[int], None] | None = None,
-) -> list[str | PromptError]:
+) -> list[Rewrite | PromptError]:
     """`rewrite` with the error in the place of each rewrite that failed."""
-    seeds = [seed] * len(requests) if isinstance(seed, int) else list(seed)
-    inputs = backbone.prepare(requests, spec.template, max_tiles)
-
-    def watch(count: int) -> None:
-        if on_token is not None:
-            on_token(count)
-        if count == max_new_tokens:
-            raise _LimitReachedError
-
-    try:
-        texts = backbone.generate(
-            inputs, max_new_tokens=max_new_tokens, temperature=temperature, seed=seeds, on_token=watch
-        )
-    except _LimitReachedError:
-        if len(requests) > 1:  # one at a time, to see which: answers do not depend on their neighbours
-            return [
-                attempt_rewrites(
-                    backbone,
-                    spec,
-                    [request],
-                    max_tiles=max_tiles,
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    seed=own_seed,
-                    on_token=on_token,
-                )[0]
-                for request, own_seed in zip(requests, seeds, strict=True)
-            ]
-        return [
-            PromptError(
-                f"The rewrite of {_shown(requests[0])} did not end within {max_new_tokens} tokens: word the prompt "
-                "otherwise, or give the rewrite yourself."
+    states = states or STATES_BY_DEFAULT[spec.kept_tokens]
+    if states not in STATES:
+        raise ConfigError(f'states is "{states}"; choose {" or ".join(STATES)}')
+    written = backbone.write(
+        backbone.prepare(requests, spec.template, max_tiles),
+        spec if states == "one_pass" else (),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        on_token=on_token,
+        reuse_pictures=True,
+    )
+    attempts: list[Rewrite | PromptError] = []
+    for row, (request, text, ended) in enumerate(zip(requests, written.texts, written.ended, strict=True)):
+        if not ended:
+            attempts.append(
+                PromptError(
+                    f"The rewrite of {_shown(request)} did not end within {max_new_tokens} tokens: word the prompt "
+                    "otherwise, raise max_new_tokens, or give the rewrite yourself."
+                )
             )
-        ]
-    return [
-        text.strip()
-        or PromptError(
-            f"The VLM had nothing to say to {_shown(request)}: word the prompt otherwise, or switch rewriting off."
-        )
-        for text, request in zip(texts, requests, strict=True)
-    ]
+        elif not text.strip():
+            attempts.append(
+                PromptError(
+                    f"The VLM had nothing to say to {_shown(request)}: word the prompt otherwise, or switch "
+                    "rewriting off."
+                )
+            )
+        else:
+            done = replace(request, decoded=text.strip())
+            features = (
+                read(backbone, spec, [done], max_tiles=max_tiles, states=states)
+                if written.features is None
+                else kept_features(one_row(written.features, row), spec.kept_tokens)
+            )
+            attempts.append(Rewrite(request=done, features=features))
+    return attempts
 
 
 def _shown(request: VLMRequest) -> str:

@@ -65,7 +65,7 @@ from the_pack.unifusion_core.models.dit import DiTConfig
 from the_pack.unifusion_core.models.lap import LAPConfig
 from the_pack.unifusion_core.models.unifusion import PreparedCondition, UniFusion, UniFusionConfig
 from the_pack.unifusion_core.sampling import sample
-from the_pack.unifusion_core.vlm.backbone import load_vlm
+from the_pack.unifusion_core.vlm.folder import load_vlm
 from the_pack.unifusion_core.vlm.prompts import kept_features
 
 CONFIG = UniFusionConfig(

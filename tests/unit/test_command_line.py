@@ -17,6 +17,7 @@ from PIL import Image
 
 from unifusion_core.command_line import main
 from unifusion_core.evaluation import SUITE_NAMES
+from unifusion_core.vlm.backbone import Written
 
 QUICK = ["--size", "32x32", "--steps", "1", "--no-rewrite"]
 
@@ -129,7 +130,8 @@ def test_rewrite_adds_its_text_to_the_lines_and_keeps_what_is_there(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("unifusion_core.vlm.backbone.VLMBackbone.generate", lambda *_, **__: ["written"])
+    answer = Written(texts=["written"], ended=[True], features=None)
+    monkeypatch.setattr("unifusion_core.vlm.backbone.VLMBackbone.write", lambda *_, **__: answer)
     options = random_weights.options[:4]
     assert main(["rewrite", "a ball", *options]) == 0
     assert capsys.readouterr().out == "written\n"

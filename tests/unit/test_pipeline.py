@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +30,10 @@ from unifusion_core.pipeline import (
     write_picture_file,
 )
 from unifusion_core.presets import TINY
-from unifusion_core.rewriting import attempt_rewrites, rewrite
-from unifusion_core.vlm.backbone import load_vlm
+from unifusion_core.rewriting import attempt_rewrites, read, rewrite
+from unifusion_core.vlm.backbone import Written
+from unifusion_core.vlm.folder import load_vlm
+from unifusion_core.vlm.prompts import VLMInputs
 
 QUICK = DrawSettings(size=(48, 32), steps=2)
 RED = VLMRequest(prompt="a red circle")
@@ -74,10 +77,10 @@ def test_prompt_rewrite_seed_guidance_and_input_picture_each_change_the_picture(
 
 def test_the_empty_prompt_is_drawn_and_is_what_guidance_leads_away_from(pipeline: Pipeline) -> None:
     empty = VLMRequest(prompt="")
-    assert pipeline.rewrite([empty]) == [empty]
+    assert [each.request for each in pipeline.rewrite([empty])] == [empty]
     guided = pipeline.generate([empty], [1], QUICK)[0]
     assert differ(guided, pipeline.generate([empty], [1], replace(QUICK, cfg=1.0))[0]) <= 1
-    assert torch.equal(pipeline.unconditional.tokens, pipeline.condition([empty]).tokens)
+    assert torch.equal(pipeline.unconditional.tokens, pipeline.pool(pipeline.read([empty])).tokens)
 
 
 def test_sides_of_an_odd_number_of_patches_are_drawn_and_cut(pipeline: Pipeline) -> None:
@@ -130,6 +133,16 @@ def test_parts_that_do_not_fit_are_refused(pipeline: Pipeline) -> None:
 # Rewriting ----------------------------------------------------------------------------------------
 
 
+def writing(text: str) -> Callable[..., Written]:
+    """In the place of `VLMBackbone.write`: this text for every chat."""
+
+    def write(chats: VLMInputs, *_: object, **__: object) -> Written:
+        count = len(chats.token_ids)
+        return Written(texts=[text] * count, ended=[True] * count, features=None)
+
+    return write
+
+
 def test_a_rewrite_that_does_not_end_is_an_error_that_names_its_prompt(pipeline: Pipeline) -> None:
     # random weights never come to an end
     attempts = attempt_rewrites(pipeline.backbone, TINY.vlm, [RED, LONG], max_new_tokens=3)
@@ -139,7 +152,7 @@ def test_a_rewrite_that_does_not_end_is_an_error_that_names_its_prompt(pipeline:
 
 
 def test_an_empty_rewrite_is_an_error(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.backbone, "generate", lambda *_, **__: [" "])
+    monkeypatch.setattr(pipeline.backbone, "write", writing(" "))
     with pytest.raises(PromptError, match="nothing to say"):
         pipeline.rewrite([RED])
 
@@ -147,10 +160,10 @@ def test_an_empty_rewrite_is_an_error(pipeline: Pipeline, monkeypatch: pytest.Mo
 def test_locked_rewrites_stay_and_the_others_are_written(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.backbone, "generate", lambda chats, **_: ["written"] * len(chats.token_ids))
+    monkeypatch.setattr(pipeline.backbone, "write", writing("written"))
     locked, empty = VLMRequest(prompt="x", decoded="locked"), VLMRequest(prompt=" ")
     with_picture = VLMRequest(prompt="", pictures=[torch.rand(3, 32, 32)])
-    texts = [r.decoded for r in pipeline.rewrite([RED, locked, empty, with_picture])]
+    texts = [each.request.decoded for each in pipeline.rewrite([RED, locked, empty, with_picture])]
     assert texts == ["written", "locked", None, "written"]
 
 
@@ -158,8 +171,37 @@ def test_locked_rewrites_stay_and_the_others_are_written(
 def test_the_embedded_vlm_writes_the_same_rewrite_alone_and_in_company() -> None:
     backbone = load_vlm(embedded.VLM)
     together = rewrite(backbone, TINY.vlm, [RED, LONG])
-    assert together == [rewrite(backbone, TINY.vlm, [request])[0] for request in (RED, LONG)]
-    assert all(together)
+    for both, request in zip(together, (RED, LONG), strict=True):
+        (alone,) = rewrite(backbone, TINY.vlm, [request])
+        assert both.request == alone.request
+        assert both.request.decoded
+        torch.testing.assert_close(both.features.states, alone.features.states, rtol=0, atol=1e-3)
+
+
+@pytest.mark.skipif(not embedded.VLM.is_dir(), reason="the embedded VLM is not there")
+@pytest.mark.parametrize("prompt", ["a red circle", "make the background pink"])
+def test_features_of_one_pass_equal_those_of_the_locked_rewrite(prompt: str) -> None:
+    """The decoding pass and a teacher-forced pass over [system, pictures, instruction, rewrite]."""
+    backbone = load_vlm(embedded.VLM)
+    pictures = [torch.rand(3, 48, 48)] if "background" in prompt else []
+    (one_pass,) = rewrite(backbone, TINY.vlm, [VLMRequest(prompt=prompt, pictures=pictures)])
+    forced = read(backbone, TINY.vlm, [one_pass.request])
+    for name in ("mask", "roles", "token_ids", "positions"):
+        assert torch.equal(getattr(one_pass.features, name), getattr(forced, name))
+    scale = forced.states.abs().amax()
+    assert (one_pass.features.states - forced.states).abs().amax() <= 1e-4 * scale
+
+
+def test_states_of_a_rewrite_may_be_encoded_in_the_prompts_place(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.backbone, "write", writing("big red circle"))
+    (done,) = rewrite(pipeline.backbone, TINY.vlm, [RED], states="reencode")
+    expected = read(pipeline.backbone, TINY.vlm, [VLMRequest(prompt="big red circle")])
+    assert done.request == replace(RED, decoded="big red circle")
+    assert torch.equal(done.features.states, expected.states)
+    with pytest.raises(ConfigError, match='states is "both"; choose one_pass or reencode'):
+        rewrite(pipeline.backbone, TINY.vlm, [RED], states="both")
 
 
 # Picture files ------------------------------------------------------------------------------------

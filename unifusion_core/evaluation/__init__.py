@@ -3,10 +3,6 @@
 `tally` judges (the trainer uses it, too), one file per suite, `report` prints and stores, `suites` runs them by name.
 """
 
-SUITE_NAMES = (
-    "text-to-image",
-    "swap",
-    "vlm",
-    "autoencoder",
-    "speed",
-)  # here, because suites.py is slow to import
+# Names stand here because suites.py is slow to import.
+SHIPPED_SUITES = ("text-to-image", "swap", "vlm", "autoencoder", "speed")  # judge the model that is given
+SUITE_NAMES = (*SHIPPED_SUITES, "designs")  # compares training runs, which must have been made

@@ -42,11 +42,10 @@ def evaluate_speed(subject: Subject, sampling: Sampling) -> Iterator[Row]:
 def prompt_to_file(pipeline: Pipeline, path: Path) -> None:
     """One picture as `unifusion generate` makes it."""
     requests = [VLMRequest(prompt=PROMPT)]
-    if pipeline.rewrites_by_default:
-        requests = pipeline.rewrite(requests)
-    write_picture_file(
-        path, pipeline.generate(requests, [0], DrawSettings())[0], {"prompt": PROMPT, "seed": 0}
+    features = (
+        pipeline.rewrite(requests)[0].features if pipeline.rewrites_by_default else pipeline.read(requests)
     )
+    write_picture_file(path, pipeline.draw(features, [0], DrawSettings())[0], {"prompt": PROMPT, "seed": 0})
 
 
 def run_command_line(subject: Subject, path: Path) -> None:

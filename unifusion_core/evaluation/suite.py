@@ -14,7 +14,8 @@ import torch
 from ..checkpoint import load_autoencoder
 from ..models.autoencoder import Autoencoder
 from ..pipeline import EMBEDDED, Pipeline, default_device, vae_path, vlm_path
-from ..vlm.backbone import VLMBackbone, load_vlm
+from ..vlm.backbone import VLMBackbone
+from ..vlm.folder import load_vlm
 from .tally import Rate, Tally
 
 

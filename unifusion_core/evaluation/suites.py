@@ -12,6 +12,7 @@ import torch
 
 from ..errors import ConfigError
 from .autoencoder import evaluate_autoencoder
+from .designs import evaluate_designs
 from .report import header, line, write_report
 from .speed import evaluate_speed
 from .suite import Row, Sampling, Subject, Suite
@@ -25,6 +26,7 @@ SUITES: dict[str, Suite] = {
     "vlm": evaluate_vlm,
     "autoencoder": evaluate_autoencoder,
     "speed": evaluate_speed,
+    "designs": evaluate_designs,
 }
 
 

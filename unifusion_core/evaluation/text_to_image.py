@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from tqdm import tqdm
 from ..contracts import VLMRequest
 from ..errors import PromptError
 from ..pipeline import DrawSettings, Pipeline
-from ..rewriting import attempt_rewrites
+from ..rewriting import Rewrite, attempt_rewrites
+from ..vlm.prompts import join_features
 from ..world import wordings
 from .suite import Row, Sampling, Subject, chunks
 from .tally import Judgement, Tally, judge_failure, judge_picture
@@ -73,13 +74,15 @@ def draw_pictures(pipeline: Pipeline, prompts: Sequence[wordings.Wording], *, re
     )
     for group in chunks(list(enumerate(prompts)), BATCH):
         requests = [VLMRequest(prompt=wording.text) for _, wording in group]
-        texts: list[str | PromptError | None] = [None] * len(group)
-        if rewriting:
-            texts = [*attempt_rewrites(pipeline.backbone, pipeline.model.config.vlm, requests)]
-        good = [i for i, text in enumerate(texts) if not isinstance(text, PromptError)]
+        attempts: list[Rewrite | PromptError] = (
+            attempt_rewrites(pipeline.backbone, pipeline.model.config.vlm, requests)
+            if rewriting
+            else [Rewrite(request=request, features=pipeline.read([request])) for request in requests]
+        )
+        good = {i: each for i, each in enumerate(attempts) if isinstance(each, Rewrite)}
         pictures = (
-            pipeline.generate(
-                [replace(requests[i], decoded=texts[i]) for i in good],
+            pipeline.draw(
+                join_features([each.features for each in good.values()]),
                 [group[i][0] for i in good],
                 DrawSettings(),
             )
@@ -87,12 +90,12 @@ def draw_pictures(pipeline: Pipeline, prompts: Sequence[wordings.Wording], *, re
             else []
         )
         by_place = dict(zip(good, pictures, strict=True))
-        for i, ((_, wording), text) in enumerate(zip(group, texts, strict=True)):
+        for i, (_, wording) in enumerate(group):
             picture = by_place.get(i)
             drawn.append(
                 Drawn(
                     wording=wording,
-                    rewrite=None if text is None else str(text),
+                    rewrite=good[i].request.decoded if i in good else str(attempts[i]),
                     picture=picture,
                     judgement=judge_failure(wording.requirement)
                     if picture is None

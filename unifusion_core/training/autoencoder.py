@@ -24,7 +24,6 @@ from ..world.render import object_geometry, render
 from ..world.scenes import ASPECT_SIZES, sample_scene
 from .loop import Task
 
-
 HARDNESS = {"star": 3, "cross": 2}  # how much more often crops are centred on these shapes
 
 

@@ -120,7 +120,9 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
             f"{checkpoint} holds an earlier run: continue it with --resume, or choose another --out"
         )
     set_seed(config.seed)
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # said so, it also joins processes on CPUs
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available()
+    )  # said so, it also joins processes on CPUs
     task.place(accelerator.device)
     groups = parameter_groups(
         task.model,
@@ -135,11 +137,20 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
     if resume and checkpoint.exists():
         first = load_checkpoint(checkpoint, task.model, average, optimizer)
     chief = accelerator.is_main_process
-    record = _record_phase(out / "recipe.json", recipe, task, config, first, accelerator.num_processes) if chief else {}
+    record = (
+        _record_phase(out / "recipe.json", recipe, task, config, first, accelerator.num_processes)
+        if chief
+        else {}
+    )
     writer = SummaryWriter(str(out / "log")) if chief else None
     parameters = [p for p in model.parameters() if p.requires_grad]
     bar = tqdm(
-        total=config.num_steps, initial=first, desc=recipe, mininterval=10, dynamic_ncols=True, disable=not chief
+        total=config.num_steps,
+        initial=first,
+        desc=recipe,
+        mininterval=10,
+        dynamic_ncols=True,
+        disable=not chief,
     )
     running: dict[str, float] = {}
     for step, batch in enumerate(_batches(task, config, first, accelerator), start=first):
@@ -185,7 +196,7 @@ def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator)
         gradient.copy_(part.view_as(gradient))
 
 
-def _record_phase(  # noqa: PLR0917  (one caller)
+def _record_phase(
     path: Path, recipe: str, task: Task, config: LoopConfig, first: int, num_processes: int
 ) -> dict[str, Any]:
     """The record that goes into the finished file: every phase of the run, since a resumed one may go on differently."""

@@ -11,7 +11,7 @@ from ..checkpoint import load_autoencoder
 from ..embedded import GENERATOR, VAE, VLM
 from ..models.unifusion import UniFusionConfig
 from ..presets import TINY
-from ..vlm.backbone import load_vlm
+from ..vlm.folder import load_vlm
 from .autoencoder import AutoencoderTask
 from .generator import GeneratorTask
 from .loop import LoopConfig, Task
@@ -42,7 +42,12 @@ def tiny_vae_sharpen() -> Recipe:
     exact, and the fewer latents the shape of an outline hangs on, the more its errors blur it."""
     task = AutoencoderTask(seed=3, crop=40, start=VAE, latent_noise=0.3, object_share=0.85)
     return task, replace(
-        AUTOENCODER_LOOP, num_steps=3000, batch_size=6, muon_learning_rate=0.003, learning_rate=7e-4, decay_steps=1000
+        AUTOENCODER_LOOP,
+        num_steps=3000,
+        batch_size=6,
+        muon_learning_rate=0.003,
+        learning_rate=7e-4,
+        decay_steps=1000,
     )
 
 

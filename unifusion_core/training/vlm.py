@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..contracts import TokenRole, VLMRequest
-from ..vlm.backbone import VLMBackbone, load_vlm
+from ..vlm.backbone import VLMBackbone
+from ..vlm.folder import load_vlm
 from ..vlm.prompts import VLMInputs
 from ..vlm.template import TINY_TEMPLATE, TINY_VLM
 from ..vlm.tiny import MEAN, STD, build_vlm, read_tokenizer, save_vlm

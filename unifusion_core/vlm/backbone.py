@@ -1,82 +1,55 @@
 """The frozen VLM: hidden states of its layers for the generator, and text for VERIFI.
 
-One set of weights serves both. Loading a folder is `load_vlm`; what differs between VLM families is in
+One set of weights serves both. A folder is loaded in `folder.py`; what differs between VLM families is in
 `families.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..contracts import ChatTemplate, TokenRole, VLMFeatures, VLMRequest, VLMSpec
 from ..errors import ConfigError, PromptError, VLMError
+from .choosing import draw_generators, pick_tokens
 from .families import VLMFamily, decoder_layers, find_family
+from .fingerprint import fingerprint_of, tensors_in_files
+from .picture_states import PictureStates, digest
 from .prompts import PictureLayout, VLMInputs, build_chat, single_token, token_centres
+from .taps import TapReader
 from .tiling import Tiles, split_into_tiles
 
 logger = logging.getLogger(__name__)
 
 
-class _LastTapRead(BaseException):
-    """Ends a forward pass whose rest nobody needs: no error, so no `except Exception` may swallow it."""
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What the VLM wrote to a batch of chats.
 
-
-class _TapReader:
-    """Hooks that copy what the tapped layers read into one tensor and end the pass after the last of them.
-
-    A context: it swallows the end of the pass, and its hooks are gone afterwards, also on errors.
+    texts      one per chat
+    ended      whether each ended by itself, and not at the limit
+    features   tapped states of all tokens of the chats and of what was written, taken while it was written: the end
+               token is not among them. Rows have padding between chat and answer. None if no taps were asked for.
     """
 
-    def __init__(self, layers: nn.ModuleList, taps: tuple[int, ...]) -> None:
-        self.layers = layers
-        self.taps = taps
-        self.states: Float[Tensor, "B T L D"]
-        self.hooks: list[RemovableHandle] = []
-
-    def __enter__(self) -> _TapReader:
-        for index, tap in enumerate(self.taps):
-            read = partial(self._read, index)
-            self.hooks.append(self.layers[tap].register_forward_pre_hook(read, with_kwargs=True))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
-        for hook in self.hooks:
-            hook.remove()
-        return isinstance(error, _LastTapRead)
-
-    def _read(self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]  # B T D
-        if index == 0:  # the first layer that is read tells dtype and device
-            self.states = hidden.new_empty(*hidden.shape[:2], len(self.taps), hidden.shape[2])
-        self.states[:, :, index] = hidden
-        if index == len(self.taps) - 1:
-            raise _LastTapRead
+    texts: list[str]
+    ended: list[bool]
+    features: VLMFeatures | None
 
 
 class VLMBackbone(nn.Module):
     """A VLM of transformers with its tokenizer, frozen.
 
-    Built by `load_vlm`, or around a model in memory (training, tests). `run_device` is where inputs are
+    Built by `folder.load_vlm`, or around a model in memory (training, tests). `run_device` is where inputs are
     put; None means where the embedding's weights lie, which is right unless a host keeps weights elsewhere
     and moves them only while they work.
     """
@@ -102,6 +75,7 @@ class VLMBackbone(nn.Module):
         self.tile_size: int = self.family.tile_size(model.config, tile_size)
         self.token_grid: tuple[int, int] = self.family.token_grid(model.config, self.tile_size)
         self.normalisation = normalisation or self.family.normalisation
+        self.picture_states = PictureStates()
         self._fingerprint = ""
         self.requires_grad_(False)
         self.eval()
@@ -149,16 +123,8 @@ class VLMBackbone(nn.Module):
         Files, because their content does not depend on the dtype that a user loads them in. Computed once.
         """
         if not self._fingerprint:
-            tensors = (
-                _tensors_in_files(self.folder)
-                if self.folder
-                else iter(sorted(self.model.state_dict().items()))
-            )
-            digest = hashlib.sha256()
-            for name, tensor in tensors:
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            self._fingerprint = digest.hexdigest()
+            in_memory = sorted(self.model.state_dict().items())
+            self._fingerprint = fingerprint_of(tensors_in_files(self.folder) if self.folder else in_memory)
         return self._fingerprint
 
     def check_fits(self, spec: VLMSpec) -> None:
@@ -249,36 +215,93 @@ class VLMBackbone(nn.Module):
     # Hidden states --------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, inputs: VLMInputs, taps: VLMSpec | Sequence[int]) -> VLMFeatures:
+    def encode(
+        self,
+        inputs: VLMInputs,
+        taps: VLMSpec | Sequence[int],
+        *,
+        reuse_pictures: bool = False,
+        weights: Hashable = None,
+    ) -> VLMFeatures:
         """Hidden states of the tapped layers for all tokens, in one causal pass that ends with the last tap.
 
         Tap k is what decoder layer k+1 reads (layers counted from 1), so tap 0 are the embeddings with the
-        pictures in their places. No logits, no cache. States of padding are 0. VLMError for taps that this
-        VLM does not have.
+        pictures in their places. No logits. States of padding are 0. VLMError for taps that this VLM does
+        not have.
+
+        `reuse_pictures`: a single chat's pictures, which stand before everything else, are read once and kept
+        for other instructions about them (`picture_states`); the result is the same whether they were kept or
+        not. `weights` tells states of the weights apart, where a host patches them.
         """
         taps = tuple(taps.taps if isinstance(taps, VLMSpec) else taps)
         self._check_taps(taps)
         inputs = inputs.to(self._device())
-        with _TapReader(decoder_layers(self.model), taps) as reader:
-            self._base()(
-                input_ids=inputs.token_ids,
-                attention_mask=inputs.mask,
-                position_ids=self._position_ids(inputs),
-                use_cache=False,
-                **inputs.pixel_inputs,
-            )
-        padding = ~inputs.mask[:, :, None, None].to(reader.states.device)
+        states = self._read(inputs, taps, whole=False, reuse=reuse_pictures, weights=weights).states
+        assert states is not None
+        padding = ~inputs.mask[:, :, None, None].to(states.device)
         return VLMFeatures(
-            states=reader.states.masked_fill_(padding, 0),
+            states=states.masked_fill_(padding, 0),
             mask=inputs.mask,
             roles=inputs.roles,
             token_ids=inputs.token_ids,
             positions=inputs.positions,
         )
 
+    def _read(
+        self, inputs: VLMInputs, taps: tuple[int, ...], *, whole: bool, reuse: bool, weights: Hashable
+    ) -> _Pass:
+        """A pass over chats, to the last tap or through the whole model; the pictures of a single chat in a pass of
+        their own, if they are to be reused."""
+        positions = self._position_ids(inputs)
+        start = _end_of_pictures(inputs) if reuse and len(inputs.token_ids) == 1 else 0
+        if not start:
+            cache = DynamicCache(config=self.text_config) if whole else None
+            return self._forward(inputs, positions, taps, whole=whole, cache=cache)
+        first, second = slice(0, start), slice(start, None)
+        key = (
+            digest(inputs.token_ids[:, first], *inputs.pixel_inputs.values()),
+            taps,
+            whole,
+            self._embedding().weight.dtype,
+            weights,
+        )
+        kept = self.picture_states.get(key)
+        if kept is None:
+            cache = DynamicCache(config=self.text_config)
+            done = self._forward(inputs, positions, taps, whole=whole, cache=cache, tokens=first)
+            kept = self.picture_states.keep(key, done.states, cache)
+        cache = kept.continued(DynamicCache(config=self.text_config))
+        rest = self._forward(inputs, positions, taps, whole=whole, cache=cache, tokens=second)
+        if kept.states is None or rest.states is None:
+            return rest
+        return replace(rest, states=torch.cat([kept.states, rest.states], 1))
+
+    def _forward(
+        self,
+        inputs: VLMInputs,
+        positions: Tensor,
+        taps: tuple[int, ...],
+        *,
+        whole: bool,
+        cache: DynamicCache | None,
+        tokens: slice = slice(None),
+    ) -> _Pass:
+        """The model over some of the tokens, after those that the cache holds."""
+        layers = decoder_layers(self.model)
+        hidden: Tensor | None = None
+        with TapReader(layers, taps, whole=whole) if taps else nullcontext() as reader:
+            hidden = self._base()(
+                input_ids=inputs.token_ids[:, tokens],
+                attention_mask=inputs.mask[:, : tokens.stop],
+                position_ids=positions[..., tokens],
+                past_key_values=cache,
+                use_cache=cache is not None,
+                **({} if tokens.start else inputs.pixel_inputs),
+            ).last_hidden_state
+        return _Pass(states=reader.states if reader else None, hidden=hidden, cache=cache)
+
     # Text -----------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def generate(
         self,
         inputs: VLMInputs,
@@ -288,16 +311,48 @@ class VLMBackbone(nn.Module):
         seed: int | Sequence[int] | None = None,
         on_token: Callable[[int], None] | None = None,
     ) -> list[str]:
-        """The VLM's answers. Temperature 0 is greedy; else each chat is sampled with a generator of its own.
+        """The VLM's answers alone, see `write`; a warning tells of those that were cut off."""
+        written = self.write(
+            inputs, (), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, on_token=on_token
+        )
+        if not all(written.ended):
+            logger.warning(
+                "%d of %d rewrites were cut off after %d tokens; raise max_new_tokens if they matter.",
+                written.ended.count(False),
+                len(written.ended),
+                max_new_tokens,
+            )
+        return written.texts
+
+    @torch.no_grad()
+    def write(
+        self,
+        inputs: VLMInputs,
+        taps: VLMSpec | Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] | None = None,
+        on_token: Callable[[int], None] | None = None,
+        reuse_pictures: bool = False,
+        weights: Hashable = None,
+    ) -> Written:
+        """The VLM's answers and, in the same pass, the tapped states of every token, the written ones included: they
+        equal those of `encode` over the chat with the answer in its place. Temperature 0 is greedy; else each chat
+        is sampled with a generator of its own.
 
         A chat's answer depends on its own inputs and seed, not on its neighbours in the batch: one `seed`
         is every chat's seed, a sequence has one for each, None draws new ones. The global random state is
         left alone. `on_token` is called with the number of tokens so far and may raise to interrupt.
+        `reuse_pictures` and `weights` as in `encode`.
 
         Raises PromptError for chats that have a rewrite already or leave no room for `max_new_tokens`,
-        ConfigError for impossible settings.
+        ConfigError for impossible settings, VLMError for taps that this VLM does not have.
         """
-        generators = _generators(len(inputs.token_ids), temperature, seed)
+        taps = tuple(taps.taps if isinstance(taps, VLMSpec) else taps)
+        if taps:
+            self._check_taps(taps)
+        generators = draw_generators(len(inputs.token_ids), temperature, seed)
         self._check_room(inputs, max_new_tokens)
         inputs = inputs.to(self._device())
         mask, lengths = inputs.mask, inputs.mask.sum(dim=1)
@@ -306,49 +361,42 @@ class VLMBackbone(nn.Module):
         next_position = positions.masked_fill(~mask, 0).amax(dim=-1) + 1
         if positions.ndim > mask.ndim:
             next_position = next_position.amax(dim=0, keepdim=True).expand_as(next_position)
-        cache = DynamicCache(config=self.text_config)
-        hidden = self._base()(
-            input_ids=inputs.token_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **inputs.pixel_inputs,
-        ).last_hidden_state
-        last = hidden[torch.arange(len(lengths)), (lengths - 1).to(hidden.device)]
+        read = self._read(inputs, taps, whole=True, reuse=reuse_pictures, weights=weights)
+        assert read.hidden is not None
+        skipped = inputs.token_ids.shape[1] - read.hidden.shape[1]  # pictures that were read before
+        last = read.hidden[torch.arange(len(lengths)), (lengths - 1 - skipped).to(read.hidden.device)]
 
         written: list[list[int]] = [[] for _ in lengths]
-        finished = [False] * len(written)
+        ended = [False] * len(written)
+        states = [] if read.states is None else [read.states.masked_fill_(~mask[:, :, None, None], 0)]
         for step in range(1, max_new_tokens + 1):
-            token_ids = _pick_tokens(self._head()(last), temperature, generators)
+            token_ids = pick_tokens(self._head()(last), temperature, generators)
             for row, token_id in enumerate(token_ids):
-                finished[row] = finished[row] or token_id == inputs.end_id
-                if not finished[row]:
+                ended[row] = ended[row] or token_id == inputs.end_id
+                if not ended[row]:
                     written[row].append(token_id)
             if on_token is not None:
                 on_token(step)
-            if all(finished) or step == max_new_tokens:
+            if all(ended):
                 break
             # the padding between a chat and its answer stays masked; positions go on where the chat ended
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            last = self._base()(
-                input_ids=torch.tensor(token_ids, device=mask.device)[:, None],
-                attention_mask=mask,
-                position_ids=(next_position + step - 1)[..., None],
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-        if not all(finished):
-            logger.warning(
-                "%d of %d rewrites were cut off after %d tokens; raise max_new_tokens if they matter.",
-                finished.count(False),
-                len(finished),
-                max_new_tokens,
-            )
-        return [
+            with TapReader(decoder_layers(self.model), taps, whole=True) if taps else nullcontext() as reader:
+                last = self._base()(
+                    input_ids=torch.tensor(token_ids, device=mask.device)[:, None],
+                    attention_mask=mask,
+                    position_ids=(next_position + step - 1)[..., None],
+                    past_key_values=read.cache,
+                    use_cache=True,
+                ).last_hidden_state[:, -1]
+            if reader is not None:
+                states.append(reader.states)
+        texts = [
             str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
             for ids in written
         ]
+        features = _with_answers(inputs, states, written) if states else None
+        return Written(texts=texts, ended=ended, features=features)
 
     def _check_room(self, inputs: VLMInputs, max_new_tokens: int) -> None:
         if max_new_tokens < 1:
@@ -387,167 +435,43 @@ class VLMBackbone(nn.Module):
         )
 
 
-def _generators(
-    num_chats: int, temperature: float, seed: int | Sequence[int] | None
-) -> list[torch.Generator] | None:
-    """One generator per chat, on the CPU so that a seed means the same on every device; None if greedy."""
-    if temperature < 0:
-        raise ConfigError(
-            f"temperature is {temperature}; give 0 for the likeliest words or more for variety."
-        )
-    if not isinstance(seed, Sequence):
-        seeds = [seed] * num_chats
-    elif len(seed) == num_chats:
-        seeds = list(seed)
-    else:
-        raise ConfigError(f"{len(seed)} seeds were given for {num_chats} chats; give one, or one for each.")
-    if temperature == 0:
-        return None
-    generators = [torch.Generator() for _ in seeds]
-    for generator, each in zip(generators, seeds, strict=True):
-        if each is None:
-            generator.seed()
-        else:
-            generator.manual_seed(each)
-    return generators
+@dataclass(frozen=True)
+class _Pass:
+    """What a pass left: tapped states (B T L D), the model's output for the tokens it ran over (B S D; None if it ended
+    before), and the keys and values of all tokens so far."""
+
+    states: Tensor | None
+    hidden: Tensor | None
+    cache: DynamicCache | None
 
 
-def _pick_tokens(
-    logits: Float[Tensor, "B vocabulary"], temperature: float, generators: list[torch.Generator] | None
-) -> list[int]:
-    """The next token of each chat: the likeliest, or drawn by inverting the cumulative distribution.
+def _end_of_pictures(inputs: VLMInputs) -> int:
+    """Where the pictures of a single chat end, their marks included; 0 without pictures."""
+    of_pictures = (inputs.roles[0] == TokenRole.PICTURE) | (inputs.roles[0] == TokenRole.PICTURE_MARK)
+    return int(of_pictures.nonzero().max()) + 1 if bool(of_pictures.any()) else 0
 
-    In float64 and with one uniform number per token, so that rounding in the logits moves a draw only if it
-    falls on an edge.
-    """
-    if generators is None:
-        return logits.argmax(dim=-1).tolist()
-    cumulative = torch.softmax(logits.double().cpu() / temperature, dim=-1).cumsum(dim=-1)
-    draws = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
-    # the last sum may lie a rounding below 1
-    return (
-        torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
-        .clamp(max=logits.shape[1] - 1)[:, 0]
-        .tolist()
+
+def _with_answers(
+    inputs: VLMInputs, states: list[Float[Tensor, "B _ L D"]], written: list[list[int]]
+) -> VLMFeatures:
+    """The features of chats and answers; `states`: of the chats, then of each further token of the batch."""
+    longest = max(map(len, written))
+    token_ids = inputs.token_ids.new_full((len(written), longest), inputs.end_id)
+    is_word = torch.zeros_like(token_ids, dtype=torch.bool)
+    for row, ids in enumerate(written):
+        token_ids[row, : len(ids)] = torch.tensor(ids, dtype=token_ids.dtype)
+        is_word[row, : len(ids)] = True
+    chats = states[0]
+    together = chats.new_zeros(len(chats), chats.shape[1] + longest, *chats.shape[2:])
+    together[:, : chats.shape[1]] = chats
+    for number, of_token in enumerate(states[1 : longest + 1]):
+        together[:, chats.shape[1] + number] = of_token[:, 0]
+    together[:, chats.shape[1] :].masked_fill_(~is_word[:, :, None, None].to(chats.device), 0)
+    roles = torch.where(is_word, int(TokenRole.DECODED), int(TokenRole.PADDING)).to(inputs.roles)
+    return VLMFeatures(
+        states=together,
+        mask=torch.cat([inputs.mask, is_word], 1),
+        roles=torch.cat([inputs.roles, roles], 1),
+        token_ids=torch.cat([inputs.token_ids, token_ids], 1),
+        positions=torch.cat([inputs.positions, inputs.positions.new_zeros(*token_ids.shape, 3)], 1),
     )
-
-
-# Folders ------------------------------------------------------------------------------------------
-
-
-def load_vlm(
-    folder: str | Path,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    tile_size: int | None = None,
-) -> VLMBackbone:
-    """Load a VLM from a local folder in Hugging Face's layout; no download, no code of the folder is run.
-
-    `device="auto"` lets accelerate spread a big model over what there is. `tile_size` is for families that
-    do not fix it.
-
-    Raises VLMError for a folder that is missing, incomplete, damaged, of an unsupported type, or that
-    brings its own code.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise VLMError(
-            f"There is no VLM folder {folder}; give the path of a folder in Hugging Face's layout."
-        )
-    config = _read_json(folder / "config.json")
-    if config is None:
-        raise VLMError(
-            f"{folder} has no config.json, so it is no VLM folder; copy all files of the model into it."
-        )
-    model_type = str(config.get("model_type"))
-    find_family(model_type)
-    for name in ("config.json", "tokenizer_config.json"):
-        if "auto_map" in (_read_json(folder / name) or {}):
-            raise VLMError(
-                f'{folder / name} asks to run code of the folder ("auto_map"), which is never done; take the '
-                "version of this model that transformers supports by itself (its name often ends in -hf)."
-            )
-    tokenizer = _load_tokenizer(folder)
-    model = _load_model(folder, dtype, device)
-    return VLMBackbone(
-        model, tokenizer, normalisation=_normalisation(folder), tile_size=tile_size, folder=folder
-    )
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
-        raise VLMError(f"{folder} has no tokenizer (tokenizer.json); copy all files of the model into it.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-        raise VLMError(
-            f"The tokenizer in {folder} cannot be read ({error}); copy its files again."
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise VLMError(
-            f"The tokenizer in {folder} is a {type(tokenizer).__name__}; a tokenizer.json is needed."
-        )
-    return tokenizer
-
-
-def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
-    """The model with exactly the weights of the folder, on its device."""
-    options: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
-    try:
-        model, info = cast(Any, AutoModelForImageTextToText).from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=dtype,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise VLMError(
-            f"The weights in {folder} are missing, damaged or do not fit its config.json ({error}); "
-            "copy the model's files again."
-        ) from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[kind]:
-            names = sorted(str(key) for key in info[kind])
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise VLMError(
-                f"The weights in {folder} do not fit its config.json: {kind.replace('_', ' ')} {shown}; "
-                "copy the model's files again."
-            )
-    return model if device == "auto" else model.to(device)
-
-
-def _normalisation(folder: Path) -> tuple[Sequence[float], Sequence[float]] | None:
-    """(mean, std) of the folder's picture processor; None if it has none (the family's are used)."""
-    processor = _read_json(folder / "preprocessor_config.json")
-    if processor is None:
-        processor = (_read_json(folder / "processor_config.json") or {}).get("image_processor")
-    if not processor or "image_mean" not in processor or "image_std" not in processor:
-        return None
-    return processor["image_mean"], processor["image_std"]
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file's content; None if there is no such file, VLMError if it is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise VLMError(f"{path} is damaged ({error}); copy the model's files again.") from error
-    if not isinstance(content, dict):
-        raise VLMError(f"{path} is damaged (no JSON object); copy the model's files again.")
-    return content
-
-
-def _tensors_in_files(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a folder's safetensors files, by name."""
-    where = {}
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            where.update(dict.fromkeys(file.keys(), path))
-    for name in sorted(where):
-        with safe_open(where[name], framework="pt") as file:
-            yield name, file.get_tensor(name)

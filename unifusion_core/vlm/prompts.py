@@ -250,3 +250,25 @@ def kept_features(features: VLMFeatures, kept_tokens: str) -> VLMFeatures:
         token_ids=gathered(features.token_ids),
         positions=gathered(features.positions),
     )
+
+
+def join_features(rows: Sequence[VLMFeatures]) -> VLMFeatures:
+    """Several features as one batch, shorter rows padded at their end."""
+    longest = max(features.mask.shape[1] for features in rows)
+
+    def joined(name: str) -> Tensor:
+        values = [getattr(features, name) for features in rows]
+        padded = [
+            torch.cat([v, v.new_zeros(v.shape[0], longest - v.shape[1], *v.shape[2:])], 1) for v in values
+        ]
+        return torch.cat(padded)
+
+    return VLMFeatures(
+        **{name: joined(name) for name in ("states", "mask", "roles", "token_ids", "positions")}
+    )
+
+
+def one_row(features: VLMFeatures, row: int) -> VLMFeatures:
+    """One chat's features out of a batch."""
+    names = ("states", "mask", "roles", "token_ids", "positions")
+    return VLMFeatures(**{name: getattr(features, name)[row : row + 1] for name in names})

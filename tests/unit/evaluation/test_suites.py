@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from unifusion_core.evaluation.suite import Row, Sampling, Subject
 from unifusion_core.evaluation.suites import evaluate
 from unifusion_core.evaluation.tally import Rate, Tally, judge_caption
 from unifusion_core.pipeline import DrawSettings
+from unifusion_core.rewriting import Rewrite
 from unifusion_core.world import edits
 from unifusion_core.world.scenes import sample_scene
 from unifusion_core.world.wordings import caption
@@ -104,9 +106,10 @@ def test_text_to_image_draws_both_ways_and_saves_sheets(
 ) -> None:
     # half of the rewrites succeed, half do not end
     def attempt(backbone: object, spec: object, requests: list) -> list:
-        return [caption(sample_scene(random.Random(1))), text_to_image.PromptError("did not end")][
-            : len(requests)
-        ]
+        text = caption(sample_scene(random.Random(1)))
+        done = replace(requests[0], decoded=text)
+        rewritten = Rewrite(request=done, features=subject.pipeline.read([done]))
+        return [rewritten, text_to_image.PromptError("did not end")][: len(requests)]
 
     monkeypatch.setattr(text_to_image, "attempt_rewrites", attempt)
     monkeypatch.setattr(text_to_image, "DrawSettings", partial(DrawSettings, steps=1))

@@ -29,8 +29,10 @@ from transformers import (
 
 from unifusion_core.contracts import TokenRole, VLMFeatures, VLMRequest, VLMSpec
 from unifusion_core.errors import ConfigError, PromptError, ShapeError, VLMError
-from unifusion_core.vlm.backbone import VLMBackbone, load_vlm
+from unifusion_core.vlm.backbone import VLMBackbone, Written
 from unifusion_core.vlm.families import FAMILIES, decoder_layers
+from unifusion_core.vlm.folder import load_vlm
+from unifusion_core.vlm.picture_states import PictureStates
 from unifusion_core.vlm.prompts import VLMInputs, kept_features
 
 FAMILY_NAMES = ("internvl", "qwen2_5_vl", "qwen3_vl")
@@ -467,6 +469,107 @@ def test_writing_stops_at_the_end_token(internvl: VLMBackbone, caplog: pytest.Lo
     assert stopped == [internvl.tokenizer.decode(ids[:length], skip_special_tokens=True)]
     assert steps == list(range(1, length + 2))
     assert not caplog.text
+
+
+def answered(inputs: VLMInputs, row: int, token_ids: list[int]) -> VLMInputs:
+    """One chat of a batch without pictures' pixels, with these tokens in the assistant turn."""
+    length = int(inputs.mask[row].sum())
+    ids = torch.tensor([token_ids], dtype=torch.long)
+    roles = torch.full_like(ids, int(TokenRole.DECODED))
+    return replace(
+        inputs,
+        token_ids=torch.cat([inputs.token_ids[row : row + 1, :length], ids], 1),
+        roles=torch.cat([inputs.roles[row : row + 1, :length], roles], 1),
+        mask=torch.ones(1, length + len(token_ids), dtype=torch.bool),
+        positions=torch.cat([inputs.positions[row : row + 1, :length], torch.zeros(1, len(token_ids), 3)], 1),
+    )
+
+
+def test_states_taken_while_writing_equal_those_of_one_pass_over_chat_and_answer(vlm: VLMBackbone) -> None:
+    """Chats of unequal lengths in one batch, with and without pictures, one of which ends early."""
+    requests, taps = unanswered(), (0, 1, 3)
+    inputs = vlm.prepare(requests)
+
+    def write(seed: int, end_id: int) -> Written:
+        return vlm.write(
+            replace(inputs, end_id=end_id), taps, max_new_tokens=7, temperature=2.0, seed=[seed, seed, seed]
+        )
+
+    def words(written: Written, row: int) -> list[int]:
+        assert written.features is not None
+        return written.features.token_ids[row, inputs.token_ids.shape[1] :].tolist()
+
+    # random weights may write a picture token, which a forced pass would take for a picture
+    picture_id = vlm.model.config.image_token_id
+    seed = next(s for s in range(50) if all(picture_id not in words(write(s, -1), row) for row in range(3)))
+    written = write(
+        seed, words(write(seed, -1), 1)[4]
+    )  # the fifth token of the second chat ends a rewrite now
+
+    assert written.features is not None
+    lengths = []
+    for row, request in enumerate(requests):
+        is_word = (written.features.roles[row] == TokenRole.DECODED) & written.features.mask[row]
+        ids = written.features.token_ids[row, is_word].tolist()
+        lengths.append(len(ids))
+        assert written.texts[row] == vlm.tokenizer.decode(ids, skip_special_tokens=True)
+        forced = vlm.encode(answered(vlm.prepare([request]), 0, ids), taps).states[0]
+        taken = written.features.states[row, written.features.mask[row]]
+        assert (taken - forced).abs().amax() <= 1e-4 * forced.abs().amax()
+    assert lengths[1] < max(lengths)
+    assert written.ended == [length < 7 for length in lengths]
+    assert not written.features.states[~written.features.mask].any()
+
+
+def test_pictures_are_read_once_for_all_instructions_about_them(
+    vlm: VLMBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same states and words, whether kept pictures served or were read just now."""
+    vlm.picture_states = PictureStates()
+    own = [picture(24, 24, 1), picture(40, 24, 2)]
+    first, second = (
+        vlm.prepare([VLMRequest(prompt=prompt, pictures=own)]) for prompt in ("a", "other words")
+    )
+    taps = (0, 1, 3)
+    plain = [vlm.encode(inputs, taps).states for inputs in (first, second)]
+    looks: list[int] = []
+    features = type(vlm.model.model).get_image_features
+    monkeypatch.setattr(
+        type(vlm.model.model), "get_image_features", lambda *a, **k: (looks.append(1), features(*a, **k))[1]
+    )
+
+    reused = [vlm.encode(inputs, taps, reuse_pictures=True).states for inputs in (first, second)]
+    again = vlm.encode(first, taps, reuse_pictures=True).states
+
+    assert len(looks) == 1
+    assert torch.equal(again, reused[0])
+    for one, other in zip(reused, plain, strict=True):
+        assert (one - other).abs().amax() <= 1e-4 * other.abs().amax()
+    words = vlm.write(second, taps, max_new_tokens=5)
+    for _ in range(2):
+        kept = vlm.write(second, taps, max_new_tokens=5, reuse_pictures=True)
+        assert kept.texts == words.texts
+        assert kept.features is not None
+        assert words.features is not None
+        torch.testing.assert_close(kept.features.states, words.features.states, rtol=1e-3, atol=1e-4)
+    changed = vlm.prepare([VLMRequest(prompt="a", pictures=[own[0], own[1] * 0.5])])
+    vlm.encode(changed, taps, reuse_pictures=True)
+    vlm.encode(first, taps, reuse_pictures=True, weights="patched")
+    assert len(vlm.picture_states) == 4  # to the last tap, through all layers, other pixels, other weights
+
+
+def test_kept_pictures_stay_within_their_limit(internvl: VLMBackbone) -> None:
+    internvl.picture_states = PictureStates(limit=0)
+    inputs = [internvl.prepare([VLMRequest(prompt="a", pictures=[picture(24, 24, n)])]) for n in range(3)]
+    unlimited = internvl.encode(inputs[0], (0, 2), reuse_pictures=True).states
+    assert len(internvl.picture_states) == 0
+    internvl.picture_states = PictureStates()
+    internvl.encode(inputs[0], (0, 2), reuse_pictures=True)
+    internvl.picture_states.limit = int(2.5 * internvl.picture_states.num_bytes)
+    for each in (inputs[1], inputs[0], inputs[2]):
+        assert torch.isfinite(internvl.encode(each, (0, 2), reuse_pictures=True).states).all()
+    assert len(internvl.picture_states) == 2
+    assert torch.equal(internvl.encode(inputs[0], (0, 2), reuse_pictures=True).states, unlimited)
 
 
 def test_on_token_may_interrupt(vlm: VLMBackbone) -> None:

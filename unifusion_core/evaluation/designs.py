@@ -1,0 +1,73 @@
+"""How the condition reaches the DiT: generators of equal small budgets side by side, each trained by a recipe of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+from ..contracts import VLMRequest
+from ..errors import ConfigError
+from ..pipeline import DrawSettings, Pipeline
+from ..world import wordings
+from ..world.requirements import Requirement
+from .suite import Row, Sampling, Subject, chunks
+from .tally import score_pictures
+from .vlm import draw_scene
+
+RUNS = Path("runs")  # where `unifusion train` writes
+DESIGNS = {  # recipe: what it stands for
+    "tiny-short": "LAP over five layers, prefix",
+    "tiny-short-joint": "LAP over five layers, joint",
+    "tiny-short-last-layer": "last layer alone, prefix",
+}
+BATCH = 16
+TIMED_PICTURES = 5
+
+
+def evaluate_designs(subject: Subject, sampling: Sampling) -> Iterator[Row]:
+    """Full captions as rewrites on held-out pairs, the same scenes and seeds for every design; the training loss at the end; time
+    per picture as a ratio to the first design, taken in turns.
+
+    Raises ConfigError if a run is missing.
+    """
+    pipelines = {recipe: _pipeline(subject, recipe) for recipe in DESIGNS}
+    seconds = _seconds_per_picture(pipelines)
+    rng = sampling.rng("designs")
+    scenes = [draw_scene(rng, "full", 1 + i % 3, held_out=True) for i in range(sampling.samples)]
+    requests = [VLMRequest(prompt="", decoded=wordings.caption(scene)) for scene in scenes]
+    for recipe, pipeline in pipelines.items():
+        pictures = []
+        for group in chunks(list(enumerate(requests)), BATCH):
+            pictures += pipeline.generate([request for _, request in group], [seed for seed, _ in group])
+        tally = score_pictures(pictures, [Requirement.of(scene) for scene in scenes])
+        values = {"loss": _last_loss(recipe), "time": seconds[recipe] / seconds[next(iter(DESIGNS))]}
+        yield Row(name=DESIGNS[recipe], rates=tally.rates(), values=values)
+
+
+def _pipeline(subject: Subject, recipe: str) -> Pipeline:
+    file = RUNS / recipe / "generator.safetensors"
+    if not file.exists():
+        raise ConfigError(f"there is no {file}: train it first with `unifusion train {recipe}`")
+    return Pipeline.load(file, subject.vlm, subject.vae, device=subject.device)
+
+
+def _last_loss(recipe: str) -> float:
+    lines = (RUNS / recipe / "scores.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(lines[-1])["loss"]
+
+
+def _seconds_per_picture(pipelines: dict[str, Pipeline]) -> dict[str, float]:
+    """Median of several pictures by 20 guided steps; the designs take turns, so that a busy machine slows all alike."""
+    request = VLMRequest(
+        prompt="", decoded="big red circle at top left, small blue star at center, black background."
+    )
+    taken: dict[str, list[float]] = {recipe: [] for recipe in pipelines}
+    for _ in range(TIMED_PICTURES + 1):
+        for recipe, pipeline in pipelines.items():
+            started = time.perf_counter()
+            pipeline.generate([request], [0], DrawSettings())
+            taken[recipe].append(time.perf_counter() - started)
+    return {recipe: median(times[1:]) for recipe, times in taken.items()}  # the first one of each allocates

@@ -1,0 +1,123 @@
+"""A VLM folder in Hugging Face's layout: read, checked, never downloaded, none of its code run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from ..errors import VLMError
+from .backbone import VLMBackbone
+from .families import find_family
+
+
+def load_vlm(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    tile_size: int | None = None,
+) -> VLMBackbone:
+    """Load a VLM from a local folder in Hugging Face's layout; no download, no code of the folder is run.
+
+    `device="auto"` lets accelerate spread a big model over what there is. `tile_size` is for families that
+    do not fix it.
+
+    Raises VLMError for a folder that is missing, incomplete, damaged, of an unsupported type, or that
+    brings its own code.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise VLMError(
+            f"There is no VLM folder {folder}; give the path of a folder in Hugging Face's layout."
+        )
+    config = _read_json(folder / "config.json")
+    if config is None:
+        raise VLMError(
+            f"{folder} has no config.json, so it is no VLM folder; copy all files of the model into it."
+        )
+    model_type = str(config.get("model_type"))
+    find_family(model_type)
+    for name in ("config.json", "tokenizer_config.json"):
+        if "auto_map" in (_read_json(folder / name) or {}):
+            raise VLMError(
+                f'{folder / name} asks to run code of the folder ("auto_map"), which is never done; take the '
+                "version of this model that transformers supports by itself (its name often ends in -hf)."
+            )
+    tokenizer = _load_tokenizer(folder)
+    model = _load_model(folder, dtype, device)
+    return VLMBackbone(
+        model, tokenizer, normalisation=_normalisation(folder), tile_size=tile_size, folder=folder
+    )
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        raise VLMError(f"{folder} has no tokenizer (tokenizer.json); copy all files of the model into it.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+        raise VLMError(
+            f"The tokenizer in {folder} cannot be read ({error}); copy its files again."
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise VLMError(
+            f"The tokenizer in {folder} is a {type(tokenizer).__name__}; a tokenizer.json is needed."
+        )
+    return tokenizer
+
+
+def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+    """The model with exactly the weights of the folder, on its device."""
+    options: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
+    try:
+        model, info = cast(Any, AutoModelForImageTextToText).from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise VLMError(
+            f"The weights in {folder} are missing, damaged or do not fit its config.json ({error}); "
+            "copy the model's files again."
+        ) from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            names = sorted(str(key) for key in info[kind])
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise VLMError(
+                f"The weights in {folder} do not fit its config.json: {kind.replace('_', ' ')} {shown}; "
+                "copy the model's files again."
+            )
+    return model if device == "auto" else model.to(device)
+
+
+def _normalisation(folder: Path) -> tuple[Sequence[float], Sequence[float]] | None:
+    """(mean, std) of the folder's picture processor; None if it has none (the family's are used)."""
+    processor = _read_json(folder / "preprocessor_config.json")
+    if processor is None:
+        processor = (_read_json(folder / "processor_config.json") or {}).get("image_processor")
+    if not processor or "image_mean" not in processor or "image_std" not in processor:
+        return None
+    return processor["image_mean"], processor["image_std"]
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON file's content; None if there is no such file, VLMError if it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VLMError(f"{path} is damaged ({error}); copy the model's files again.") from error
+    if not isinstance(content, dict):
+        raise VLMError(f"{path} is damaged (no JSON object); copy the model's files again.")
+    return content

@@ -1,0 +1,77 @@
+"""States of pictures that were read once, for other instructions about the same pictures.
+
+The VLM is causal and pictures stand before everything that a user changes often, so what they became does not depend on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache
+
+LIMIT = 1 << 30  # bytes
+
+
+def digest(*tensors: Tensor) -> str:
+    """sha256 over the content of tensors."""
+    content = hashlib.sha256()
+    for tensor in tensors:
+        content.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tapped states of a chat's pictures and what stands before them, and their keys and values, layer by layer."""
+
+    states: Float[Tensor, "1 T L D"] | None
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def num_bytes(self) -> int:
+        tensors = [tensor for pair in self.keys_values for tensor in pair]
+        return sum(t.nbytes for t in [*tensors, *([] if self.states is None else [self.states])])
+
+    def continued(self, cache: DynamicCache) -> DynamicCache:
+        """An empty cache filled with these keys and values, which stay as they are."""
+        for layer, (keys, values) in enumerate(self.keys_values):
+            cache.update(keys, values, layer)
+        return cache
+
+
+class PictureStates:
+    """The latest ones up to a limit in bytes; whatever is used goes to the front."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[Hashable, Kept] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all that is kept."""
+        return sum(kept.num_bytes for kept in self._kept.values())
+
+    def get(self, key: Hashable) -> Kept | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def keep(self, key: Hashable, states: Tensor | None, cache: DynamicCache) -> Kept:
+        """Keep what a pass left and let the oldest go; what is larger than the limit by itself is returned alone."""
+        layers = [layer for layer in cache.layers if layer.is_initialized]
+        kept = Kept(states, tuple((layer.keys, layer.values) for layer in layers))
+        if kept.num_bytes <= self.limit:
+            self._kept[key] = kept
+            while self.num_bytes > self.limit:
+                self._kept.popitem(last=False)
+        return kept
