@@ -12,6 +12,8 @@ from .encode import UniFusionImageEncode
 from .load_model import UniFusionModelLoader
 from .load_vlm import UniFusionVLMLoader
 from .pool import UniFusionLAPPool
+from .reference_latent import UniFusionLatentFromReference
+from .rewrite import UniFusionVerifiRewrite
 from .sample import UniFusionSampler
 from .schedule import UniFusionSchedule
 
@@ -27,7 +29,9 @@ class UniFusionExtension(ComfyExtension):
             UniFusionModelLoader,
             UniFusionVLMLoader,
             UniFusionImageEncode,
+            UniFusionVerifiRewrite,
             UniFusionLAPPool,
+            UniFusionLatentFromReference,
             UniFusionSchedule,
             UniFusionSampler,
         ]

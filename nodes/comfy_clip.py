@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 Tokens = dict[str, Any]  # {"inputs": VLMInputs}: what our tokenizer makes and our encoder reads
 DEFAULT_TILES = 10
+AUTOMATIC = "automatic"  # what suits the generator
 
 
 class VLMTokenizer:
@@ -52,8 +55,7 @@ class VLMTokenizer:
         **unknown: Any,  # settings of other families' templates
     ) -> Tokens:
         """Weights such as (word:1.2) are read as plain text: a VLM has no such thing."""
-        batches = [*images] if image is None else [image, *images]
-        pictures = [picture.movedim(-1, 0) for batch in batches for picture in batch]
+        pictures = one_by_one([*images] if image is None else [image, *images])
         request = VLMRequest(prompt=text, pictures=pictures, decoded=decoded)
         return {"inputs": self.backbone.prepare([request], self.spec.template, max_tiles)}
 
@@ -101,13 +103,16 @@ class VLMEncoder(nn.Module):
         return length * self.backbone.hidden_size * mm.dtype_size(torch.float32) * 64
 
     @torch.no_grad()
-    def features(self, tokens: Tokens) -> VLMFeatures:
-        """Tapped states of the kept tokens, on the device where values wait between nodes."""
+    def features(self, tokens: Tokens, weights: Hashable = None) -> VLMFeatures:
+        """Tapped states of the kept tokens, on the device where values wait between nodes. Pictures that were read before
+        are not read again, if `weights` says which patches the VLM has."""
         from ..unifusion_core.vlm.prompts import kept_features
 
         host.stop_if_interrupted()
-        features = kept_features(self.backbone.encode(tokens["inputs"], self.spec), self.spec.kept_tokens)
-        return features.to(mm.intermediate_device())
+        features = self.backbone.encode(
+            tokens["inputs"], self.spec, reuse_pictures=weights is not None, weights=weights
+        )
+        return kept_features(features, self.spec.kept_tokens).to(mm.intermediate_device())
 
     def encode_token_weights(self, tokens: Tokens) -> tuple[Tensor, None, dict[str, Any]]:
         """For stock nodes: flattened features, no pooled vector, and what else belongs to the condition."""
@@ -189,15 +194,75 @@ def encoder_of(clip: Any) -> VLMEncoder:
     return inner
 
 
-def encode(clip: Any, prompt: str, pictures: Sequence[Tensor], max_tiles: int) -> tuple[Tokens, Encoded]:
-    """One chat through the VLM: its tokens and its features."""
+@contextmanager
+def at_work(clip: Any, tokens: Tokens) -> Iterator[VLMEncoder]:
+    """The VLM behind a CLIP wire where it computes, loaded by the model manager."""
     encoder = encoder_of(clip)
-    tokens = clip.tokenize(prompt, images=pictures, max_tiles=max_tiles)
     encoder.reset_clip_options()
     clip.load_model(tokens)
     encoder.set_clip_options({"execution_device": clip.patcher.load_device})
     with mm.cuda_device_context(clip.patcher.load_device):
-        return tokens, Encoded(encoder.features(tokens), encoder.spec)
+        yield encoder
+
+
+def encode(clip: Any, prompt: str, pictures: Sequence[Tensor], max_tiles: int) -> tuple[Tokens, Encoded]:
+    """One chat through the VLM: its tokens and its features."""
+    tokens = tokens_for(clip, prompt, pictures, max_tiles)
+    with at_work(clip, tokens) as encoder:
+        return tokens, Encoded(encoder.features(tokens, clip.patcher.patches_uuid), encoder.spec)
+
+
+def rewrite(
+    clip: Any,
+    prompt: str,
+    pictures: Sequence[Tensor],
+    max_tiles: int,
+    *,
+    locked_text: str,
+    states: str,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> tuple[Encoded, str]:
+    """VERIFI: the features of a chat with its rewrite, and the rewrite; a locked text is taken as it stands."""
+    from ..unifusion_core import rewriting
+
+    with at_work(clip, tokens_for(clip, prompt, pictures, max_tiles)) as encoder:
+        backbone, spec = encoder.backbone, encoder.spec
+        states = rewriting.STATES_BY_DEFAULT[spec.kept_tokens] if states == AUTOMATIC else states
+        request = VLMRequest(prompt=prompt, pictures=one_by_one(pictures))
+        how: dict[str, Any] = {
+            "max_tiles": max_tiles,
+            "states": states,
+            "weights": clip.patcher.patches_uuid,
+        }
+        if locked_text.strip():
+            host.stop_if_interrupted()
+            locked = replace(request, decoded=locked_text.strip())
+            done = rewriting.Rewrite(request=locked, features=rewriting.read(backbone, spec, [locked], **how))
+        else:
+            (done,) = rewriting.rewrite(
+                backbone,
+                spec,
+                [request],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                on_token=host.progress(max_new_tokens),
+                **how,
+            )
+    return Encoded(done.features.to(mm.intermediate_device()), spec), str(done.request.decoded)
+
+
+def tokens_for(clip: Any, prompt: str, pictures: Sequence[Tensor], max_tiles: int) -> Tokens:
+    """One chat. Raises ConfigError for a text encoder of another kind."""
+    encoder_of(clip)
+    return clip.tokenize(prompt, images=pictures, max_tiles=max_tiles)
+
+
+def one_by_one(batches: Sequence[Tensor]) -> list[Tensor]:
+    """Pictures (C H W) out of ComfyUI's batches (B H W C), in order."""
+    return [picture.movedim(-1, 0) for batch in batches for picture in batch]
 
 
 def tiles_of(tokens: Tokens) -> Tensor:

@@ -13,18 +13,30 @@ from .sockets import CATEGORY, Features
 MAX_PICTURES = 10
 
 
+def pictures_input() -> Any:
+    """The input for any number of pictures; a new socket appears with each one connected."""
+    picture = io.Image.Input(
+        "picture", tooltip="A picture the prompt speaks of. A batch counts as several pictures."
+    )
+    names = [f"picture_{number}" for number in range(1, MAX_PICTURES + 1)]
+    return io.Autogrow.Input(
+        "pictures",
+        template=io.Autogrow.TemplateNames(picture, names=names, min=0),
+        optional=True,
+        tooltip="Pictures in the order in which the prompt counts them; none are needed.",
+    )
+
+
+def connected(pictures: dict[str, Tensor] | None) -> list[Tensor]:
+    """What is wired to `pictures_input`, in order."""
+    return [images for images in (pictures or {}).values() if images is not None]
+
+
 class UniFusionImageEncode(io.ComfyNode):
     """One causal pass of the VLM over pictures and prompt."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        pictures = io.Autogrow.TemplateNames(
-            io.Image.Input(
-                "picture", tooltip="A picture the prompt speaks of. A batch counts as several pictures."
-            ),
-            names=[f"picture_{number}" for number in range(1, MAX_PICTURES + 1)],
-            min=0,
-        )
         return io.Schema(
             node_id="UniFusionImageEncode",
             display_name="Encode for UniFusion",
@@ -41,12 +53,7 @@ class UniFusionImageEncode(io.ComfyNode):
                     tooltip="What to draw, or what to change in the pictures. May be empty, as the negative side often "
                     "is.",
                 ),
-                io.Autogrow.Input(
-                    "pictures",
-                    template=pictures,
-                    optional=True,
-                    tooltip="Pictures in the order in which the prompt counts them; none are needed.",
-                ),
+                pictures_input(),
                 io.Int.Input(
                     "max_tiles",
                     default=10,
@@ -70,6 +77,5 @@ class UniFusionImageEncode(io.ComfyNode):
     def execute(
         cls, clip: Any, prompt: str, max_tiles: int, pictures: dict[str, Tensor] | None = None
     ) -> io.NodeOutput:
-        connected = [images for images in (pictures or {}).values() if images is not None]
-        tokens, encoded = encode(clip, prompt, connected, max_tiles)
+        tokens, encoded = encode(clip, prompt, connected(pictures), max_tiles)
         return io.NodeOutput(encoded, tiles_of(tokens))

@@ -6,14 +6,18 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management as mm
 import comfy.utils
 import folder_paths
 import torch
+from torch import Tensor
 
 from ..unifusion_core import embedded
 from ..unifusion_core.errors import CheckpointError, VLMError
+from ..unifusion_core.models.autoencoder import DOWNSCALE, LATENT_CHANNELS
+from ..unifusion_core.sizes import size_of_picture
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +81,24 @@ def missing(name: str, place: str, choices: list[str]) -> str:
         )
     known = ", ".join(choices[:6])
     return f'there is no "{name}": put it into {place}, or choose one of: {known}'
+
+
+def empty_latent_for(
+    picture: Tensor, max_pixels: float | None = None
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """An empty latent in the size of a picture (C H W), and that size; channels are fitted when it is drawn on. Raises
+    ShapeError for sizes that cannot be drawn."""
+    width, height = size_of_picture(picture, max_pixels)
+    given = (picture.shape[2], picture.shape[1])
+    if given != (width, height):
+        logger.warning(
+            "UniFusion: the picture is %d x %d, drawn will be %d x %d: outlines may lie a few pixels off. Crop or scale the "
+            "picture to that size to avoid it.", *given, width, height
+        )  # fmt: skip
+    samples = torch.zeros(
+        1, LATENT_CHANNELS, height // DOWNSCALE, width // DOWNSCALE, device=mm.intermediate_device()
+    )
+    return {"samples": samples, "downscale_ratio_spacial": DOWNSCALE}, (width, height)
 
 
 # Types, devices, progress -------------------------------------------------------------------------

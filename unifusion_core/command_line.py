@@ -379,7 +379,8 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 def _jobs(lines: Sequence[_Line], arguments: argparse.Namespace) -> Iterator[_Job]:
     """`--batch` pictures per line, with seeds that count on."""
-    from .pipeline import SIZE, check_size, size_of_picture
+    from .pipeline import SIZE
+    from .sizes import check_size, size_of_picture
 
     stem = _out_stem(arguments)
     for line in lines:

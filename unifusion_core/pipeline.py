@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,10 +24,9 @@ from .models.autoencoder import DOWNSCALE, Autoencoder
 from .models.unifusion import UniFusion
 from .rewriting import REWRITE_BY_DEFAULT, STATES_BY_DEFAULT, Rewrite, read, rewrite
 from .sampling import OnStep, draw_noise, sample
+from .sizes import check_size, warn_of_untrained_size
 from .vlm.backbone import VLMBackbone
 from .vlm.folder import load_vlm
-
-logger = logging.getLogger(__name__)
 
 EMBEDDED = "tiny"  # what a user writes for the embedded model's parts
 SIZE = (128, 128)  # width, height
@@ -36,7 +34,6 @@ STEPS = 20
 CFG = 2.5
 SCHEDULE = "shift 3"  # the embedded model decides nearly everything near t = 1
 MAX_TILES = 10
-MAX_SIDE = 4096  # pixels: far beyond any trained size, and beyond most memories
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
 LATENT_FORMAT = "unifusion-tiny"  # what an autoencoder in the TAESD layout decodes here
 PNG_KEY = "unifusion"  # one entry of JSON; "prompt" and "workflow" would be taken for ComfyUI's own
@@ -246,45 +243,6 @@ def vae_path(name: str | Path) -> Path:
 def vlm_path(name: str | Path) -> Path:
     """The folder of a VLM; "tiny" is the embedded one."""
     return embedded.VLM if name == EMBEDDED else Path(name)
-
-
-# Sizes --------------------------------------------------------------------------------------------
-
-
-def check_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) if pictures of it can be drawn; ShapeError naming the nearest sizes if not."""
-    near = [(max(1, side // DOWNSCALE) * DOWNSCALE, -(-side // DOWNSCALE) * DOWNSCALE) for side in size]
-    if min(size) < 1 or max(size) > MAX_SIDE:
-        raise ShapeError(
-            f"A picture of {_by(size)} cannot be drawn: give sides of {DOWNSCALE} to {MAX_SIDE} pixels."
-        )
-    if any(side % DOWNSCALE for side in size):
-        choices = sorted({_by((w, h)) for w in near[0] for h in near[1]})
-        raise ShapeError(
-            f"A picture of {_by(size)} cannot be drawn: sides must be multiples of {DOWNSCALE}; "
-            f"near are {' and '.join(choices)}."
-        )
-    return size
-
-
-def size_of_picture(picture: Float[Tensor, "C H W"]) -> tuple[int, int]:
-    """(width, height) for a drawing in place of this picture: its own, to the nearest multiple of 8."""
-    height, width = (max(1, round(side / DOWNSCALE)) * DOWNSCALE for side in picture.shape[1:])
-    return width, height
-
-
-def warn_of_untrained_size(size: tuple[int, int], trained: Sequence[tuple[int, int]]) -> None:
-    """A warning, because other sizes often work, only worse."""
-    if trained and size not in trained:
-        logger.warning(
-            "%s is none of the sizes this model was trained on (%s): expect a worse picture.",
-            _by(size),
-            ", ".join(map(_by, trained)),
-        )
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 # Picture files ------------------------------------------------------------------------------------

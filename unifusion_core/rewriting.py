@@ -7,7 +7,7 @@ template, for generators that never saw states of an assistant turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from .contracts import VLMFeatures, VLMRequest, VLMSpec
@@ -38,9 +38,11 @@ def read(
     *,
     max_tiles: int = 10,
     states: str = "one_pass",
+    weights: Hashable = None,
 ) -> VLMFeatures:
     """Features of the kept tokens of chats as they are: with `decoded` that text stands in the assistant turn, word by word
-    (teacher-forced), or for `states` "reencode" in the prompt's place. Pictures that were read before are not read again."""
+    (teacher-forced), or for `states` "reencode" in the prompt's place. Pictures that were read before are not read again;
+    `weights` tells states of the VLM's weights apart, where a host patches them."""
     if states not in STATES:
         raise ConfigError(f'states is "{states}"; choose {" or ".join(STATES)}')
     if states == "reencode":
@@ -50,7 +52,10 @@ def read(
         return kept_features(features, spec.kept_tokens)
     rows = [backbone.prepare([request], spec.template, max_tiles) for request in requests]
     return join_features(
-        [kept_features(backbone.encode(row, spec, reuse_pictures=True), spec.kept_tokens) for row in rows]
+        [
+            kept_features(backbone.encode(row, spec, reuse_pictures=True, weights=weights), spec.kept_tokens)
+            for row in rows
+        ]
     )
 
 
@@ -64,13 +69,14 @@ def rewrite(
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
     states: str | None = None,
+    weights: Hashable = None,
     on_token: Callable[[int], None] | None = None,
 ) -> list[Rewrite]:
     """One rewrite per request, in the generator's own chat template.
 
     Temperature 0 writes the likeliest words, more of it varies them by `seed` (one for all requests, or one for each).
-    `states` None takes what suits the generator. `on_token` is called with the number of tokens so far and may raise to
-    interrupt.
+    `states` None takes what suits the generator. `weights` as in `read`. `on_token` is called with the number of tokens so far
+    and may raise to interrupt.
 
     Raises PromptError for a rewrite that is empty or does not end: half a description would draw half a picture.
     """
@@ -83,6 +89,7 @@ def rewrite(
         temperature=temperature,
         seed=seed,
         states=states,
+        weights=weights,
         on_token=on_token,
     )
     done = []
@@ -103,6 +110,7 @@ def attempt_rewrites(
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
     states: str | None = None,
+    weights: Hashable = None,
     on_token: Callable[[int], None] | None = None,
 ) -> list[Rewrite | PromptError]:
     """`rewrite` with the error in the place of each rewrite that failed."""
@@ -117,6 +125,7 @@ def attempt_rewrites(
         seed=seed,
         on_token=on_token,
         reuse_pictures=True,
+        weights=weights,
     )
     attempts: list[Rewrite | PromptError] = []
     for row, (request, text, ended) in enumerate(zip(requests, written.texts, written.ended, strict=True)):
@@ -137,7 +146,7 @@ def attempt_rewrites(
         else:
             done = replace(request, decoded=text.strip())
             features = (
-                read(backbone, spec, [done], max_tiles=max_tiles, states=states)
+                read(backbone, spec, [done], max_tiles=max_tiles, states=states, weights=weights)
                 if written.features is None
                 else kept_features(one_row(written.features, row), spec.kept_tokens)
             )

@@ -24,13 +24,12 @@ from unifusion_core.models.unifusion import UniFusion
 from unifusion_core.pipeline import (
     DrawSettings,
     Pipeline,
-    check_size,
     read_picture_file,
-    size_of_picture,
     write_picture_file,
 )
 from unifusion_core.presets import TINY
 from unifusion_core.rewriting import attempt_rewrites, read, rewrite
+from unifusion_core.sizes import check_size, size_of_picture
 from unifusion_core.vlm.backbone import Written
 from unifusion_core.vlm.folder import load_vlm
 from unifusion_core.vlm.prompts import VLMInputs
@@ -94,6 +93,10 @@ def test_impossible_sizes_are_refused_with_those_that_are_near() -> None:
         with pytest.raises(ShapeError, match="8 to 4096"):
             check_size(size)
     assert size_of_picture(torch.zeros(3, 107, 101)) == (104, 104)
+    assert size_of_picture(torch.zeros(3, 1000, 2000), max_pixels=80_000) == (400, 200)
+    assert size_of_picture(torch.zeros(3, 64, 64), max_pixels=1e6) == (64, 64)
+    with pytest.raises(ShapeError, match="8000x200 cannot be drawn"):
+        size_of_picture(torch.zeros(3, 200, 8000))
 
 
 def test_untrained_sizes_are_drawn_with_a_warning_that_names_the_trained_ones(

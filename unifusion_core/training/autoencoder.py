@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -61,6 +62,9 @@ class AutoencoderTask(Task):
         }
         self.edge_weight, self.latent_noise, self.latent_penalty = edge_weight, latent_noise, latent_penalty
         model = load_autoencoder(start) if start else Autoencoder()
+        if start:
+            with safe_open(str(start), "pt") as file:
+                self.before = json.loads(file.metadata()["training"])
         model.taesd_encoder.requires_grad_(not decoder_only)
         model.taesd_decoder.requires_grad_(True)
         self.model = model.to(memory_format=torch.channels_last)

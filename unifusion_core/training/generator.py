@@ -171,7 +171,8 @@ class GeneratorTask(Task):
         unifusion = build_unifusion(self.config)
         initialize(unifusion, torch.Generator().manual_seed(seed))
         if start:
-            unifusion.load_state_dict(load_generator(start)[0].state_dict())
+            earlier, self.before = load_generator(start)
+            unifusion.load_state_dict(earlier.state_dict())
         head = nn.Linear(config.dit.hidden_size, sum(PATCH_LABELS))
         self.model = nn.ModuleDict({"unifusion": unifusion, "patch_head": head})
 

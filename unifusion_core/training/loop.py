@@ -59,6 +59,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     settings: dict[str, Any]  # what the recipe gave it, for the record
+    before: dict[str, Any] | None = None  # the record of the weights that it goes on from
     not_muon: ClassVar[tuple[str, ...]] = ()  # parts of parameter names that AdamW shall train
     model: nn.Module
 
@@ -201,6 +202,8 @@ def _record_phase(
 ) -> dict[str, Any]:
     """The record that goes into the finished file: every phase of the run, since a resumed one may go on differently."""
     record = json.loads(path.read_text()) if first else {"recipe": recipe, "phases": []}
+    if task.before is not None:
+        record["before"] = task.before
     phase = {"first_step": first, "task": task.settings, "loop": asdict(config), "processes": num_processes}
     earlier = [p for p in record["phases"] if p["first_step"] < first]
     if not earlier or {**earlier[-1], "first_step": first} != phase:

@@ -94,6 +94,16 @@ def tiny_vlm_edits() -> Recipe:
         mix={"rewrite": 0.2, "describe": 0.04, "edit": 0.42, "reference": 0.34},
         tokenizer=VLM,
         cell_weight=0.1,
+        meant_weight=0.1,
+        edit_shares={
+            "remove": 3,
+            "recolor": 2,
+            "move": 2,
+            "reshape": 1.5,
+            "add": 0.5,
+            "background": 0.5,
+            "object_into": 2,
+        },
         tile_shares=(0.8, 0.1, 0.1),
         start=VLM,
     )

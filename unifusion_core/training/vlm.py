@@ -1,11 +1,13 @@
 """Train the embedded VLM: captions of pictures, rewrites of prompts, edits and references, all into one target caption.
 
-It stands for a pretrained VLM that knows its world, so it may see held-out pairs and several pictures. Picture reading is the
-slowest to learn; a train-time head on the picture tokens, which must name what stands in the cell a token looks at, speeds it up.
+It stands for a pretrained VLM that knows its world, so it may see held-out pairs and several pictures. Two train-time heads speed
+up what is slowest to learn: one on the picture tokens must name what stands in the cell a token looks at, one on the token before
+the answer must tell which objects, of which picture, the instruction means.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +30,8 @@ from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, COLORS, SHAPES, SIZES, Sce
 from .loop import Task
 
 TILE_COUNTS = (1, 5, 10)  # max_tiles: thumbnail alone, 2 x 2 and 3 x 3 tiles beside it
+NUM_CELLS, MAX_SOURCES = 9, 3
+MEANT_LAYER = 4  # of 6: the layers behind it can use what the head asks for
 CELL_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # 0 = an empty cell
 
 
@@ -40,6 +44,7 @@ class Sample:
     sources: tuple[Scene, ...]
     target: Scene
     max_tiles: int = 1
+    meant: frozenset[tuple[int, int]] = frozenset()  # (source, object) that the instruction speaks of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +53,19 @@ class VLMBatch:
 
     chat: VLMInputs
     cells: Int[Tensor, "P 4"]  # labels of each picture token, in the order of the batch
+    meant: Float[
+        Tensor, "B cells"
+    ]  # 1 for each cell of each picture with an object that the instruction means
     kind: str
 
     def to(self, device: torch.device, **how: Any) -> VLMBatch:
         """On another device (accelerate calls it)."""
-        return replace(self, chat=self.chat.to(device), cells=self.cells.to(device, **how))
+        return replace(
+            self,
+            chat=self.chat.to(device),
+            cells=self.cells.to(device, **how),
+            meant=self.meant.to(device, **how),
+        )
 
 
 def sample_rewrite(rng: random.Random, kind: str, held_out: bool | None = None) -> Sample:
@@ -83,15 +96,31 @@ def sample_edit(rng: random.Random, kind: str, max_tiles: int, held_out: bool | 
     draw = edits.sample_edit if kind in edits.EDIT_KINDS else edits.sample_reference
     edit = draw(rng, kind, held_out)
     return Sample(
-        kind=kind, prompt=edit.instruction, sources=edit.sources, target=edit.target, max_tiles=max_tiles
+        kind=kind,
+        prompt=edit.instruction,
+        sources=edit.sources,
+        target=edit.target,
+        max_tiles=max_tiles,
+        meant=meant_objects(edit),
     )
+
+
+def meant_objects(edit: edits.Edit) -> frozenset[tuple[int, int]]:
+    """(source, object) of what an instruction changes, removes, or takes over into another picture."""
+    kept = frozenset(origin for origin in edit.origin if origin is not None)
+    if edit.kind == "remove":
+        return frozenset((0, i) for i in range(len(edit.sources[0].objects))) - kept
+    if edit.kind in edits.EDIT_KINDS:
+        return frozenset(origin for i in edit.touched if (origin := edit.origin[i]) is not None)
+    last = len(edit.sources) - 1  # the picture that the objects are put into
+    return frozenset((source, i) for source, i in kept if source != last)
 
 
 class VLMTask(Task):
     """Batches of one kind each (so that lengths are alike); the mix is drawn per batch."""
 
     name = "vlm"
-    not_muon = ("embed_tokens", "embeddings", "cell_head")
+    not_muon = ("embed_tokens", "embeddings", "cell_head", "meant_head")
 
     def __init__(
         self,
@@ -101,21 +130,28 @@ class VLMTask(Task):
         mix: dict[str, float],
         tokenizer: Path,
         cell_weight: float = 0.3,
+        meant_weight: float = 0.0,
+        edit_shares: dict[str, float] | None = None,
         tile_shares: tuple[float, float, float] = (0.55, 0.25, 0.2),
         start: Path | None = None,
     ) -> None:
-        """`tile_shares`: how many batches have each of `TILE_COUNTS`; `start`: a VLM folder to go on from."""
-        self.seed, self.batch_size, self.mix, self.cell_weight = seed, batch_size, mix, cell_weight
-        self.tile_shares = tile_shares
+        """`mix` and `edit_shares`: shares of the tasks, and of the kinds among edits and references (1 if not named);
+        `tile_shares`: how many batches have each of `TILE_COUNTS`; `start`: a VLM folder to go on from."""
+        self.seed, self.batch_size, self.mix = seed, batch_size, mix
+        self.cell_weight, self.meant_weight = cell_weight, meant_weight
+        self.edit_shares, self.tile_shares = edit_shares or {}, tile_shares
         self.settings = {
             "seed": seed,
             "mix": mix,
             "cell_weight": cell_weight,
+            "meant_weight": meant_weight,
+            "edit_shares": self.edit_shares,
             "tile_shares": tile_shares,
             "start": start.name if start else None,
         }
         if start:
             self.backbone = load_vlm(start)
+            self.before = json.loads((start / "training.json").read_text())
             self.tokenizer = self.backbone.tokenizer
         else:
             self.tokenizer = read_tokenizer(tokenizer, lambda: tokenizer_texts(seed), vocab_size=900)
@@ -123,8 +159,14 @@ class VLMTask(Task):
                 build_vlm(self.tokenizer, seed), self.tokenizer, normalisation=(MEAN, STD)
             )
         vlm = self.backbone.model.requires_grad_(True)  # the backbone has frozen it
-        cell_head = nn.Linear(TINY_VLM.hidden_size, sum(CELL_LABELS))
-        self.model = nn.ModuleDict({"vlm": vlm, "cell_head": cell_head})
+        width = TINY_VLM.hidden_size
+        self.model = nn.ModuleDict(
+            {
+                "vlm": vlm,
+                "cell_head": nn.Linear(width, sum(CELL_LABELS)),
+                "meant_head": nn.Linear(width, MAX_SOURCES * NUM_CELLS),
+            }
+        )
 
     # ------------------------------------------------------------------ data
 
@@ -142,7 +184,8 @@ class VLMTask(Task):
         if task == "describe":
             return sample_caption(rng, max_tiles, held_out)
         kinds = edits.EDIT_KINDS if task == "edit" else edits.REFERENCE_KINDS
-        return sample_edit(rng, rng.choice(kinds), max_tiles, held_out)
+        shares = [self.edit_shares.get(kind, 1.0) for kind in kinds]
+        return sample_edit(rng, rng.choices(kinds, shares)[0], max_tiles, held_out)
 
     def collate(self, items: list[Sample]) -> VLMBatch:
         requests = []
@@ -160,30 +203,43 @@ class VLMTask(Task):
             for number, scene in enumerate(sample.sources, start=1):
                 mine = (roles == TokenRole.PICTURE) & (positions[:, 0] == number)
                 cells.append(cell_labels(scene, positions[mine, 1:]))
-        return VLMBatch(chat=chat, cells=torch.cat(cells), kind=items[0].kind)
+        meant = torch.zeros(len(items), MAX_SOURCES * NUM_CELLS)
+        for row, sample in enumerate(items):
+            for source, index in sample.meant:
+                cell_row, column = sample.sources[source].objects[index].cell
+                meant[row, source * NUM_CELLS + 3 * cell_row + column] = 1
+        return VLMBatch(chat=chat, cells=torch.cat(cells), meant=meant, kind=items[0].kind)
 
     # ------------------------------------------------------------------ loss
 
     def answer_logits(
         self, model: nn.Module, batch: VLMBatch
-    ) -> tuple[Float[Tensor, "X V"], Int[Tensor, " X"], Tensor, Float[Tensor, "P D"] | None]:
-        """Logits for every token of the answers (end included), the tokens themselves, which chat each belongs to, and the
-        picture tokens as the language model reads them."""
+    ) -> tuple[
+        Float[Tensor, "X V"], Int[Tensor, " X"], Tensor, Float[Tensor, "P D"] | None, Float[Tensor, "B D"]
+    ]:
+        """Logits for every token of the answers (end included), the tokens themselves, which chat each belongs to, the picture
+        tokens as the language model reads them, and the state before each answer in `MEANT_LAYER`."""
         vlm, chat = model["vlm"], batch.chat
         embedded = vlm.get_input_embeddings()(chat.token_ids)
         seen = None
         if chat.pixel_inputs:
             seen = vlm.model.get_image_features(**chat.pixel_inputs).pooler_output.flatten(0, -2)
             embedded = embedded.masked_scatter((chat.roles == TokenRole.PICTURE)[..., None], seen)
-        hidden = vlm.model.language_model(
-            inputs_embeds=embedded, attention_mask=chat.mask.long(), use_cache=False
-        ).last_hidden_state
+        output = vlm.model.language_model(
+            inputs_embeds=embedded,
+            attention_mask=chat.mask.long(),
+            use_cache=False,
+            output_hidden_states=True,
+        )
         answer = (chat.roles == TokenRole.DECODED) | (chat.roles == TokenRole.END)
         row, column = answer.nonzero(as_tuple=True)
-        return vlm.lm_head(hidden[row, column - 1]), chat.token_ids[row, column], row, seen
+        before = answer.int().argmax(1) - 1
+        decision = output.hidden_states[MEANT_LAYER][torch.arange(len(before)), before]
+        logits = vlm.lm_head(output.last_hidden_state[row, column - 1])
+        return logits, chat.token_ids[row, column], row, seen, decision
 
     def loss(self, model: nn.Module, batch: VLMBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        logits, target, _, seen = self.answer_logits(model, batch)
+        logits, target, _, seen, decision = self.answer_logits(model, batch)
         loss = F.cross_entropy(logits, target)
         task = "rewrite" if seen is None else "picture"
         parts = {f"loss_{task}": float(loss.detach())}
@@ -194,6 +250,13 @@ class VLMTask(Task):
             )
             parts["loss_cells"] = float(cell.detach())
             loss = loss + self.cell_weight * cell
+            if self.meant_weight:
+                guesses = model["meant_head"](decision)
+                meant = F.binary_cross_entropy_with_logits(guesses, batch.meant, reduction="sum") / len(
+                    guesses
+                )
+                parts["loss_meant"] = float(meant.detach())
+                loss = loss + self.meant_weight * meant
         return loss, parts
 
     # ------------------------------------------------------------------ judging
@@ -215,7 +278,7 @@ class VLMTask(Task):
                     sample_rewrite(rng, kind) if task == "rewrite" else self.draw(rng, task, max_tiles)
                     for _ in range(32)
                 ]
-                logits, target, row, _ = self.answer_logits(model, self.collate(items))
+                logits, target, row, *_ = self.answer_logits(model, self.collate(items))
                 wrong = torch.zeros(len(items), dtype=torch.bool)
                 wrong[row[logits.argmax(-1) != target]] = True
                 right += int((~wrong).sum())

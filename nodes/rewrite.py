@@ -1,0 +1,123 @@
+"""UniFusionVerifiRewrite: the VLM writes what the picture shall show, and its states while writing become the features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from .comfy_clip import AUTOMATIC, rewrite
+from .encode import connected, pictures_input
+from .sockets import CATEGORY, Features
+
+
+class UniFusionVerifiRewrite(io.ComfyNode):
+    """Rewrite and encode in one pass of the VLM."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniFusionVerifiRewrite",
+            display_name="Rewrite for UniFusion (VERIFI)",
+            category=CATEGORY,
+            description="The VLM reads prompt and pictures, writes down what the new picture shows, and hands over its states "
+            "while writing: the picture is drawn by the rewrite, with the pictures still in view.",
+            search_aliases=[
+                "unifusion",
+                "verifi",
+                "rewrite",
+                "prompt enhancer",
+                "prompt upsampling",
+                "edit",
+                "vlm",
+            ],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The VLM from Load UniFusion VLM."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="What to draw, or what to change in the pictures, in your own words.",
+                ),
+                pictures_input(),
+                io.Int.Input(
+                    "max_tiles",
+                    default=10,
+                    min=1,
+                    max=40,
+                    tooltip="How many tiles the VLM gets of each picture, the thumbnail included.",
+                ),
+                io.String.Input(
+                    "locked_text",
+                    multiline=True,
+                    default="",
+                    tooltip="Your own rewrite, used word by word. Copy the rewrite here, change a word, and the picture "
+                    "follows. Empty: the VLM writes.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=True,
+                    tooltip="Another seed, another wording, if the temperature is above 0.",
+                ),
+                io.Float.Input(
+                    "temperature",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    round=0.01,
+                    tooltip="0 writes the likeliest words; more varies them.",
+                ),
+                io.Int.Input(
+                    "max_new_tokens",
+                    default=128,
+                    min=1,
+                    max=4096,
+                    advanced=True,
+                    tooltip="A rewrite that has not ended by then is refused, since half a description draws half a picture.",
+                ),
+                io.Combo.Input(
+                    "states",
+                    options=[AUTOMATIC, "one_pass", "reencode"],
+                    default=AUTOMATIC,
+                    advanced=True,
+                    tooltip="one_pass: the VLM's states while it writes. reencode: the rewrite is read anew as a prompt, for "
+                    "models that never saw the former. 'automatic' is what the model was trained with.",
+                ),
+            ],
+            outputs=[
+                Features.Output("features", display_name="features", tooltip="For Pool UniFusion Features."),
+                io.String.Output("rewrite", display_name="rewrite", tooltip="What the VLM wrote."),
+            ],
+        )
+
+    @classmethod
+    def execute(  # noqa: PLR0917  (ComfyUI calls with names)
+        cls,
+        clip: Any,
+        prompt: str,
+        max_tiles: int,
+        locked_text: str,
+        seed: int,
+        temperature: float,
+        max_new_tokens: int,
+        states: str,
+        pictures: dict[str, Tensor] | None = None,
+    ) -> io.NodeOutput:
+        encoded, text = rewrite(
+            clip,
+            prompt,
+            connected(pictures),
+            max_tiles,
+            locked_text=locked_text,
+            states=states,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        return io.NodeOutput(encoded, text, ui=ui.PreviewText(text))
