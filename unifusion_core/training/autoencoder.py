@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from ..checkpoint import load_autoencoder
 from ..models.autoencoder import Autoencoder
 from ..world.render import object_geometry, render
-from ..world.scenes import ASPECT_SIZES, sample_scene
+from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene
 from .loop import Task
 
 HARDNESS = {"star": 3, "cross": 2}  # how much more often crops are centred on these shapes
@@ -69,15 +70,14 @@ class AutoencoderTask(Task):
         model.taesd_decoder.requires_grad_(True)
         self.model = model.to(memory_format=torch.channels_last)
 
-    def item(self, index: int) -> Tensor:
+    def item(self, index: int) -> Any:
         rng = random.Random(f"autoencoder-{self.seed}-{index}")
         width, height = rng.choice(ASPECT_SIZES)
         scene = sample_scene(rng, max_objects=9)
         picture = render(scene, width, height)
         left, top = rng.randint(0, width - self.crop), rng.randint(0, height - self.crop)
         if rng.random() < self.object_share:
-            weights = [(2 if o.size == "small" else 1) * HARDNESS.get(o.shape, 1) for o in scene.objects]
-            x, y, _ = object_geometry(rng.choices(scene.objects, weights)[0], width, height)
+            x, y, _ = object_geometry(weighted_object(rng, scene), width, height)
             jitter = self.crop // 4
             left, top = (
                 min(max(round(at) - self.crop // 2 + rng.randint(-jitter, jitter), 0), length - self.crop)
@@ -86,27 +86,29 @@ class AutoencoderTask(Task):
         crop = picture[top : top + self.crop, left : left + self.crop]
         return torch.from_numpy(crop.copy()).permute(2, 0, 1)
 
-    def collate(self, items: list[Tensor]) -> Tensor:
+    def collate(self, items: list[Any]) -> Any:
         return (torch.stack(items).float() / 255).to(memory_format=torch.channels_last)
 
-    def loss(self, model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         latents = model.encode(batch)
         sigma = self.latent_noise * torch.rand(len(batch), 1, 1, 1, device=batch.device)
         decoded = model.decode(latents + sigma * torch.randn_like(latents))
-        weight = 1 + self.edge_weight * _edges(batch)
-        error = decoded - batch
-        reconstruction = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
+        reconstruction = reconstruction_loss(decoded, batch, self.edge_weight)
         mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
         drift = (
             mean.square().mean() + (spread - 1).square().mean() + F.relu(latents.abs() - 2.5).square().mean()
         )
         loss = reconstruction + self.latent_penalty * drift
-        return loss, {"mse": float(error.detach().square().mean()), "drift": float(drift.detach())}
+        return loss, {
+            "mse": float((decoded.detach() - batch).square().mean()),
+            "drift": float(drift.detach()),
+        }
 
     def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
         rng = random.Random("autoencoder-evaluation")
         scenes = [sample_scene(rng, held_out=True) for _ in range(24)]
-        pixels = self.collate([torch.from_numpy(render(s)).permute(2, 0, 1) for s in scenes])
+        pixels = torch.stack([torch.from_numpy(render(s)).permute(2, 0, 1) for s in scenes]).float() / 255
+        pixels = pixels.to(memory_format=torch.channels_last)
         latents = model.encode(pixels)
         decoded = model.decode(latents).clamp(0, 1)
         grid = torch.cat([pixels[:8], decoded[:8]], 0)
@@ -120,6 +122,26 @@ class AutoencoderTask(Task):
 
     def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
         save_autoencoder(model, out / "vae.safetensors", record)
+
+
+def weighted_object(rng: random.Random, scene: Scene) -> SceneObject:
+    """One of the objects, most often one that is hard to draw."""
+    weights = [(2 if o.size == "small" else 1) * HARDNESS.get(o.shape, 1) for o in scene.objects]
+    return rng.choices(scene.objects, weights)[0]
+
+
+def reconstruction_loss(
+    decoded: Float[Tensor, "B 3 H W"],
+    pixels: Float[Tensor, "B 3 H W"],
+    edge_weight: float,
+    judged: Float[Tensor, "B 1 H W"] | None = None,
+) -> Float[Tensor, ""]:
+    """Absolute and squared error, edges weighted, over the pixels that are judged."""
+    weight = 1 + edge_weight * _edges(pixels)
+    if judged is not None:
+        weight = weight * judged
+    error = decoded - pixels
+    return (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
 
 
 def save_autoencoder(model: nn.Module, path: Path, record: dict[str, Any]) -> None:
