@@ -18,9 +18,11 @@ NODES = (
     "UniFusionModelLoader",
     "UniFusionVLMLoader",
     "UniFusionImageEncode",
+    "UniFusionVerifiRewrite",
     "UniFusionLAPPool",
     "UniFusionSampler",
     "UniFusionSchedule",
+    "UniFusionLatentFromReference",
 )
 
 
