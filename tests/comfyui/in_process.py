@@ -14,6 +14,7 @@ import json
 import logging
 import sys
 import traceback
+import uuid
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,9 +57,9 @@ def _import_pack() -> Any:
 
 _import_pack()
 
-from the_pack.nodes import comfy_clip, comfy_conditions, comfy_model, comfy_sampling
+from the_pack.nodes import comfy_clip, comfy_conditions, comfy_model, comfy_sampling, host
 from the_pack.nodes.sockets import Encoded
-from the_pack.unifusion_core import checkpoint, embedded, presets
+from the_pack.unifusion_core import checkpoint, embedded, presets, rewriting
 from the_pack.unifusion_core.contracts import Conditioning, TokenRole, VLMFeatures, VLMRequest, VLMSpec
 from the_pack.unifusion_core.flow.schedule import build_schedule
 from the_pack.unifusion_core.models.dit import DiTConfig
@@ -538,6 +539,80 @@ def generation_is_interrupted() -> str:
     return "ran to its end"
 
 
+# VERIFI ---------------------------------------------------------------------------------------------
+
+
+def rewritten(clip: Any, prompt: str, images: list[torch.Tensor], **changes: Any) -> tuple[Encoded, str]:
+    how = {"locked_text": "", "states": "automatic", "max_new_tokens": 64, "temperature": 0.0, "seed": 0}
+    return comfy_clip.rewrite(clip, prompt, images, 5, **how | changes)
+
+
+@case
+def verifi() -> dict[str, Any]:
+    """The rewriting node against the core, its own text locked, and one word of it changed; states taken both ways."""
+    clip, plain, spec = embedded_clip(), load_vlm(embedded.VLM), presets.TINY.vlm
+    given, text = rewritten(clip, "a red ball in the snow", [])
+    (expected,) = rewriting.rewrite(plain, spec, [VLMRequest(prompt="a red ball in the snow")])
+    locked, locked_text = rewritten(clip, "a red ball in the snow", [], locked_text=text)
+    changed, _ = rewritten(clip, "a red ball in the snow", [], locked_text=text.replace("white", "black"))
+    again, _ = rewritten(clip, "a red ball in the snow", [], states="reencode")
+    reencoded = rewriting.read(plain, spec, [VLMRequest(prompt=text)])
+    warm = [rewritten(clip, "a shape", [], temperature=2.0, seed=seed)[1] for seed in (1, 1, 2)]
+    return {
+        "text": text == expected.request.decoded == locked_text,
+        "states": difference(given.features.states, expected.features.states),
+        "locked": difference(locked.features.states, expected.features.states),
+        "changed": difference(changed.features.states, expected.features.states),
+        "reencoded": difference(again.features.states, reencoded.states),
+        "seeds": [warm[0] == warm[1], warm[0] == warm[2]],
+    }
+
+
+@case
+def pictures_read_once() -> dict[str, Any]:
+    """How often the VLM looks at pictures for three instructions about them, and after a LoRA has changed it."""
+    clip = embedded_clip()
+    looks: list[int] = []
+    vision = comfy_clip.encoder_of(clip).backbone.model.model.vision_tower
+    vision.register_forward_pre_hook(lambda *_: looks.append(1))
+    images = pictures()
+    first = comfy_clip.encode(clip, "make it blue", images, 5)[1]
+    comfy_clip.encode(clip, "remove the star", images, 5)
+    same = comfy_clip.encode(clip, "make it blue", images, 5)[1]
+    counts = [len(looks)]
+    clip.patcher.patches_uuid = uuid.uuid4()  # what adding a LoRA does
+    comfy_clip.encode(clip, "make it blue", images, 5)
+    return {
+        "looks": [*counts, len(looks)],
+        "difference": difference(first.features.states, same.features.states),
+    }
+
+
+@case
+def rewriting_is_interrupted() -> str:
+    clip = embedded_clip()
+    mm.interrupt_current_processing(True)
+    try:
+        rewritten(clip, "a red ball", [])
+    except mm.InterruptProcessingException:
+        return "interrupted"
+    finally:
+        mm.interrupt_current_processing(False)
+    return "ran to its end"
+
+
+@case
+def latents_from_pictures() -> list[Any]:
+    return [
+        [list(latent["samples"].shape), size]
+        for latent, size in (
+            host.empty_latent_for(torch.zeros(3, 112, 160)),
+            host.empty_latent_for(torch.zeros(3, 101, 203)),
+            host.empty_latent_for(torch.zeros(3, 1000, 2000), 80_000),
+        )
+    ]
+
+
 # Sentences ------------------------------------------------------------------------------------------
 
 
@@ -558,6 +633,8 @@ def sentences() -> dict[str, str]:
         cond_stage_model = torch.nn.Linear(1, 1)
 
     attempts: dict[str, Callable[[], Any]] = {
+        "rewrite without an end": lambda: rewritten(clip, "a red ball", [], max_new_tokens=2),
+        "huge picture": lambda: host.empty_latent_for(torch.zeros(3, 200, 8000)),
         "nan picture": lambda: comfy_clip.encode(clip, "", [broken], 5),
         "gray picture": lambda: comfy_clip.encode(clip, "", [pictures()[0][..., :1]], 5),
         "long prompt": lambda: stock.CLIPTextEncode().encode(clip, "red circle " * 2000),

@@ -120,13 +120,38 @@ def test_comfyuis_clip_writes_the_vlms_text(measured: Callable[[str], Any]) -> N
     assert found["seeds"] == [True, False]
 
 
-def test_writing_stops_when_the_user_cancels(measured: Callable[[str], Any]) -> None:
-    assert measured("generation_is_interrupted") == "interrupted"
+@pytest.mark.parametrize("case", ["generation_is_interrupted", "rewriting_is_interrupted"])
+def test_writing_stops_when_the_user_cancels(measured: Callable[[str], Any], case: str) -> None:
+    assert measured(case) == "interrupted"
+
+
+def test_the_rewriting_node_gives_the_cores_text_and_states(measured: Callable[[str], Any]) -> None:
+    found = measured("verifi")
+    assert found["text"]
+    assert max(found["states"], found["locked"], found["reencoded"]) <= PARITY
+    assert found["changed"] > 100 * PARITY
+    assert found["seeds"] == [True, False]
+
+
+def test_pictures_are_read_once_for_all_instructions(measured: Callable[[str], Any]) -> None:
+    found = measured("pictures_read_once")
+    assert found["looks"] == [1, 2]
+    assert found["difference"] == 0
+
+
+def test_a_latent_has_the_size_of_its_picture(measured: Callable[[str], Any]) -> None:
+    assert measured("latents_from_pictures") == [
+        [[1, 16, 14, 20], [160, 112]],
+        [[1, 16, 13, 25], [200, 104]],
+        [[1, 16, 25, 50], [400, 200]],
+    ]
 
 
 @pytest.mark.parametrize(
     ("attempt", "words"),
     [
+        ("rewrite without an end", ["did not end within 2 tokens", "max_new_tokens"]),
+        ("huge picture", ["8000x200", "8 to 4096"]),
         ("nan picture", ["NaN", "find the step"]),
         ("gray picture", ["1 channels", "RGB"]),
         ("long prompt", ["1024", "shorten"]),

@@ -41,7 +41,10 @@ def load(path: Path) -> dict[str, Any]:
 
 def wanted_scene(graph: dict[str, Any], name: str) -> Scene:
     """The scene that the workflow's prompt describes."""
-    texts = [REWRITTEN.get(name), *(node["inputs"].get("text") or node["inputs"].get("prompt") for node in graph.values())]
+    texts = [
+        REWRITTEN.get(name),
+        *(node["inputs"].get("text") or node["inputs"].get("prompt") for node in graph.values()),
+    ]
     (scene,) = [scene for text in texts if text and (scene := parse_caption(text))]
     return scene
 

@@ -44,11 +44,11 @@ def tiny_vae_sharpen() -> Recipe:
     task = AutoencoderTask(seed=3, crop=40, start=VAE, latent_noise=0.3, object_share=0.85)
     return task, replace(
         AUTOENCODER_LOOP,
-        num_steps=3000,
+        num_steps=2100,
         batch_size=6,
         muon_learning_rate=0.003,
         learning_rate=7e-4,
-        decay_steps=1000,
+        decay_steps=700,
     )
 
 
@@ -79,12 +79,12 @@ def tiny_vlm_edits() -> Recipe:
     """Go on with the embedded VLM: mostly instructions about pictures, which need the most steps. What an instruction means is
     the same at every number of tiles, so most of them are learned from thumbnails alone."""
     config = LoopConfig(
-        num_steps=5400,
+        num_steps=3600,
         batch_size=16,
         learning_rate=7e-4,
         muon_learning_rate=0.004,
         weight_decay=0.1,
-        decay_steps=2600,
+        decay_steps=1700,
         ema_decay=0.998,
         evaluate_every=600,
         checkpoint_every=300,
@@ -120,12 +120,12 @@ def tiny_sharpen() -> Recipe:
     """Go on with the embedded generator after the VLM and the autoencoder were trained on: as many times near the clean end as
     near the noisy one. On two cores: `torchrun --nproc-per-node 2 -m unifusion_core train tiny-sharpen`."""
     loop = LoopConfig(
-        num_steps=2600,
+        num_steps=3000,
         batch_size=8,
         learning_rate=1e-3,
         muon_learning_rate=0.005,
         warmup_steps=100,
-        decay_steps=1300,
+        decay_steps=1400,
         ema_decay=0.998,
         evaluate_every=500,
         checkpoint_every=250,
@@ -142,7 +142,7 @@ def tiny_vae_finish() -> Recipe:
         backbone=load_vlm(VLM),
         pool_seed=2,
         pool_size=1200,
-        pool_path=Path("runs/latents.safetensors"),
+        pool_path=_pool_path(2),
         drawn_path=Path("runs/drawn.safetensors"),
     )
     return task, replace(
@@ -157,18 +157,18 @@ def tiny_vae_finish() -> Recipe:
 
 def tiny_short() -> Recipe:
     """`tiny` on a small budget (about 20k samples): what the two below are compared with."""
-    return _generator(TINY, _from_scratch(560, decay_steps=200))
+    return _generator(TINY, _from_scratch(560, decay_steps=200), seed=2)
 
 
 def tiny_short_joint() -> Recipe:
     """Conditions and latents attend to each other, as in the paper's drawing and in Krea 2."""
-    return _generator(replace(TINY, condition_attention="joint"), _from_scratch(560, decay_steps=200))
+    return _generator(replace(TINY, condition_attention="joint"), _from_scratch(560, decay_steps=200), seed=2)
 
 
 def tiny_short_last_layer() -> Recipe:
     """One VLM layer, the last that is tapped, instead of five: what most models read."""
     vlm = replace(TINY.vlm, taps=TINY.vlm.taps[-1:])
-    return _generator(replace(TINY, vlm=vlm), _from_scratch(560, decay_steps=200))
+    return _generator(replace(TINY, vlm=vlm), _from_scratch(560, decay_steps=200), seed=2)
 
 
 def _from_scratch(num_steps: int, *, decay_steps: int) -> LoopConfig:
@@ -184,6 +184,10 @@ def _from_scratch(num_steps: int, *, decay_steps: int) -> LoopConfig:
     )
 
 
+def _pool_path(seed: int) -> Path:
+    return Path(f"runs/latents-{seed}.safetensors")
+
+
 def _generator(config: UniFusionConfig, loop: LoopConfig, **settings: Any) -> Recipe:
     settings = {"seed": 1, "pool_size": 3000, "time_means": (1.0,), **settings}
     task = GeneratorTask(
@@ -191,7 +195,7 @@ def _generator(config: UniFusionConfig, loop: LoopConfig, **settings: Any) -> Re
         config=config,
         backbone=load_vlm(VLM),
         autoencoder=load_autoencoder(VAE),
-        pool_path=Path("runs/latents.safetensors"),
+        pool_path=_pool_path(settings["seed"]),
         **settings,
     )
     return task, loop
