@@ -115,6 +115,12 @@ def _build_parser() -> argparse.ArgumentParser:
         "--cfg", type=_finite, default=2.5, metavar="X", help="guidance, 1 = off; default 2.5"
     )
     generate.add_argument(
+        "--image-cfg",
+        type=_finite,
+        metavar="X",
+        help="guidance by the input pictures, apart from the text's (default: guided together)",
+    )
+    generate.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="default 0; a batch counts on from it"
     )
     generate.add_argument(
@@ -353,7 +359,11 @@ def _generate(arguments: argparse.Namespace) -> None:
     with _progress(arguments.steps * len(batches), "drawing") as step_done:
         for batch in batches:
             settings = DrawSettings(
-                size=batch[0].size, steps=arguments.steps, cfg=arguments.cfg, max_tiles=arguments.max_tiles
+                size=batch[0].size,
+                steps=arguments.steps,
+                cfg=arguments.cfg,
+                image_cfg=1.0 if arguments.image_cfg is None else arguments.image_cfg,
+                max_tiles=arguments.max_tiles,
             )
             requests, seeds = [job.request for job in batch], [job.seed for job in batch]
             if rewriting:
@@ -362,7 +372,11 @@ def _generate(arguments: argparse.Namespace) -> None:
                 features = join_features([each.features for each in rewrites])
             else:
                 features = pipeline.read(requests, arguments.max_tiles)
-            pictures = pipeline.draw(features, seeds, settings, step_done)
+            apart = None
+            if arguments.image_cfg is not None:  # the pictures with an empty prompt
+                alone = [dataclasses.replace(request, prompt="", decoded=None) for request in requests]
+                apart = pipeline.read(alone, arguments.max_tiles)
+            pictures = pipeline.draw(features, seeds, settings, step_done, picture_only=apart)
             for job, request, picture in zip(batch, requests, pictures, strict=True):
                 record = {
                     "prompt": request.prompt,
@@ -385,6 +399,8 @@ def _jobs(lines: Sequence[_Line], arguments: argparse.Namespace) -> Iterator[_Jo
     stem = _out_stem(arguments)
     for line in lines:
         request = line.request(keep_rewrite=arguments.rewrite is not False)
+        if arguments.image_cfg is not None and not request.pictures:
+            raise ConfigError("--image-cfg guides by input pictures: give --image, or leave --image-cfg out")
         size = arguments.size or (size_of_picture(request.pictures[0]) if request.pictures else SIZE)
         for number in range(arguments.batch):
             name = (line.id or stem.name) + (f"-{number + 1}" if arguments.batch > 1 else "")

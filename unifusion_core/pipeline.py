@@ -48,6 +48,7 @@ class DrawSettings:
     size: tuple[int, int] = SIZE  # width, height in pixels, multiples of 8
     steps: int = STEPS
     cfg: float = CFG  # 1 = no guidance
+    image_cfg: float = 1.0  # guidance by input pictures, apart from the text's; used with `picture_only`
     schedule: str = SCHEDULE
     max_tiles: int = MAX_TILES  # per input picture, thumbnail counted
 
@@ -176,8 +177,11 @@ class Pipeline:
         seeds: Sequence[int],
         settings: DrawSettings | None = None,
         on_step: OnStep | None = None,
+        *,
+        picture_only: VLMFeatures | None = None,
     ) -> list[Picture]:
-        """One picture per row of VLM features. A picture depends on its row and its seed, not on its neighbours in the batch.
+        """One picture per row of VLM features. `picture_only`: the same pictures with an empty prompt; then text and pictures are
+        guided apart, negative + image_cfg (picture_only - negative) + cfg (positive - picture_only). A picture depends on its row and its seed, not on its neighbours in the batch.
         Raises and warns as `generate` does."""
         settings = settings or DrawSettings()
         if len(seeds) != len(features.mask):
@@ -194,8 +198,11 @@ class Pipeline:
         schedule = build_schedule(settings.schedule, settings.steps, rows * columns)
 
         condition = self.model.prepare(self.pool(features), (rows, columns))
-        guided = settings.cfg != 1
+        guided = settings.cfg != 1 or picture_only is not None
         negative = self.model.prepare(self.unconditional, (rows, columns)) if guided else None
+        pictures = (
+            None if picture_only is None else self.model.prepare(self.pool(picture_only), (rows, columns))
+        )
         noise = draw_noise(
             list(seeds), config.dit.latent_channels, rows * patch, columns * patch, self.device
         )
@@ -206,6 +213,8 @@ class Pipeline:
             schedule,
             negative=negative,
             cfg=settings.cfg,
+            picture_only=pictures,
+            image_cfg=settings.image_cfg,
             on_step=on_step,
         )
         pixels = self.autoencoder.decode(latents.float())  # B 3 H W

@@ -59,6 +59,7 @@ def test_generate_writes_a_picture_and_prints_its_name(
         "size": [32, 32],
         "steps": 1,
         "cfg": 2.5,
+        "image_cfg": 1.0,
         "schedule": "shift 3",
         "max_tiles": 10,
     }
@@ -169,6 +170,7 @@ def test_rewrite_adds_its_text_to_the_lines_and_keeps_what_is_there(
         (["generate", "x", "--size", "130x128"], "near are 128x128 and 136x128"),
         (["generate", "x", "--steps", "0"], "at least 1"),
         (["generate", "x", "--cfg", "nan"], "a number is needed"),
+        (["generate", "x", "--image-cfg", "2"], "give --image, or leave --image-cfg out"),
         (["generate", "x", "--seed", "-1"], "a whole number from 0"),
         (["generate", "x", "--rewrite-text", " "], "the rewrite is empty"),
         (["generate", "x", "--out", "a.jpg"], "choose a name that ends in .png"),

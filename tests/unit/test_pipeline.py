@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from unifusion_core import embedded
-from unifusion_core.contracts import VLMRequest
+from unifusion_core.contracts import VLMFeatures, VLMRequest
 from unifusion_core.errors import CheckpointError, ConfigError, PromptError, ShapeError, VLMError
 from unifusion_core.models.unifusion import UniFusion
 from unifusion_core.pipeline import (
@@ -72,6 +72,20 @@ def test_prompt_rewrite_seed_guidance_and_input_picture_each_change_the_picture(
         pipeline.generate([RED], [1], replace(QUICK, cfg=1.0)),
     ]
     assert all(differ(first, pictures[0]) > 1 for pictures in others)
+
+
+def test_text_and_pictures_are_guided_apart(pipeline: Pipeline) -> None:
+    """With the picture-only condition in the place of the negative one: the usual guidance, whatever image_cfg is; with the
+    positive one in its place: guidance by image_cfg alone."""
+    asked, empty = pipeline.read([RED]), pipeline.read([VLMRequest(prompt="")])
+
+    def draw(picture_only: VLMFeatures | None, **changes: float) -> np.ndarray:
+        return pipeline.draw(asked, [1], replace(QUICK, **changes), picture_only=picture_only)[0]
+
+    plain = draw(None, cfg=3.0)
+    assert differ(plain, draw(empty, cfg=3.0, image_cfg=7.0)) <= 1
+    assert differ(plain, draw(asked, cfg=7.0, image_cfg=3.0)) <= 1
+    assert differ(plain, draw(asked, cfg=3.0, image_cfg=7.0)) > 1
 
 
 def test_the_empty_prompt_is_drawn_and_is_what_guidance_leads_away_from(pipeline: Pipeline) -> None:
