@@ -180,9 +180,13 @@ class Pipeline:
         *,
         picture_only: VLMFeatures | None = None,
     ) -> list[Picture]:
-        """One picture per row of VLM features. `picture_only`: the same pictures with an empty prompt; then text and pictures are
-        guided apart, negative + image_cfg (picture_only - negative) + cfg (positive - picture_only). A picture depends on its row and its seed, not on its neighbours in the batch.
-        Raises and warns as `generate` does."""
+        """One picture per row of VLM features. A picture depends on its row and its seed, not on its neighbours in the batch.
+
+        `picture_only`: the same pictures with an empty prompt; then text and pictures are guided apart, by
+        negative + image_cfg (picture_only - negative) + cfg (positive - picture_only).
+
+        Raises and warns as `generate` does.
+        """
         settings = settings or DrawSettings()
         if len(seeds) != len(features.mask):
             raise ConfigError(

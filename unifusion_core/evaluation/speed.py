@@ -1,4 +1,5 @@
-"""How long a user waits: from a prompt to a PNG file, in a process that is warm and in one that has yet to start."""
+"""How long a user waits: from a prompt to a PNG file, in a process that is warm and in one that has yet to start; and what is
+saved by taking states while the rewrite is written, and by reading pictures once."""
 
 from __future__ import annotations
 
@@ -16,16 +17,23 @@ import torch
 from ..contracts import VLMRequest
 from ..errors import ConfigError
 from ..pipeline import DrawSettings, Pipeline, write_picture_file
+from ..rewriting import MAX_NEW_TOKENS
 from .suite import Row, Sampling, Subject
 
 PROMPT = "a big red circle on the left and a small yellow star at the top right, on a white background"
 WARM_RUNS = 5
 COLD_RUNS = 2
+RATIO_RUNS = 20
 
 
 def evaluate_speed(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """20 steps with the default settings, rewriting as the model wants it. Does not depend on `sampling`."""
+    """20 steps with the default settings, rewriting as the model wants it; ratios of encoding times, taken in turns. Does not
+    depend on `sampling`."""
     pipeline = subject.pipeline
+    yield Row(name="VERIFI, states and text / text alone", values={"ratio": one_pass_ratio(pipeline)})
+    yield Row(
+        name="second instruction / first, 10 tiles", values={"ratio": second_instruction_ratio(pipeline)}
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"
         prompt_to_file(pipeline, path)  # the first run of a process allocates
@@ -37,6 +45,38 @@ def evaluate_speed(subject: Subject, sampling: Sampling) -> Iterator[Row]:
             name=f"cold process, {COLD_RUNS} runs",
             values={"median s": median(seconds), "slowest s": max(seconds)},
         )
+
+
+def one_pass_ratio(pipeline: Pipeline) -> float:
+    """Time of a rewrite whose states are taken while it is written, against the same text without states."""
+    backbone, spec = pipeline.backbone, pipeline.model.config.vlm
+    request = VLMRequest(prompt=PROMPT)
+
+    def text_alone() -> None:
+        backbone.generate(backbone.prepare([request], spec.template), max_new_tokens=MAX_NEW_TOKENS)
+
+    return _ratio(lambda: pipeline.rewrite([request]), text_alone)
+
+
+def second_instruction_ratio(pipeline: Pipeline) -> float:
+    """Time to encode another instruction about a picture that was read before, against the first."""
+    height, width = (4 * side for side in DrawSettings().size)
+    picture = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
+    first, second = (
+        VLMRequest(prompt=text, pictures=[picture]) for text in ("make it blue", "remove the star")
+    )
+
+    def as_first() -> None:
+        pipeline.backbone.picture_states.clear()
+        pipeline.read([first])
+
+    return _ratio(lambda: pipeline.read([second]), as_first)
+
+
+def _ratio(action: Callable[[], object], other: Callable[[], object]) -> float:
+    """Median time of one against that of the other; they take turns, so that a busy machine slows both."""
+    times = [(_timed(other), _timed(action)) for _ in range(RATIO_RUNS + 1)][1:]  # the first ones allocate
+    return median(own for _, own in times) / median(others for others, _ in times)
 
 
 def prompt_to_file(pipeline: Pipeline, path: Path) -> None:
@@ -62,7 +102,7 @@ def run_command_line(subject: Subject, path: Path) -> None:
         raise ConfigError(f"the command line failed: {run.stderr.strip()}")
 
 
-def _timed(action: Callable[[], None]) -> float:
+def _timed(action: Callable[[], object]) -> float:
     started = time.perf_counter()
     action()
     return time.perf_counter() - started

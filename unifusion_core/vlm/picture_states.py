@@ -61,6 +61,10 @@ class PictureStates:
         """Of all that is kept."""
         return sum(kept.num_bytes for kept in self._kept.values())
 
+    def clear(self) -> None:
+        """Let all of it go."""
+        self._kept.clear()
+
     def get(self, key: Hashable) -> Kept | None:
         if key in self._kept:
             self._kept.move_to_end(key)
