@@ -43,8 +43,8 @@ class UniFusionLatentFromReference(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output("latent", tooltip="For the UniFusion Sampler or KSampler."),
-                io.Int.Output("width", display_name="width"),
-                io.Int.Output("height", display_name="height"),
+                io.Int.Output("width", display_name="width", tooltip="In pixels."),
+                io.Int.Output("height", display_name="height", tooltip="In pixels."),
             ],
         )
 

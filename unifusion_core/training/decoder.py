@@ -75,7 +75,8 @@ def draw_again(
                 scenes = [pool_scene(seed, n)[0] for n in numbers[size][start : start + BATCH]]
                 wanted = [VLMRequest(prompt="", decoded=wordings.caption(scene)) for scene in scenes]
                 t = rng.uniform(*NOISED)
-                noise = draw_noise([rng.getrandbits(32) for _ in scenes], *clean.shape[1:])
+                channels, rows, columns = clean.shape[1:]
+                noise = draw_noise([rng.getrandbits(32) for _ in scenes], channels, rows, columns)
                 begun = interpolate(clean, noise, torch.full((len(clean),), t))
                 schedule = t * torch.linspace(1, 0, STEPS + 1)
                 parts.append(

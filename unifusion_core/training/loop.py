@@ -165,7 +165,7 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
             raise TrainingError(f"step {step}: the gradient is {norm}; lower the learning rate and --resume")
         optimizer.step()
         optimizer.zero_grad()
-        if not chief:
+        if writer is None:  # another process logs, averages and writes
             continue
         _update_average(average, model, min(config.ema_decay, (step + 1) / (step + 10)))
         for key, value in {"loss": float(loss.detach()), "gradient_norm": norm, **parts}.items():
@@ -174,10 +174,10 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
         bar.update()
         if done % config.log_every == 0:
             bar.set_postfix({k: f"{v:.4f}" for k, v in running.items()}, refresh=False)
-            for key, value in running.items() if writer else ():
+            for key, value in running.items():
                 writer.add_scalar(key, value, done)
         last = done == config.num_steps
-        if writer is not None and (done % config.evaluate_every == 0 or last):
+        if done % config.evaluate_every == 0 or last:
             _evaluate(task, average, done, out, writer, running["loss"])
         if done % config.checkpoint_every == 0 or last:
             save_checkpoint(checkpoint, model, average, optimizer, done)

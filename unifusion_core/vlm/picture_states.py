@@ -72,8 +72,10 @@ class PictureStates:
 
     def keep(self, key: Hashable, states: Tensor | None, cache: DynamicCache) -> Kept:
         """Keep what a pass left and let the oldest go; what is larger than the limit by itself is returned alone."""
-        layers = [layer for layer in cache.layers if layer.is_initialized]
-        kept = Kept(states, tuple((layer.keys, layer.values) for layer in layers))
+        pairs = [(layer.keys, layer.values) for layer in cache.layers if layer.is_initialized]
+        kept = Kept(
+            states, tuple((keys, values) for keys, values in pairs if keys is not None and values is not None)
+        )
         if kept.num_bytes <= self.limit:
             self._kept[key] = kept
             while self.num_bytes > self.limit:
