@@ -48,7 +48,7 @@ class UniFusionSampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "cfg",
-                    default=2.5,
+                    default=2.0,
                     min=0.0,
                     max=100.0,
                     step=0.1,

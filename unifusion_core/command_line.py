@@ -112,7 +112,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--steps", type=_positive, default=20, metavar="N", help="default 20")
     generate.add_argument(
-        "--cfg", type=_finite, default=2.5, metavar="X", help="guidance, 1 = off; default 2.5"
+        "--cfg", type=_finite, default=2.0, metavar="X", help="guidance, 1 = off; default 2"
     )
     generate.add_argument(
         "--image-cfg",

@@ -31,7 +31,7 @@ from .vlm.folder import load_vlm
 EMBEDDED = "tiny"  # what a user writes for the embedded model's parts
 SIZE = (128, 128)  # width, height
 STEPS = 20
-CFG = 2.5
+CFG = 2.0
 SCHEDULE = "shift 3"  # the embedded model decides nearly everything near t = 1
 MAX_TILES = 10
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")

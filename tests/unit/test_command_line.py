@@ -58,7 +58,7 @@ def test_generate_writes_a_picture_and_prints_its_name(
     assert record["settings"] == {
         "size": [32, 32],
         "steps": 1,
-        "cfg": 2.5,
+        "cfg": 2.0,
         "image_cfg": 1.0,
         "schedule": "shift 3",
         "max_tiles": 10,

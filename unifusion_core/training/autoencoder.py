@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -70,7 +69,7 @@ class AutoencoderTask(Task):
         model.taesd_decoder.requires_grad_(True)
         self.model = model.to(memory_format=torch.channels_last)
 
-    def item(self, index: int) -> Any:
+    def item(self, index: int) -> Tensor:
         rng = random.Random(f"autoencoder-{self.seed}-{index}")
         width, height = rng.choice(ASPECT_SIZES)
         scene = sample_scene(rng, max_objects=9)
@@ -86,21 +85,23 @@ class AutoencoderTask(Task):
         crop = picture[top : top + self.crop, left : left + self.crop]
         return torch.from_numpy(crop.copy()).permute(2, 0, 1)
 
-    def collate(self, items: list[Any]) -> Any:
+    def collate(self, items: list[Tensor]) -> Tensor:
         return (torch.stack(items).float() / 255).to(memory_format=torch.channels_last)
 
-    def loss(self, model: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         latents = model.encode(batch)
         sigma = self.latent_noise * torch.rand(len(batch), 1, 1, 1, device=batch.device)
         decoded = model.decode(latents + sigma * torch.randn_like(latents))
-        reconstruction = reconstruction_loss(decoded, batch, self.edge_weight)
+        weight = 1 + self.edge_weight * _edges(batch)
+        error = decoded - batch
+        reconstruction = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
         mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
         drift = (
             mean.square().mean() + (spread - 1).square().mean() + F.relu(latents.abs() - 2.5).square().mean()
         )
         loss = reconstruction + self.latent_penalty * drift
         return loss, {
-            "mse": float((decoded.detach() - batch).square().mean()),
+            "mse": float(error.detach().square().mean()),
             "drift": float(drift.detach()),
         }
 
@@ -128,20 +129,6 @@ def weighted_object(rng: random.Random, scene: Scene) -> SceneObject:
     """One of the objects, most often one that is hard to draw."""
     weights = [(2 if o.size == "small" else 1) * HARDNESS.get(o.shape, 1) for o in scene.objects]
     return rng.choices(scene.objects, weights)[0]
-
-
-def reconstruction_loss(
-    decoded: Float[Tensor, "B 3 H W"],
-    pixels: Float[Tensor, "B 3 H W"],
-    edge_weight: float,
-    judged: Float[Tensor, "B 1 H W"] | None = None,
-) -> Float[Tensor, ""]:
-    """Absolute and squared error, edges weighted, over the pixels that are judged."""
-    weight = 1 + edge_weight * _edges(pixels)
-    if judged is not None:
-        weight = weight * judged
-    error = decoded - pixels
-    return (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
 
 
 def save_autoencoder(model: nn.Module, path: Path, record: dict[str, Any]) -> None:

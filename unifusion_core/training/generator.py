@@ -307,7 +307,7 @@ class GeneratorTask(Task):
         seeds: list[int],
         *,
         steps: int = 16,
-        cfg: float = 2.5,
+        cfg: float = 2.0,
     ) -> Float[Tensor, "B 3 H W"]:
         """Square pictures for chats."""
         side = ASPECT_SIZES[0][0] // DOWNSCALE

@@ -13,7 +13,6 @@ from ..models.unifusion import UniFusionConfig
 from ..presets import TINY
 from ..vlm.folder import load_vlm
 from .autoencoder import AutoencoderTask
-from .decoder import DecoderTask
 from .generator import GeneratorTask
 from .loop import LoopConfig, Task
 from .vlm import VLMTask
@@ -133,28 +132,6 @@ def tiny_sharpen() -> Recipe:
     return _generator(TINY, loop, seed=2, noises=4, pool_size=4000, time_means=(1.0, -0.5), start=GENERATOR)
 
 
-def tiny_vae_finish() -> Recipe:
-    """The last step: the decoder on what the embedded generator draws. Latents stay as they are."""
-    task = DecoderTask(
-        seed=4,
-        start=VAE,
-        generator=GENERATOR,
-        backbone=load_vlm(VLM),
-        pool_seed=2,
-        pool_size=1200,
-        pool_path=_pool_path(2),
-        drawn_path=Path("runs/drawn.safetensors"),
-    )
-    return task, replace(
-        AUTOENCODER_LOOP,
-        num_steps=2400,
-        batch_size=6,
-        muon_learning_rate=0.003,
-        learning_rate=7e-4,
-        decay_steps=1400,
-    )
-
-
 def tiny_short() -> Recipe:
     """`tiny` on a small budget (about 20k samples): what the two below are compared with."""
     return _generator(TINY, _from_scratch(560, decay_steps=200), seed=2)
@@ -209,7 +186,6 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-vlm-edits": tiny_vlm_edits,
     "tiny": tiny,
     "tiny-sharpen": tiny_sharpen,
-    "tiny-vae-finish": tiny_vae_finish,
     "tiny-short": tiny_short,
     "tiny-short-joint": tiny_short_joint,
     "tiny-short-last-layer": tiny_short_last_layer,
