@@ -30,7 +30,7 @@ REWRITTEN = {  # what the VLM should make of prompts that are no captions
 }
 # Share of all that the prompt names (count, background, and shape, colour, size, place of each object) which the pictures must
 # have right. Drawn at random about a third would be. To be replaced by "most are exact" when the weights have finished training.
-FLOOR = 0.7
+FLOOR = 0.9
 NOTES = ("Note", "MarkdownNote")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
