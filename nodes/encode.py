@@ -27,6 +27,18 @@ def pictures_input() -> Any:
     )
 
 
+def max_tiles_input() -> Any:
+    """The input for how finely pictures are read."""
+    return io.Int.Input(
+        "max_tiles",
+        default=10,
+        min=1,
+        max=40,
+        tooltip="How many tiles the VLM gets of each picture, the thumbnail included. More show finer "
+        "detail and take longer; 1 is the thumbnail alone.",
+    )
+
+
 def connected(pictures: dict[str, Tensor] | None) -> list[Tensor]:
     """What is wired to `pictures_input`, in order."""
     return [images for images in (pictures or {}).values() if images is not None]
@@ -54,14 +66,7 @@ class UniFusionImageEncode(io.ComfyNode):
                     "is.",
                 ),
                 pictures_input(),
-                io.Int.Input(
-                    "max_tiles",
-                    default=10,
-                    min=1,
-                    max=40,
-                    tooltip="How many tiles the VLM gets of each picture, the thumbnail included. More show finer "
-                    "detail and take longer; 1 is the thumbnail alone.",
-                ),
+                max_tiles_input(),
             ],
             outputs=[
                 Features.Output("features", display_name="features", tooltip="For Pool UniFusion Features."),

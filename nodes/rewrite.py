@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from .comfy_clip import AUTOMATIC, rewrite
-from .encode import connected, pictures_input
+from .encode import connected, max_tiles_input, pictures_input
 from .sockets import CATEGORY, Features
 
 
@@ -42,13 +42,7 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                     tooltip="What to draw, or what to change in the pictures, in your own words.",
                 ),
                 pictures_input(),
-                io.Int.Input(
-                    "max_tiles",
-                    default=10,
-                    min=1,
-                    max=40,
-                    tooltip="How many tiles the VLM gets of each picture, the thumbnail included.",
-                ),
+                max_tiles_input(),
                 io.String.Input(
                     "locked_text",
                     multiline=True,

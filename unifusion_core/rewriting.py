@@ -43,8 +43,7 @@ def read(
     """Features of the kept tokens of chats as they are: with `decoded` that text stands in the assistant turn, word by word
     (teacher-forced), or for `states` "reencode" in the prompt's place. Pictures that were read before are not read again;
     `weights` tells states of the VLM's weights apart, where a host patches them."""
-    if states not in STATES:
-        raise ConfigError(f'states is "{states}"; choose {" or ".join(STATES)}')
+    _check_states(states)
     if states == "reencode":
         requests = [r if r.decoded is None else replace(r, prompt=r.decoded, decoded=None) for r in requests]
     if not any(request.pictures for request in requests):
@@ -115,8 +114,7 @@ def attempt_rewrites(
 ) -> list[Rewrite | PromptError]:
     """`rewrite` with the error in the place of each rewrite that failed."""
     states = states or STATES_BY_DEFAULT[spec.kept_tokens]
-    if states not in STATES:
-        raise ConfigError(f'states is "{states}"; choose {" or ".join(STATES)}')
+    _check_states(states)
     written = backbone.write(
         backbone.prepare(requests, spec.template, max_tiles),
         spec if states == "one_pass" else (),
@@ -152,6 +150,11 @@ def attempt_rewrites(
             )
             attempts.append(Rewrite(request=done, features=features))
     return attempts
+
+
+def _check_states(states: str) -> None:
+    if states not in STATES:
+        raise ConfigError(f'states is "{states}"; choose {" or ".join(STATES)}')
 
 
 def _shown(request: VLMRequest) -> str:

@@ -46,10 +46,9 @@ def own_nodes() -> dict[str, set[str]]:
                     and call.args
                     and isinstance(call.args[0], ast.Constant)
                 }
-                if "pictures_input()" in ast.unparse(
-                    values["inputs"]
-                ):  # shared by the nodes that take pictures
-                    inputs.add("pictures")
+                for shared in ("pictures", "max_tiles"):  # by the nodes that take pictures
+                    if f"{shared}_input()" in ast.unparse(values["inputs"]):
+                        inputs.add(shared)
                 assert isinstance(values["node_id"], ast.Constant), path
                 found[values["node_id"].value] = inputs
     return found

@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checkpoint import build_unifusion, load_generator, save_generator
-from ..contracts import VLMRequest
+from ..contracts import VLMFeatures, VLMRequest
 from ..flow.path import interpolate, sample_training_times, velocity
 from ..flow.schedule import build_schedule
 from ..models.autoencoder import DOWNSCALE, Autoencoder
 from ..models.unifusion import UniFusion, UniFusionConfig, initialize
+from ..rewriting import read
 from ..sampling import draw_noise, sample
 from ..vlm.backbone import VLMBackbone
-from ..vlm.prompts import kept_features
 from ..world import wordings
 from ..world.render import object_geometry, render
 from ..world.requirements import Requirement, check
@@ -185,10 +185,9 @@ class GeneratorTask(Task):
         scales = features.states[features.mask].float().square().mean((0, 2)).sqrt()
         return tuple(round(scale, 4) for scale in scales.tolist())
 
-    def features(self, requests: list[VLMRequest]) -> Any:
+    def features(self, requests: list[VLMRequest]) -> VLMFeatures:
         """VLM features of the tokens that the configuration keeps."""
-        chats = self.backbone.prepare(requests, self.config.vlm.template)
-        return kept_features(self.backbone.encode(chats, self.config.vlm), self.config.vlm.kept_tokens)
+        return read(self.backbone, self.config.vlm, requests)
 
     # ------------------------------------------------------------------ data
 

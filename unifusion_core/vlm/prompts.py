@@ -8,7 +8,7 @@ special token can be smuggled in through a prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -252,6 +252,9 @@ def kept_features(features: VLMFeatures, kept_tokens: str) -> VLMFeatures:
     )
 
 
+FEATURE_TENSORS = tuple(each.name for each in fields(VLMFeatures))
+
+
 def join_features(rows: Sequence[VLMFeatures]) -> VLMFeatures:
     """Several features as one batch, shorter rows padded at their end."""
     longest = max(features.mask.shape[1] for features in rows)
@@ -263,12 +266,9 @@ def join_features(rows: Sequence[VLMFeatures]) -> VLMFeatures:
         ]
         return torch.cat(padded)
 
-    return VLMFeatures(
-        **{name: joined(name) for name in ("states", "mask", "roles", "token_ids", "positions")}
-    )
+    return VLMFeatures(**{name: joined(name) for name in FEATURE_TENSORS})
 
 
 def one_row(features: VLMFeatures, row: int) -> VLMFeatures:
     """One chat's features out of a batch."""
-    names = ("states", "mask", "roles", "token_ids", "positions")
-    return VLMFeatures(**{name: getattr(features, name)[row : row + 1] for name in names})
+    return VLMFeatures(**{name: getattr(features, name)[row : row + 1] for name in FEATURE_TENSORS})
