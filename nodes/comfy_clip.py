@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..unifusion_core.contracts import VLMFeatures, VLMRequest, VLMSpec
 from ..unifusion_core.errors import ConfigError
+from ..unifusion_core.styles import with_style
 from . import host
 from .comfy_conditions import flattened
 from .sockets import Encoded
@@ -218,6 +219,7 @@ def rewrite(
     pictures: Sequence[Tensor],
     max_tiles: int,
     *,
+    style: str,
     locked_text: str,
     states: str,
     max_new_tokens: int,
@@ -227,10 +229,10 @@ def rewrite(
     """VERIFI: the features of a chat with its rewrite, and the rewrite; a locked text is taken as it stands."""
     from ..unifusion_core import rewriting
 
-    with at_work(clip, tokens_for(clip, prompt, pictures, max_tiles)) as encoder:
+    request = with_style(VLMRequest(prompt=prompt, pictures=one_by_one(pictures)), style)
+    with at_work(clip, tokens_for(clip, f"{request.style} {prompt}", pictures, max_tiles)) as encoder:
         backbone, spec = encoder.backbone, encoder.spec
         states = rewriting.STATES_BY_DEFAULT[spec.kept_tokens] if states == AUTOMATIC else states
-        request = VLMRequest(prompt=prompt, pictures=one_by_one(pictures))
         how: dict[str, Any] = {
             "max_tiles": max_tiles,
             "states": states,

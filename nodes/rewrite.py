@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..unifusion_core.styles import STYLES
 from .comfy_clip import AUTOMATIC, rewrite
 from .encode import connected, max_tiles_input, pictures_input
 from .sockets import CATEGORY, Features
@@ -43,6 +44,20 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                 ),
                 pictures_input(),
                 max_tiles_input(),
+                io.Combo.Input(
+                    "style",
+                    options=list(STYLES),
+                    default=next(iter(STYLES)),
+                    tooltip="How the VLM rewrites. 'caption' is the way the model was trained with; 'keep everything else' is for "
+                    "edits of a picture.",
+                ),
+                io.String.Input(
+                    "own_style",
+                    default="",
+                    advanced=True,
+                    tooltip="What to tell the VLM before the prompt, in your own words, in place of the style: "
+                    "'make everything red.'",
+                ),
                 io.String.Input(
                     "locked_text",
                     multiline=True,
@@ -96,6 +111,8 @@ class UniFusionVerifiRewrite(io.ComfyNode):
         clip: Any,
         prompt: str,
         max_tiles: int,
+        style: str,
+        own_style: str,
         locked_text: str,
         seed: int,
         temperature: float,
@@ -108,6 +125,7 @@ class UniFusionVerifiRewrite(io.ComfyNode):
             prompt,
             connected(pictures),
             max_tiles,
+            style=own_style.strip() or style,
             locked_text=locked_text,
             states=states,
             max_new_tokens=max_new_tokens,

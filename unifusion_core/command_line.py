@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import __version__
 from .errors import CheckpointError, ConfigError, PromptError, UniFusionError, VLMError
 from .evaluation import SHIPPED_SUITES, SUITE_NAMES
+from .styles import STYLES, with_style
 
 if TYPE_CHECKING:  # for annotations alone
     from torch import Tensor
@@ -100,6 +101,7 @@ def _build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="draw pictures")
     generate.set_defaults(run=_generate)
     _add_prompt_options(generate)
+    _add_style_option(generate)
     how = generate.add_mutually_exclusive_group()
     how.add_argument(
         "--rewrite",
@@ -134,6 +136,7 @@ def _build_parser() -> argparse.ArgumentParser:
     rewrite = commands.add_parser("rewrite", help="write what the target picture shows")
     rewrite.set_defaults(run=_rewrite)
     _add_prompt_options(rewrite)
+    _add_style_option(rewrite)
     rewrite.add_argument(
         "--seed", type=_seed, metavar="N", help="another wording; default: the likeliest one"
     )
@@ -195,6 +198,15 @@ def _add_prompt_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_style_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--style",
+        metavar="NAME",
+        default=next(iter(STYLES)),
+        help=f"how the VLM rewrites: {', '.join(STYLES)}, or what to tell it in your own words",
+    )
+
+
 def _add_part_options(parser: argparse.ArgumentParser, *, vae: bool = True) -> None:
     parser.add_argument("--model", default="tiny", metavar="tiny|FILE", help="the generator")
     parser.add_argument("--vlm", default="tiny", metavar="tiny|DIR")
@@ -245,15 +257,16 @@ class _Line:
     rewrite_text: str | None
     source: dict[str, Any]
 
-    def request(self, *, keep_rewrite: bool = True) -> VLMRequest:
+    def request(self, style: str, *, keep_rewrite: bool = True) -> VLMRequest:
         """Reads the pictures."""
         from .contracts import VLMRequest
         from .pipeline import read_picture_file
 
         pictures = [read_picture_file(path) for path in self.images]
-        return VLMRequest(
+        request = VLMRequest(
             prompt=self.prompt, pictures=pictures, decoded=self.rewrite_text if keep_rewrite else None
         )
+        return with_style(request, style)
 
 
 def _lines(arguments: argparse.Namespace) -> list[_Line]:
@@ -355,6 +368,8 @@ def _generate(arguments: argparse.Namespace) -> None:
     jobs = list(_jobs(lines, arguments))  # read all before loading the models: mistakes show at once
     pipeline = Pipeline.load(arguments.model, arguments.vlm, arguments.vae)
     rewriting = pipeline.rewrites_by_default if arguments.rewrite is None else arguments.rewrite
+    if STYLES.get(arguments.style, arguments.style) and not rewriting:
+        raise ConfigError("--style says how to rewrite: leave --no-rewrite out, or --style")
     batches = list(_batches(jobs))
     with _progress(arguments.steps * len(batches), "drawing") as step_done:
         for batch in batches:
@@ -374,13 +389,14 @@ def _generate(arguments: argparse.Namespace) -> None:
                 features = pipeline.read(requests, arguments.max_tiles)
             apart = None
             if arguments.image_cfg is not None:  # the pictures with an empty prompt
-                alone = [dataclasses.replace(request, prompt="", decoded=None) for request in requests]
+                alone = [dataclasses.replace(request, prompt="", style="", decoded=None) for request in requests]
                 apart = pipeline.read(alone, arguments.max_tiles)
             pictures = pipeline.draw(features, seeds, settings, step_done, picture_only=apart)
             for job, request, picture in zip(batch, requests, pictures, strict=True):
                 record = {
                     "prompt": request.prompt,
                     "images": [str(path) for path in job.line.images],
+                    "style": request.style,
                     "rewrite": request.decoded,
                     "seed": job.seed,
                     "settings": dataclasses.asdict(settings),
@@ -398,7 +414,7 @@ def _jobs(lines: Sequence[_Line], arguments: argparse.Namespace) -> Iterator[_Jo
 
     stem = _out_stem(arguments)
     for line in lines:
-        request = line.request(keep_rewrite=arguments.rewrite is not False)
+        request = line.request(arguments.style, keep_rewrite=arguments.rewrite is not False)
         if arguments.image_cfg is not None and not request.pictures:
             raise ConfigError("--image-cfg guides by input pictures: give --image, or leave --image-cfg out")
         size = arguments.size or (size_of_picture(request.pictures[0]) if request.pictures else SIZE)
@@ -444,7 +460,7 @@ def _rewrite(arguments: argparse.Namespace) -> None:
     from .rewriting import rewrite
     from .vlm.folder import load_vlm
 
-    requests = [line.request() for line in lines]
+    requests = [line.request(arguments.style) for line in lines]
     path = generator_path(arguments.model)
     spec = split_generator_tensors(*read_tensors(path), path.name)[1].vlm  # whose chat template it is
     backbone = load_vlm(vlm_path(arguments.vlm))

@@ -77,10 +77,12 @@ class VLMSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class VLMRequest:
-    """One chat: a prompt, pictures in order (each C H W, RGB in 0..1), and, if given, the rewrite as decoded text."""
+    """One chat: a prompt, pictures in order (each C H W, RGB in 0..1), a style (what the VLM is told before the prompt, empty for
+    the way of training), and, if given, the rewrite as decoded text."""
 
     prompt: str
     pictures: Sequence[Float[Tensor, "C H W"]] = field(default_factory=tuple)
+    style: str = ""
     decoded: str | None = None
 
 

@@ -190,9 +190,10 @@ class Comfy:
                 pixels = Image.open(io.BytesIO(message[8 + size :])).convert("RGB")
                 result.previews.append(Preview(metadata["node_id"], np.asarray(pixels)))
 
-    def images(self, result: RunResult) -> list[np.ndarray]:
-        """The pictures a run saved or previewed, uint8, height x width x 3."""
-        items = [item for out in result.outputs.values() for item in out.get("images", [])]
+    def images(self, result: RunResult, node: str | None = None) -> list[np.ndarray]:
+        """The pictures a run saved or previewed (those of one node alone), uint8, height x width x 3."""
+        outputs = result.outputs.values() if node is None else [result.outputs[node]]
+        items = [item for out in outputs for item in out.get("images", [])]
         paths = [self.base / item["type"] / item["subfolder"] / item["filename"] for item in items]
         return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
 

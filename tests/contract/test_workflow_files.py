@@ -22,10 +22,14 @@ STOCK = {
     "EmptySD3LatentImage",
     "KSampler",
     "LoadImage",
+    "MaskComposite",
     "PreviewAny",
     "PreviewImage",
     "SaveImage",
+    "SetLatentNoiseMask",
+    "SolidMask",
     "VAEDecode",
+    "VAEEncode",
     "VAELoader",
 }
 NOTES = {"MarkdownNote", "Note"}  # of the front end, without a twin in the API form

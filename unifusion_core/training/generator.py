@@ -1,4 +1,5 @@
-"""Train LAP, refiner and DiT on the frozen VLM: text to image on rewrites and on raw prompts.
+"""Train LAP, refiner and DiT on the frozen VLM: text to image on rewrites and on raw prompts, edits and reconstructions of one
+picture (never of more).
 
 A train-time head on a middle block must name what stands in each patch. Near t = 1 the words alone can tell, so it teaches the
 blocks before it to read them; a close relative of representation alignment (REPA), with the scene in place of an encoder.
@@ -31,10 +32,10 @@ from ..flow.path import interpolate, sample_training_times, velocity
 from ..flow.schedule import build_schedule
 from ..models.autoencoder import DOWNSCALE, Autoencoder
 from ..models.unifusion import UniFusion, UniFusionConfig, initialize
-from ..rewriting import read
 from ..sampling import draw_noise, sample
 from ..vlm.backbone import VLMBackbone
-from ..world import wordings
+from ..vlm.prompts import kept_features
+from ..world import edits, wordings
 from ..world.render import object_geometry, render
 from ..world.requirements import Requirement, check
 from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, sample_scene
@@ -51,6 +52,13 @@ CHATS = {  # share of each kind of chat
     "prompt": 0.18,
     "empty": 0.10,
 }
+PICTURE_CHATS = {  # share of each kind of chat about a picture, by task
+    "edit": {"rewrite": 0.85, "instruction alone": 0.15},
+    "reconstruct": {"rewrite": 0.5, "picture alone": 0.5},
+}
+FORMS = {wordings.caption: 0.88, wordings.brief_caption: 0.04, wordings.sentence_caption: 0.08}  # of rewrites
+TILE_COUNTS = (1, 5, 10)  # max_tiles
+TILE_SHARES = (0.4, 0.3, 0.3)
 PROMPT_KINDS = {"full": 4, "caption": 3, "terse": 2, "relation": 2, "count": 1, "indirect": 2}
 ASPECT_SHARES = (0.7, 0.15, 0.15)
 PATCH_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # 0 = no object
@@ -101,6 +109,7 @@ class Sample:
     """One chat and the latents of the picture it stands for."""
 
     request: VLMRequest
+    max_tiles: int
     latents: Float[Tensor, "C h w"]
     scene: Scene
     size: tuple[int, int]
@@ -111,6 +120,7 @@ class Batch:
     """Chats of one picture size."""
 
     requests: list[VLMRequest]
+    max_tiles: int
     latents: Float[Tensor, "B C h w"]
     weights: Float[Tensor, "B 1 h w"]
     labels: Int[Tensor, "B N 4"]  # what stands in each patch
@@ -122,7 +132,7 @@ class Batch:
 
 
 class GeneratorTask(Task):
-    """Text to image on the small world; no sample ever holds a held-out pair."""
+    """Text to image, edits and reconstructions on the small world; no sample ever holds a held-out pair."""
 
     name = "generator"
     not_muon = ("first.", "last.linear", "projector", "tmlp.0", "modulation", "patch_head")
@@ -141,11 +151,13 @@ class GeneratorTask(Task):
         foreground_weight: float = 3.0,
         time_means: tuple[float, ...] = (0.0,),
         head_weight: float = 0.1,
+        tasks: dict[str, float] | None = None,
         start: Path | None = None,
     ) -> None:
-        """`start`: a generator's file to go on from, also on a VLM or an autoencoder that was trained on since."""
+        """`tasks`: shares of "text", "edit" and "reconstruct" among the batches (text alone if not given); `start`: a generator's file to go on from, also on a VLM or an autoencoder that was trained on since."""
         self.seed, self.batch_size, self.config, self.noises = seed, batch_size, config, noises
         self.foreground_weight, self.time_means, self.head_weight = foreground_weight, time_means, head_weight
+        self.tasks = tasks or {"text": 1.0}
         self.head_block = config.dit.num_blocks // 2
         self.settings = {
             "seed": seed,
@@ -154,8 +166,10 @@ class GeneratorTask(Task):
             "foreground_weight": foreground_weight,
             "time_means": time_means,
             "head_weight": head_weight,
+            "tasks": self.tasks,
             "start": start.name if start else None,
             "chats": CHATS,
+            "picture_chats": PICTURE_CHATS,
             "vlm_fingerprint": backbone.fingerprint,
         }
         self.backbone, self.autoencoder = backbone, autoencoder.to(memory_format=torch.channels_last).eval()
@@ -185,20 +199,27 @@ class GeneratorTask(Task):
         scales = features.states[features.mask].float().square().mean((0, 2)).sqrt()
         return tuple(round(scale, 4) for scale in scales.tolist())
 
-    def features(self, requests: list[VLMRequest]) -> VLMFeatures:
-        """VLM features of the tokens that the configuration keeps."""
-        return read(self.backbone, self.config.vlm, requests)
+    def features(self, requests: list[VLMRequest], max_tiles: int = 10) -> VLMFeatures:
+        """VLM features of the tokens that the configuration keeps, of all chats in one pass."""
+        spec = self.config.vlm
+        chats = self.backbone.prepare(requests, spec.template, max_tiles)
+        return kept_features(self.backbone.encode(chats, spec), spec.kept_tokens)
 
     # ------------------------------------------------------------------ data
 
     def item(self, index: int) -> Sample:
         group = random.Random(f"generator-group-{self.seed}-{index // self.batch_size}")
         size = group.choices(ASPECT_SIZES, ASPECT_SHARES)[0]
+        task = group.choices(list(self.tasks), list(self.tasks.values()))[0]
+        max_tiles = group.choices(TILE_COUNTS, TILE_SHARES)[0]
         rng = random.Random(f"generator-{self.seed}-{index}")
         place = rng.randrange(len(self.numbers[size]))
         scene, _ = pool_scene(self.seed, self.numbers[size][place])
+        request = (
+            self.draw_request(rng, scene) if task == "text" else self.draw_picture_request(rng, scene, task, size)
+        )
         return Sample(
-            request=self.draw_request(rng, scene), latents=self.pool[size][place], scene=scene, size=size
+            request=request, max_tiles=max_tiles, latents=self.pool[size][place], scene=scene, size=size
         )
 
     @staticmethod
@@ -213,17 +234,36 @@ class GeneratorTask(Task):
         )
         if kind == "prompt":
             return VLMRequest(prompt=wording.text)
-        text = wordings.caption(wording.target)
+        text = draw_rewrite(rng, wording.target)
         if kind == "rewrite alone":
             return VLMRequest(prompt="", decoded=text)
         if kind == "rewrite behind another prompt":
             wording = wordings.word_any(rng, sample_scene(rng))
         return VLMRequest(prompt=wording.text, decoded=text)
 
+    @staticmethod
+    def draw_picture_request(
+        rng: random.Random, scene: Scene, task: str, size: tuple[int, int]
+    ) -> VLMRequest:
+        """A chat about one picture that asks for the scene (`PICTURE_CHATS`): an edit into it, or the scene itself."""
+        kind = rng.choices(list(PICTURE_CHATS[task]), list(PICTURE_CHATS[task].values()))[0]
+        if task == "edit":
+            edit = edits.sample_edit_into(rng, scene)
+            source, prompt, target = edit.sources[0], edit.instruction, edit.target
+        else:
+            source = target = scene.in_raster_order()
+            prompt = edits.describe_request(rng) if kind == "rewrite" else ""
+        return VLMRequest(
+            prompt=prompt,
+            pictures=[picture_tensor(source, size)],
+            decoded=draw_rewrite(rng, target) if kind == "rewrite" else None,
+        )
+
     def collate(self, items: list[Sample]) -> Batch:
         weights = torch.stack([foreground(s.scene, s.size) for s in items])
         return Batch(
             requests=[s.request for s in items],
+            max_tiles=items[0].max_tiles,
             latents=torch.stack([s.latents for s in items]).float(),
             weights=1 + (self.foreground_weight - 1) * weights[:, None],
             labels=torch.stack([patch_labels(s.scene, s.size, self.config.dit.patch_size) for s in items]),
@@ -245,7 +285,8 @@ class GeneratorTask(Task):
         patch = self.config.dit.patch_size
         grid = (latents.shape[-2] // patch, latents.shape[-1] // patch)
         unifusion = model["unifusion"]
-        condition = unifusion.prepare(unifusion.pool(self.features(batch.requests)), grid).repeat(self.noises)
+        features = self.features(batch.requests, batch.max_tiles)
+        condition = unifusion.prepare(unifusion.pool(features), grid).repeat(self.noises)
         seen: list[Tensor] = []
 
         def watched(index: int, block: nn.Module) -> Callable[..., Tensor]:
@@ -269,35 +310,40 @@ class GeneratorTask(Task):
     # ------------------------------------------------------------------ judging
 
     def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
-        """Share of exact pictures: full captions as rewrites, and raw prompts, on held-out and on seen pairs."""
+        """Share of exact pictures: full captions as rewrites, and raw prompts, on held-out and on seen pairs; edits with their
+        rewrites, if they are trained."""
         scores: dict[str, float] = {}
         sheets = []
-        for name, held_out, raw in (
-            ("rewrite_held", True, False),
-            ("rewrite_seen", False, False),
-            ("prompt_held", True, True),
-        ):
+        names = ["rewrite_held", "rewrite_seen", "prompt_held"] + ["edit_held"] * ("edit" in self.tasks)
+        for name in names:
+            kind, pairs = name.split("_")
             rng = random.Random(f"generator-evaluation-{name}")
-            wanted = [
-                wordings.word_scene(rng, sample_scene(rng, held_out=held_out), "full") for _ in range(32)
-            ]
-            requests = [
-                VLMRequest(prompt=w.text)
-                if raw
-                else VLMRequest(prompt="", decoded=wordings.caption(w.target))
-                for w in wanted
-            ]
+            wanted = [self._draw_question(rng, kind, held_out=pairs == "held") for _ in range(32)]
+            requests = [request for request, _ in wanted]
             pictures = self.draw(model["unifusion"], requests, seeds=list(range(len(requests))))
             sheets.append(pictures[:12])
             exact = []
-            for picture, w in zip(pictures, wanted, strict=True):
+            for picture, (_, target) in zip(pictures, wanted, strict=True):
                 reading = read_picture((picture.permute(1, 2, 0) * 255).round().byte().cpu().numpy())
-                exact.append(bool(reading.readable and check(Requirement.of(w.target), reading.scene).exact))
-            few = [e for e, w in zip(exact, wanted, strict=True) if len(w.target.objects) < 3]
+                exact.append(bool(reading.readable and check(Requirement.of(target), reading.scene).exact))
+            few = [e for e, (_, target) in zip(exact, wanted, strict=True) if len(target.objects) < 3]
             scores[name] = round(sum(exact) / len(exact), 3)
             scores[f"{name}_1_2"] = round(sum(few) / len(few), 3)
         save_grid(torch.cat(sheets), out / f"{step:06d}.png", columns=12)
         return scores
+
+    @staticmethod
+    def _draw_question(rng: random.Random, kind: str, *, held_out: bool) -> tuple[VLMRequest, Scene]:
+        """A chat of the kind "rewrite", "prompt" or "edit", and the scene that it asks for."""
+        if kind == "edit":
+            edit = edits.sample_edit(rng, rng.choice(edits.EDIT_KINDS), held_out)
+            pictures = [picture_tensor(edit.sources[0], ASPECT_SIZES[0])]
+            text = wordings.caption(edit.target)
+            return VLMRequest(prompt=edit.instruction, pictures=pictures, decoded=text), edit.target
+        wording = wordings.word_scene(rng, sample_scene(rng, held_out=held_out), "full")
+        if kind == "prompt":
+            return VLMRequest(prompt=wording.text), wording.target
+        return VLMRequest(prompt="", decoded=wordings.caption(wording.target)), wording.target
 
     def draw(
         self,
@@ -327,6 +373,16 @@ class GeneratorTask(Task):
         factors, bias = preview_factors(self.autoencoder.cpu())
         record = {**record, "latent_rgb_factors": factors, "latent_rgb_bias": bias}
         save_generator(model["unifusion"], out / "generator.safetensors", record)
+
+
+def draw_rewrite(rng: random.Random, scene: Scene) -> str:
+    """A caption of the scene in a random form (`FORMS`): styles make the VLM write others than its own."""
+    return rng.choices(list(FORMS), list(FORMS.values()))[0](scene)
+
+
+def picture_tensor(scene: Scene, size: tuple[int, int]) -> Float[Tensor, "3 H W"]:
+    """The scene as an input picture, 0..1."""
+    return torch.from_numpy(render(scene, *size)).permute(2, 0, 1).float() / 255
 
 
 def foreground(scene: Scene, size: tuple[int, int]) -> Float[Tensor, "h w"]:

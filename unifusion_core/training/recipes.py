@@ -110,6 +110,44 @@ def tiny_vlm_edits() -> Recipe:
     return task, config
 
 
+def tiny_vlm_looks() -> Recipe:
+    """Go on with the embedded VLM: looks, whose order of objects tells nothing about their places, so that places are read off
+    the picture; and styles."""
+    config = LoopConfig(
+        num_steps=6500,
+        batch_size=16,
+        learning_rate=7e-4,
+        muon_learning_rate=0.004,
+        weight_decay=0.1,
+        decay_steps=2000,
+        ema_decay=0.998,
+        evaluate_every=500,
+        checkpoint_every=250,
+    )
+    task = VLMTask(
+        seed=3,
+        batch_size=config.batch_size,
+        mix={"rewrite": 0.25, "describe": 0.02, "edit": 0.33, "reference": 0.22, "look": 0.18},
+        tokenizer=VLM,
+        cell_weight=0.1,
+        meant_weight=0.1,
+        rewrite_shares={"full": 2, "terse": 2, "relation": 6, "count": 1, "indirect": 3, "caption": 0.5},
+        edit_shares={
+            "remove": 2.5,
+            "recolor": 1.5,
+            "move": 2,
+            "reshape": 1.5,
+            "add": 0.5,
+            "background": 0.3,
+            "in_order": 2,
+        },
+        tile_shares=(0.8, 0.1, 0.1),
+        style_share=0.12,
+        start=VLM,
+    )
+    return task, config
+
+
 def tiny() -> Recipe:
     """The embedded generator, on the embedded VLM and VAE: train those first, and put them into the package."""
     return _generator(TINY, _from_scratch(4200, decay_steps=1300))
@@ -130,6 +168,33 @@ def tiny_sharpen() -> Recipe:
         checkpoint_every=250,
     )
     return _generator(TINY, loop, seed=2, noises=4, pool_size=4000, time_means=(1.0, -0.5), start=GENERATOR)
+
+
+def tiny_edits() -> Recipe:
+    """Go on with the embedded generator: edits and reconstructions of one picture beside text. On two cores by `torchrun`, as
+    `tiny_sharpen`."""
+    loop = LoopConfig(
+        num_steps=3000,
+        batch_size=8,
+        learning_rate=1e-3,
+        muon_learning_rate=0.005,
+        weight_decay=0.05,
+        warmup_steps=100,
+        decay_steps=1400,
+        ema_decay=0.998,
+        evaluate_every=1000,
+        checkpoint_every=250,
+    )
+    return _generator(
+        TINY,
+        loop,
+        seed=2,
+        noises=4,
+        pool_size=4000,
+        time_means=(1.0, -0.5),
+        tasks={"text": 0.72, "edit": 0.2, "reconstruct": 0.08},
+        start=GENERATOR,
+    )
 
 
 def tiny_short() -> Recipe:
@@ -184,8 +249,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-vae-decoder": tiny_vae_decoder,
     "tiny-vlm": tiny_vlm,
     "tiny-vlm-edits": tiny_vlm_edits,
+    "tiny-vlm-looks": tiny_vlm_looks,
     "tiny": tiny,
     "tiny-sharpen": tiny_sharpen,
+    "tiny-edits": tiny_edits,
     "tiny-short": tiny_short,
     "tiny-short-joint": tiny_short_joint,
     "tiny-short-last-layer": tiny_short_last_layer,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,31 +20,37 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..contracts import TokenRole, VLMRequest
+from ..styles import STYLES
 from ..vlm.backbone import VLMBackbone
 from ..vlm.folder import load_vlm
 from ..vlm.prompts import VLMInputs
 from ..vlm.template import TINY_TEMPLATE, TINY_VLM
 from ..vlm.tiny import MEAN, STD, build_vlm, read_tokenizer, save_vlm
 from ..world import edits, wordings
+from ..world.german import german_prompt
 from ..world.render import render
+from ..world.restyle import RESTYLE_KINDS, restyle, restyled_scene
 from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, sample_scene
 from .loop import Task
 
 TILE_COUNTS = (1, 5, 10)  # max_tiles: thumbnail alone, 2 x 2 and 3 x 3 tiles beside it
 NUM_CELLS, MAX_SOURCES = 9, 3
+REWRITE_SHARES = {"full": 4, "terse": 3, "relation": 2, "count": 1, "indirect": 4, "caption": 1}
 MEANT_LAYER = 4  # of 6: the layers behind it can use what the head asks for
 CELL_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # 0 = an empty cell
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One chat of the VLM's training: what is asked, about which scenes, and the caption to answer with."""
+    """One chat of the VLM's training: what is asked, about which scenes, and the scene to answer with."""
 
     kind: str
     prompt: str
     sources: tuple[Scene, ...]
     target: Scene
     max_tiles: int = 1
+    style: str = ""
+    form: Callable[[Scene], str] = wordings.caption  # how the answer is worded
     meant: frozenset[tuple[int, int]] = frozenset()  # (source, object) that the instruction speaks of
 
 
@@ -93,8 +100,7 @@ def sample_caption(rng: random.Random, max_tiles: int, held_out: bool | None = N
 
 def sample_edit(rng: random.Random, kind: str, max_tiles: int, held_out: bool | None = None) -> Sample:
     """An instruction about one or more pictures and the caption of the picture it asks for."""
-    draw = edits.sample_edit if kind in edits.EDIT_KINDS else edits.sample_reference
-    edit = draw(rng, kind, held_out)
+    edit = edits.sample_instruction(rng, kind, held_out)
     return Sample(
         kind=kind,
         prompt=edit.instruction,
@@ -112,8 +118,23 @@ def meant_objects(edit: edits.Edit) -> frozenset[tuple[int, int]]:
         return frozenset((0, i) for i in range(len(edit.sources[0].objects))) - kept
     if edit.kind in edits.EDIT_KINDS:
         return frozenset(origin for i in edit.touched if (origin := edit.origin[i]) is not None)
+    if edit.kind in edits.LOOK_KINDS:
+        return kept if edit.kind != "in_order" else frozenset(origin for origin in edit.origin[:1] if origin)
     last = len(edit.sources) - 1  # the picture that the objects are put into
     return frozenset((source, i) for source, i in kept if source != last)
+
+
+def with_random_style(rng: random.Random, sample: Sample) -> Sample:
+    """The same chat behind a style that its answer follows."""
+    name = rng.choice(("terse", "detailed", "keep everything else", "translate to English", "free", "free"))
+    if name == "free":
+        text, changes = restyle(rng, rng.choice(RESTYLE_KINDS))
+        target = restyled_scene(sample.target, changes)
+        return replace(sample, style=text, target=target, meant=frozenset())
+    if name == "translate to English" and not sample.sources:
+        sample = replace(sample, prompt=german_prompt(rng, sample.target))
+    form = {"terse": wordings.brief_caption, "detailed": wordings.sentence_caption}.get(name, wordings.caption)
+    return replace(sample, style=STYLES[name], form=form)
 
 
 class VLMTask(Task):
@@ -131,22 +152,29 @@ class VLMTask(Task):
         tokenizer: Path,
         cell_weight: float = 0.3,
         meant_weight: float = 0.0,
+        rewrite_shares: dict[str, float] | None = None,
         edit_shares: dict[str, float] | None = None,
         tile_shares: tuple[float, float, float] = (0.55, 0.25, 0.2),
+        style_share: float = 0.0,
         start: Path | None = None,
     ) -> None:
-        """`mix` and `edit_shares`: shares of the tasks, and of the kinds among edits and references (1 if not named);
-        `tile_shares`: how many batches have each of `TILE_COUNTS`; `start`: a VLM folder to go on from."""
+        """`mix`: shares of the tasks; `rewrite_shares`: of the kinds of prompts (`REWRITE_SHARES` if not given); `edit_shares`: of
+        the kinds among edits, references and looks (1 if not named);
+        `tile_shares`: how many batches have each of `TILE_COUNTS`; `style_share`: of the chats, how many have a style;
+        `start`: a VLM folder to go on from."""
         self.seed, self.batch_size, self.mix = seed, batch_size, mix
         self.cell_weight, self.meant_weight = cell_weight, meant_weight
-        self.edit_shares, self.tile_shares = edit_shares or {}, tile_shares
+        self.rewrite_shares = rewrite_shares or REWRITE_SHARES
+        self.edit_shares, self.tile_shares, self.style_share = edit_shares or {}, tile_shares, style_share
         self.settings = {
             "seed": seed,
             "mix": mix,
             "cell_weight": cell_weight,
             "meant_weight": meant_weight,
+            "rewrite_shares": self.rewrite_shares,
             "edit_shares": self.edit_shares,
             "tile_shares": tile_shares,
+            "style_share": style_share,
             "start": start.name if start else None,
         }
         if start:
@@ -174,16 +202,18 @@ class VLMTask(Task):
         group = random.Random(f"vlm-group-{self.seed}-{index // self.batch_size}")
         task = group.choices(list(self.mix), list(self.mix.values()))[0]
         max_tiles = group.choices(TILE_COUNTS, self.tile_shares)[0]
-        return self.draw(random.Random(f"vlm-{self.seed}-{index}"), task, max_tiles)
+        rng = random.Random(f"vlm-{self.seed}-{index}")
+        sample = self.draw(rng, task, max_tiles)
+        return with_random_style(rng, sample) if rng.random() < self.style_share else sample
 
     def draw(self, rng: random.Random, task: str, max_tiles: int, held_out: bool | None = None) -> Sample:
-        """One sample of a task: rewrite, describe, edit, reference."""
+        """One sample of a task: rewrite, describe, edit, reference, look."""
         if task == "rewrite":
-            kinds = ("full", "terse", "relation", "count", "indirect", "caption")
-            return sample_rewrite(rng, rng.choices(kinds, (4, 3, 2, 1, 4, 1))[0], held_out)
+            shares = self.rewrite_shares
+            return sample_rewrite(rng, rng.choices(list(shares), list(shares.values()))[0], held_out)
         if task == "describe":
             return sample_caption(rng, max_tiles, held_out)
-        kinds = edits.EDIT_KINDS if task == "edit" else edits.REFERENCE_KINDS
+        kinds = {"edit": edits.EDIT_KINDS, "reference": edits.REFERENCE_KINDS, "look": edits.LOOK_KINDS}[task]
         shares = [self.edit_shares.get(kind, 1.0) for kind in kinds]
         return sample_edit(rng, rng.choices(kinds, shares)[0], max_tiles, held_out)
 
@@ -195,7 +225,12 @@ class VLMTask(Task):
                 width, height = ASPECT_SIZES[len(sample.prompt) % len(ASPECT_SIZES)]
                 pictures.append(torch.from_numpy(render(scene, width, height)).permute(2, 0, 1).float() / 255)
             requests.append(
-                VLMRequest(prompt=sample.prompt, pictures=pictures, decoded=wordings.caption(sample.target))
+                VLMRequest(
+                    prompt=sample.prompt,
+                    pictures=pictures,
+                    style=sample.style,
+                    decoded=sample.form(sample.target),
+                )
             )
         chat = self.backbone.prepare(requests, TINY_TEMPLATE, items[0].max_tiles)
         cells = [torch.zeros(0, 4, dtype=torch.long)]
@@ -268,7 +303,7 @@ class VLMTask(Task):
         suites += [("describe", "describe", n) for n in TILE_COUNTS] + [
             ("edit", "edit", n) for n in TILE_COUNTS
         ]
-        suites += [("reference", "reference", 10)]
+        suites += [("reference", "reference", 10), ("look", "look", 1)]
         scores = {}
         for task, kind, max_tiles in suites:
             rng = random.Random(f"vlm-evaluation-{task}-{kind}-{max_tiles}")

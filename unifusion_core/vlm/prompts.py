@@ -181,7 +181,8 @@ def _chat(
                     _Token(picture_id, TokenRole.PICTURE, (float(number), *centre)) for centre in centres
                 ]
                 chat += before + tokens + after
-    chat += plain(request.prompt, TokenRole.PROMPT) + written(template.suffix, TokenRole.SUFFIX)
+    instruction = f"{request.style} {request.prompt}" if request.style else request.prompt
+    chat += plain(instruction, TokenRole.PROMPT) + written(template.suffix, TokenRole.SUFFIX)
     if request.decoded is not None:
         chat += plain(request.decoded, TokenRole.DECODED) + written(template.end, TokenRole.END)
     return chat

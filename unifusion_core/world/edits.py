@@ -1,4 +1,5 @@
-"""Instructions about pictures: edits of one, and references that combine objects and backgrounds of several.
+"""Instructions about pictures: edits of one, references that combine objects and backgrounds of several, and looks at what is
+there.
 
 What an instruction does not touch keeps its unnamed traits, so a faithful edit differs from a new picture.
 """
@@ -36,6 +37,7 @@ from .wordings import (
 
 EDIT_KINDS = ("recolor", "reshape", "remove", "add", "move", "resize", "background")
 REFERENCE_KINDS = ("object_on_background", "object_into", "two_objects_on_background")
+LOOK_KINDS = ("in_order", "only", "which_picture")
 MAX_TARGET_OBJECTS = 3
 INDIRECT_SHARE = 0.12  # of the words of an instruction
 
@@ -46,7 +48,7 @@ Origin = tuple[int, int] | None
 class Edit:
     """An instruction about one or more pictures, and the scene it asks for.
 
-    kind: one of `EDIT_KINDS` or `REFERENCE_KINDS`.
+    kind: one of `EDIT_KINDS`, `REFERENCE_KINDS` or `LOOK_KINDS`.
     sources: the scenes of the pictures, in order, each in raster order.
     touched: indices of the target's objects that were changed or added; all others keep every trait.
     origin: (source, object) that each of the target's objects came from; None where it was added.
@@ -94,6 +96,34 @@ def sample_edit(rng: random.Random, kind: str, held_out: bool | None = False) ->
     )
 
 
+def sample_edit_into(rng: random.Random, target: Scene) -> Edit:
+    """A random edit that ends in this scene (its objects may come in another order), from a picture without held-out pairs: the
+    change is made backwards, so that pictures drawn once can be the targets of any number of edits."""
+    count = len(target.objects)
+    possible = [k for k in EDIT_KINDS if (k != "add" or count > 1) and (k != "remove" or count < MAX_TARGET_OBJECTS)]
+    while True:
+        kind = rng.choice(possible)
+        source, change = _backwards(rng, kind, target)
+        if not source.held_out:
+            break
+    instruction, requirement = _INSTRUCTIONS[kind](rng, source, change)
+    return Edit(
+        kind=kind,
+        sources=(source,),
+        instruction=finish(rng, instruction),
+        target=change.target,
+        requirement=requirement,
+        touched=change.touched,
+        origin=change.origin,
+    )
+
+
+def sample_instruction(rng: random.Random, kind: str, held_out: bool | None = False) -> Edit:
+    """A random edit, reference or look, by the name of its kind."""
+    draw = sample_edit if kind in EDIT_KINDS else sample_reference if kind in REFERENCE_KINDS else sample_look
+    return draw(rng, kind, held_out)
+
+
 def describe_request(rng: random.Random) -> str:
     """The instruction for captioning a picture; mostly none at all."""
     if rng.random() < 0.6:
@@ -118,12 +148,7 @@ def corpus(rng: random.Random, n: int) -> Iterator[str]:
     """`n` sample instructions of every kind, held-out pairs included: what a tokenizer must know."""
     for _ in range(n):
         kind = rng.choice((*EDIT_KINDS, *REFERENCE_KINDS, "describe"))
-        if kind == "describe":
-            yield describe_request(rng)
-        elif kind in EDIT_KINDS:
-            yield sample_edit(rng, kind, None).instruction
-        else:
-            yield sample_reference(rng, kind, None).instruction
+        yield describe_request(rng) if kind == "describe" else sample_instruction(rng, kind, None).instruction
 
 
 def _sample_source(rng: random.Random, held_out: bool | None, num_objects: int | None = None) -> Scene:
@@ -223,6 +248,34 @@ _CHANGES: dict[str, Callable[[random.Random, Scene], _Change]] = {
     "resize": _change_object(_resize),
     "background": _change_background,
 }
+
+
+def _backwards(rng: random.Random, kind: str, target: Scene) -> tuple[Scene, _Change]:
+    """A source in raster order and the change that makes `target` of it."""
+    if kind == "add":
+        kept = list(target.objects)
+        added = kept.pop(rng.randrange(len(kept)))
+        source = replace(target, objects=tuple(kept)).in_raster_order()
+        count = len(kept)
+        return source, _Change(
+            target=replace(target, objects=(*source.objects, added)),
+            touched=frozenset({count}),
+            origin=(*_origins(count), None),
+            index=count,
+        )
+    # before "remove" there was one object more; of the others each is its own way back
+    back = _CHANGES["add" if kind == "remove" else kind](rng, target)
+    source = back.target.in_raster_order()
+    index = source.objects.index(back.target.objects[back.index])
+    origin = [back.target.objects.index(o) for o in source.objects]
+    if kind == "remove":
+        del origin[index]
+    return source, _Change(
+        target=replace(target, objects=tuple(target.objects[i] for i in origin)),
+        touched=frozenset({index}) if kind not in ("remove", "background") else frozenset(),
+        origin=tuple((0, i) for i in range(len(source.objects)) if kind != "remove" or i != index),
+        index=index,
+    )
 
 
 # ---------------------------------------------------------------------------------------------- names
@@ -628,6 +681,66 @@ _REFERENCES: dict[str, Callable[[random.Random, bool | None], Edit]] = {
     "object_on_background": _object_on_background,
     "object_into": _object_into,
     "two_objects_on_background": _two_objects_on_background,
+}
+
+
+# ---------------------------------------------------------------------------------------------- looks
+
+
+def sample_look(rng: random.Random, kind: str, held_out: bool | None = False) -> Edit:
+    """What is where: the objects in a given order, one of them alone, or one of several pictures; `held_out` as in
+    `sample_edit`. The order of objects tells nothing about their places here, so whoever answers must find each one."""
+    while True:
+        look = _LOOKS[kind](rng, held_out)
+        if held_out is None or look.target.held_out == held_out:
+            return look
+
+
+def _in_order(rng: random.Random, held_out: bool | None) -> Edit:
+    source = _sample_source(rng, held_out, rng.randint(2, 3))
+    order = rng.sample(range(len(source.objects)), len(source.objects))
+    names = [name_object(rng, source, i).text for i in order]
+    listed = rng.choice((", ", ", then ")).join(names)
+    forms = (
+        "describe in this order: {o}",
+        "what is there, in this order: {o}",
+        "say where they are: {o}",
+        "{o}: where and what",
+    )
+    target = replace(source, objects=tuple(source.objects[i] for i in order))
+    text = finish(rng, _say(rng, forms, o=listed))
+    return _reference("in_order", (source,), text, target, origin=tuple((0, i) for i in order))
+
+
+def _only(rng: random.Random, held_out: bool | None) -> Edit:
+    source = _sample_source(rng, held_out, rng.randint(2, 3))
+    i = rng.randrange(len(source.objects))
+    forms = (
+        "only {o}",
+        "keep only {o}",
+        "nothing but {o}",
+        "remove everything but {o}",
+        "describe {o} only",
+        "where is {o}",
+        "{o} alone",
+    )
+    text = finish(rng, _say(rng, forms, o=name_object(rng, source, i).text))
+    return _reference("only", (source,), text, replace(source, objects=(source.objects[i],)), origin=((0, i),))
+
+
+def _which_picture(rng: random.Random, held_out: bool | None) -> Edit:
+    sources = tuple(_sample_source(rng, held_out) for _ in range(rng.randint(2, 3)))
+    chosen = rng.randrange(len(sources))
+    forms = ("describe {b}", "{b}", "what is in {b}", "only {b}", "the same as {b}", "caption {b}")
+    text = finish(rng, _say(rng, forms, b=_picture_names(rng, len(sources))[chosen]))
+    origin = tuple((chosen, i) for i in range(len(sources[chosen].objects)))
+    return _reference("which_picture", sources, text, sources[chosen], origin=origin)
+
+
+_LOOKS: dict[str, Callable[[random.Random, bool | None], Edit]] = {
+    "in_order": _in_order,
+    "only": _only,
+    "which_picture": _which_picture,
 }
 
 

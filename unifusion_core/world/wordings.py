@@ -147,6 +147,18 @@ def caption(scene: Scene) -> str:
     return ", ".join([*objects, f"{scene.background} background."])
 
 
+def brief_caption(scene: Scene) -> str:
+    """A caption that leaves the sizes open: "red circle at top left, white background."."""
+    objects = [f"{o.color} {o.shape} at {o.position}" for o in scene.objects]
+    return ", ".join([*objects, f"{scene.background} background."])
+
+
+def sentence_caption(scene: Scene) -> str:
+    """A caption in sentences: "there is a big red circle at top left. the background is white."."""
+    objects = [f"there is a {o.size} {o.color} {o.shape} at {o.position}." for o in scene.objects]
+    return " ".join([*objects, f"the background is {scene.background}."])
+
+
 _OBJECT = re.compile(
     rf"({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) at ({'|'.join(POSITIONS)})"
 )

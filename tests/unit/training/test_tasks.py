@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unifusion_core.training import autoencoder, vlm
-from unifusion_core.world import edits
-from unifusion_core.world.scenes import sample_scene
+from unifusion_core.styles import STYLES
+from unifusion_core.training import autoencoder, generator, vlm
+from unifusion_core.world import edits, wordings
+from unifusion_core.world.scenes import ASPECT_SIZES, sample_scene
+from unifusion_core.world.scorer import read_picture
 
 
 def test_crops_lie_around_objects_hard_ones_above_all() -> None:
@@ -39,8 +41,7 @@ def test_crops_lie_around_objects_hard_ones_above_all() -> None:
 def test_what_an_instruction_means_is_what_it_changes_or_takes_over(kind: str) -> None:
     rng = random.Random(kind)
     for _ in range(20):
-        draw = edits.sample_edit if kind in edits.EDIT_KINDS else edits.sample_reference
-        edit = draw(rng, kind, None)
+        edit = edits.sample_instruction(rng, kind, None)
         meant = vlm.meant_objects(edit)
         count = {"add": 0, "background": 0, "two_objects_on_background": 2}.get(kind, 1)
         assert len(meant) == count
@@ -49,3 +50,43 @@ def test_what_an_instruction_means_is_what_it_changes_or_takes_over(kind: str) -
             kept = set(edit.target.objects)
             changed = edit.sources[source].objects[index] not in kept
             assert changed or kind not in ("remove", "recolor", "reshape", "move", "resize")
+
+
+def test_styles_change_how_the_answer_is_worded_or_what_it_shows() -> None:
+    rng = random.Random(0)
+    seen: Counter[str] = Counter()
+    for _ in range(400):
+        before = vlm.sample_rewrite(rng, "full")
+        after = vlm.with_random_style(rng, before)
+        answer = after.form(after.target)
+        seen[after.style if after.style in STYLES.values() else "free"] += 1
+        if after.style == STYLES["terse"]:
+            assert answer == wordings.brief_caption(before.target)
+        elif after.style == STYLES["detailed"]:
+            assert answer == wordings.sentence_caption(before.target)
+        elif after.style == STYLES["translate to English"]:
+            assert "hintergrund" in after.prompt
+            assert answer == wordings.caption(before.target)
+        elif after.style not in STYLES.values():
+            assert after.prompt == before.prompt
+            assert len(after.target.objects) == len(before.target.objects)
+    assert set(seen) == {*STYLES.values(), "free"} - {""}
+
+
+@pytest.mark.parametrize("task", ["edit", "reconstruct"])
+def test_pictures_of_the_generators_training_ask_for_the_scene_and_hold_no_held_out_pair(task: str) -> None:
+    rng = random.Random(task)
+    kinds: Counter[str] = Counter()
+    for _ in range(60):
+        scene = sample_scene(rng)
+        request = generator.GeneratorTask.draw_picture_request(rng, scene, task, ASPECT_SIZES[1])
+        assert [p.shape for p in request.pictures] == [(3, 112, 160)]
+        kinds["rewrite" if request.decoded else "instruction alone" if request.prompt else "picture alone"] += 1
+        if request.decoded and (said := wordings.parse_caption(request.decoded)):
+            assert {(o.shape, o.color, o.cell) for o in said.objects} == {
+                (o.shape, o.color, o.cell) for o in scene.objects
+            }
+        if task == "reconstruct":
+            shown = read_picture((request.pictures[0].permute(1, 2, 0) * 255).round().byte().numpy())
+            assert {(o.shape, o.color) for o in shown.scene.objects} == {(o.shape, o.color) for o in scene.objects}
+    assert set(kinds) == set(generator.PICTURE_CHATS[task])

@@ -11,13 +11,14 @@ import pytest
 
 from unifusion_core.world.edits import (
     EDIT_KINDS,
+    LOOK_KINDS,
     REFERENCE_KINDS,
     Edit,
     corpus,
     describe_request,
     name_object,
-    sample_edit,
-    sample_reference,
+    sample_edit_into,
+    sample_instruction,
 )
 from unifusion_core.world.requirements import Requirement, check
 from unifusion_core.world.scenes import (
@@ -32,18 +33,15 @@ from unifusion_core.world.scenes import (
 )
 from unifusion_core.world.wordings import INDIRECT
 
-ALL_KINDS = (*EDIT_KINDS, *REFERENCE_KINDS)
+CHANGING_KINDS = (*EDIT_KINDS, *REFERENCE_KINDS)
+ALL_KINDS = (*CHANGING_KINDS, *LOOK_KINDS)
 Named = tuple[str, str, str, tuple[int, int]]
-
-
-def sample(rng: random.Random, kind: str, held_out: bool | None) -> Edit:
-    return sample_edit(rng, kind, held_out) if kind in EDIT_KINDS else sample_reference(rng, kind, held_out)
 
 
 def edits(kind: str, count: int = 300) -> Iterator[Edit]:
     rng = random.Random(kind)
     for i in range(count):
-        yield sample(rng, kind, (False, True, None)[i % 3])
+        yield sample_instruction(rng, kind, (False, True, None)[i % 3])
 
 
 def named(obj: SceneObject) -> Named:
@@ -177,7 +175,7 @@ def test_references_take_objects_and_background_from_the_right_pictures(kind: st
             assert read(plain(edit.instruction), tuple(POSITIONS))[-1] == edit.target.objects[-1].position
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", CHANGING_KINDS)
 def test_the_target_fulfils_and_no_source_does(kind: str) -> None:
     for edit in edits(kind):
         assert edit.kind == kind
@@ -239,9 +237,9 @@ def test_scenes_are_well_formed(kind: str) -> None:
 def test_held_out_modes(kind: str) -> None:
     rng = random.Random(0)
     for _ in range(200):
-        edit = sample(rng, kind, False)
+        edit = sample_instruction(rng, kind, False)
         assert not any(s.held_out for s in (*edit.sources, edit.target))
-        assert sample(rng, kind, True).target.held_out
+        assert sample_instruction(rng, kind, True).target.held_out
 
 
 def test_a_name_means_one_object_and_places_are_not_vague() -> None:
@@ -267,7 +265,7 @@ def test_a_name_means_one_object_and_places_are_not_vague() -> None:
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_instructions_are_clean_and_varied(kind: str) -> None:
     texts = [e.instruction for e in edits(kind)]
-    assert len(set(texts)) > (100 if kind == "background" else 250)
+    assert len(set(texts)) > {"background": 100, "which_picture": 40}.get(kind, 250)
     for text in texts:
         assert not re.search(
             r"  |^ | $| [,.;:]|[,;:][,;:.]|\{|\}|None|\ba [aeiou]|\ban [^aeiou]|(colou?r|size) of it\b", text
@@ -284,3 +282,35 @@ def test_describe_request_is_mostly_empty() -> None:
 
 def test_same_seed_same_instructions() -> None:
     assert list(corpus(random.Random(3), 50)) == list(corpus(random.Random(3), 50))
+
+
+def test_an_edit_made_backwards_leads_into_the_scene() -> None:
+    rng = random.Random(0)
+    kinds = set()
+    for _ in range(600):
+        scene = sample_scene(rng, held_out=False)
+        edit = sample_edit_into(rng, scene)
+        kinds.add(edit.kind)
+        (source,) = edit.sources
+        assert edit.target.in_raster_order() == scene.in_raster_order()
+        assert source == source.in_raster_order()
+        assert not source.held_out
+        objects, background = follow(edit.kind, edit.instruction, source)
+        assert [o[:2] for o in objects] == [named(o)[:2] for o in edit.target.objects], edit.instruction
+        assert background == scene.background
+        for i, (obj, origin) in enumerate(zip(edit.target.objects, edit.origin, strict=True)):
+            assert (origin is not None and obj == source.objects[origin[1]]) == (i not in edit.touched)
+    assert kinds == set(EDIT_KINDS)
+
+
+def test_objects_are_described_in_the_order_they_are_asked_for() -> None:
+    orders = set()
+    for look in edits("in_order"):
+        text = plain(look.instruction)
+        (source,) = look.sources
+        listed = re.search(r"(?:order|they are): (.*)|(.*): where and what", text)
+        assert listed
+        asked = re.split(r", (?:then )?(?=the )", listed[1] or listed[2])
+        assert [matching(name, source) for name in asked] == [[o[1]] for o in look.origin if o]
+        orders.add(tuple(o[1] for o in look.origin if o))
+    assert {(0, 1), (1, 0), (2, 1, 0), (1, 2, 0)} <= orders

@@ -24,10 +24,12 @@ from unifusion_core.world.wordings import (
     INDIRECT,
     WORDING_KINDS,
     Wording,
+    brief_caption,
     caption,
     corpus,
     parse_caption,
     possible_kinds,
+    sentence_caption,
     with_equal_objects,
     word_any,
     word_scene,
@@ -91,6 +93,15 @@ def test_parse_is_the_inverse_of_caption() -> None:
         scene = sample_scene(rng, held_out=None, max_objects=4)
         bare = replace(scene, objects=tuple(replace(o, traits=Traits()) for o in scene.objects))
         assert parse_caption(caption(scene)) == bare
+
+
+def test_other_forms_of_a_caption() -> None:
+    scene = parse_caption("big red circle at top left, small blue square at center, white background.")
+    assert scene is not None
+    assert brief_caption(scene) == "red circle at top left, blue square at center, white background."
+    assert sentence_caption(scene) == (
+        "there is a big red circle at top left. there is a small blue square at center. the background is white."
+    )
 
 
 @pytest.mark.parametrize(
