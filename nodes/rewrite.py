@@ -48,8 +48,8 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                     "style",
                     options=list(STYLES),
                     default=next(iter(STYLES)),
-                    tooltip="How the VLM rewrites. 'caption' is the way the model was trained with; 'keep everything else' is for "
-                    "edits of a picture.",
+                    tooltip="How the VLM rewrites. 'caption' is the way the model was trained with; 'keep everything else' "
+                    "is for edits of a picture.",
                 ),
                 io.String.Input(
                     "own_style",

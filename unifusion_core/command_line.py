@@ -389,7 +389,9 @@ def _generate(arguments: argparse.Namespace) -> None:
                 features = pipeline.read(requests, arguments.max_tiles)
             apart = None
             if arguments.image_cfg is not None:  # the pictures with an empty prompt
-                alone = [dataclasses.replace(request, prompt="", style="", decoded=None) for request in requests]
+                alone = [
+                    dataclasses.replace(request, prompt="", style="", decoded=None) for request in requests
+                ]
                 apart = pipeline.read(alone, arguments.max_tiles)
             pictures = pipeline.draw(features, seeds, settings, step_done, picture_only=apart)
             for job, request, picture in zip(batch, requests, pictures, strict=True):

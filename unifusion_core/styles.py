@@ -1,5 +1,5 @@
-"""Styles: what the VLM is told before the prompt, so that it rewrites otherwise than it was trained to (flexible inference, in the
-paper's section on VERIFI). Light to import: nodes and command line list the names."""
+"""Styles: what the VLM is told before the prompt, so that it rewrites otherwise than it was trained to (flexible inference, in
+the paper's section on VERIFI). Light to import: nodes and command line list the names."""
 
 from __future__ import annotations
 
@@ -29,5 +29,7 @@ def with_style(request: VLMRequest, style: str) -> VLMRequest:
     Raises PromptError if the style is about pictures and the request has none.
     """
     if style in STYLES_FOR_PICTURES and not request.pictures:
-        raise PromptError(f'The style "{style}" is for pictures and none is given: add a picture, or choose another style.')
+        raise PromptError(
+            f'The style "{style}" is for pictures and none is given: add a picture, or choose another style.'
+        )
     return replace(request, style=STYLES.get(style, style).strip())

@@ -543,7 +543,14 @@ def generation_is_interrupted() -> str:
 
 
 def rewritten(clip: Any, prompt: str, images: list[torch.Tensor], **changes: Any) -> tuple[Encoded, str]:
-    how = {"locked_text": "", "states": "automatic", "max_new_tokens": 64, "temperature": 0.0, "seed": 0}
+    how = {
+        "style": "caption",
+        "locked_text": "",
+        "states": "automatic",
+        "max_new_tokens": 64,
+        "temperature": 0.0,
+        "seed": 0,
+    }
     return comfy_clip.rewrite(clip, prompt, images, 5, **how | changes)
 
 

@@ -4,5 +4,13 @@
 """
 
 # Names stand here because suites.py is slow to import.
-SHIPPED_SUITES = ("text-to-image", "swap", "vlm", "autoencoder", "speed")  # judge the model that is given
+SHIPPED_SUITES = (
+    "text-to-image",
+    "verifi",
+    "edits",
+    "swap",
+    "vlm",
+    "autoencoder",
+    "speed",
+)  # judge the model that is given
 SUITE_NAMES = (*SHIPPED_SUITES, "designs")  # compares training runs, which must have been made

@@ -67,7 +67,7 @@ def second_instruction_ratio(pipeline: Pipeline) -> float:
     )
 
     def as_first() -> None:
-        pipeline.backbone.picture_states.clear()
+        pipeline.backbone.forget_pictures()
         pipeline.read([first])
 
     return _ratio(lambda: pipeline.read([second]), as_first)

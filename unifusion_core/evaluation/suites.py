@@ -13,15 +13,19 @@ import torch
 from ..errors import ConfigError
 from .autoencoder import evaluate_autoencoder
 from .designs import evaluate_designs
+from .edits import evaluate_edits
 from .report import header, line, write_report
 from .speed import evaluate_speed
 from .suite import Row, Sampling, Subject, Suite
 from .swap import evaluate_swap
 from .text_to_image import evaluate_text_to_image
+from .verifi import evaluate_verifi
 from .vlm import evaluate_vlm
 
 SUITES: dict[str, Suite] = {
     "text-to-image": evaluate_text_to_image,
+    "verifi": evaluate_verifi,
+    "edits": evaluate_edits,
     "swap": evaluate_swap,
     "vlm": evaluate_vlm,
     "autoencoder": evaluate_autoencoder,

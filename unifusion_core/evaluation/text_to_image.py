@@ -13,11 +13,9 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ..contracts import VLMRequest
-from ..errors import PromptError
 from ..pipeline import DrawSettings, Pipeline
-from ..rewriting import Rewrite, attempt_rewrites
-from ..vlm.prompts import join_features
 from ..world import wordings
+from .drawing import draw_attempts
 from .suite import Row, Sampling, Subject, chunks
 from .tally import Judgement, Tally, judge_failure, judge_picture
 from .vlm import draw_scene
@@ -74,34 +72,18 @@ def draw_pictures(pipeline: Pipeline, prompts: Sequence[wordings.Wording], *, re
     )
     for group in chunks(list(enumerate(prompts)), BATCH):
         requests = [VLMRequest(prompt=wording.text) for _, wording in group]
-        attempts: list[Rewrite | PromptError] = (
-            attempt_rewrites(pipeline.backbone, pipeline.model.config.vlm, requests)
-            if rewriting
-            else [Rewrite(request=request, features=pipeline.read([request])) for request in requests]
-        )
-        good = {i: each for i, each in enumerate(attempts) if isinstance(each, Rewrite)}
-        pictures = (
-            pipeline.draw(
-                join_features([each.features for each in good.values()]),
-                [group[i][0] for i in good],
-                DrawSettings(),
+        attempts = draw_attempts(pipeline, requests, [number for number, _ in group], rewriting=rewriting)
+        drawn += [
+            Drawn(
+                wording=wording,
+                rewrite=attempt.words,
+                picture=attempt.picture,
+                judgement=judge_failure(wording.requirement)
+                if attempt.picture is None
+                else judge_picture(attempt.picture, wording.requirement),
             )
-            if good
-            else []
-        )
-        by_place = dict(zip(good, pictures, strict=True))
-        for i, (_, wording) in enumerate(group):
-            picture = by_place.get(i)
-            drawn.append(
-                Drawn(
-                    wording=wording,
-                    rewrite=good[i].request.decoded if i in good else str(attempts[i]),
-                    picture=picture,
-                    judgement=judge_failure(wording.requirement)
-                    if picture is None
-                    else judge_picture(picture, wording.requirement),
-                )
-            )
+            for (_, wording), attempt in zip(group, attempts, strict=True)
+        ]
         bar.update(len(group))
     bar.close()
     return drawn

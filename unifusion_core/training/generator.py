@@ -154,7 +154,8 @@ class GeneratorTask(Task):
         tasks: dict[str, float] | None = None,
         start: Path | None = None,
     ) -> None:
-        """`tasks`: shares of "text", "edit" and "reconstruct" among the batches (text alone if not given); `start`: a generator's file to go on from, also on a VLM or an autoencoder that was trained on since."""
+        """`tasks`: shares of "text", "edit" and "reconstruct" among the batches (text alone if not given).
+        `start`: a generator's file to go on from, also on a VLM or an autoencoder that was trained on since."""
         self.seed, self.batch_size, self.config, self.noises = seed, batch_size, config, noises
         self.foreground_weight, self.time_means, self.head_weight = foreground_weight, time_means, head_weight
         self.tasks = tasks or {"text": 1.0}
@@ -216,7 +217,9 @@ class GeneratorTask(Task):
         place = rng.randrange(len(self.numbers[size]))
         scene, _ = pool_scene(self.seed, self.numbers[size][place])
         request = (
-            self.draw_request(rng, scene) if task == "text" else self.draw_picture_request(rng, scene, task, size)
+            self.draw_request(rng, scene)
+            if task == "text"
+            else self.draw_picture_request(rng, scene, task, size)
         )
         return Sample(
             request=request, max_tiles=max_tiles, latents=self.pool[size][place], scene=scene, size=size

@@ -133,7 +133,9 @@ def with_random_style(rng: random.Random, sample: Sample) -> Sample:
         return replace(sample, style=text, target=target, meant=frozenset())
     if name == "translate to English" and not sample.sources:
         sample = replace(sample, prompt=german_prompt(rng, sample.target))
-    form = {"terse": wordings.brief_caption, "detailed": wordings.sentence_caption}.get(name, wordings.caption)
+    form = {"terse": wordings.brief_caption, "detailed": wordings.sentence_caption}.get(
+        name, wordings.caption
+    )
     return replace(sample, style=STYLES[name], form=form)
 
 
@@ -158,9 +160,9 @@ class VLMTask(Task):
         style_share: float = 0.0,
         start: Path | None = None,
     ) -> None:
-        """`mix`: shares of the tasks; `rewrite_shares`: of the kinds of prompts (`REWRITE_SHARES` if not given); `edit_shares`: of
-        the kinds among edits, references and looks (1 if not named);
-        `tile_shares`: how many batches have each of `TILE_COUNTS`; `style_share`: of the chats, how many have a style;
+        """`mix`: shares of the tasks; `rewrite_shares`: of the kinds of prompts (`REWRITE_SHARES` if not given);
+        `edit_shares`: of the kinds among edits, references and looks (1 if not named); `tile_shares`: how many
+        batches have each of `TILE_COUNTS`; `style_share`: of the chats, how many have a style;
         `start`: a VLM folder to go on from."""
         self.seed, self.batch_size, self.mix = seed, batch_size, mix
         self.cell_weight, self.meant_weight = cell_weight, meant_weight

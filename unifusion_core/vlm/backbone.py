@@ -23,7 +23,7 @@ from ..errors import ConfigError, PromptError, VLMError
 from .choosing import draw_generators, pick_tokens
 from .families import VLMFamily, decoder_layers, find_family
 from .fingerprint import fingerprint_of, tensors_in_files
-from .picture_states import PictureStates, digest
+from .picture_states import STATES_LIMIT, TILES_LIMIT, Kept, RecentlyUsed, digest
 from .prompts import PictureLayout, VLMInputs, build_chat, single_token, token_centres
 from .taps import TapReader
 from .tiling import Tiles, split_into_tiles
@@ -75,7 +75,8 @@ class VLMBackbone(nn.Module):
         self.tile_size: int = self.family.tile_size(model.config, tile_size)
         self.token_grid: tuple[int, int] = self.family.token_grid(model.config, self.tile_size)
         self.normalisation = normalisation or self.family.normalisation
-        self.picture_states = PictureStates()
+        self.picture_states: RecentlyUsed[Kept] = RecentlyUsed(STATES_LIMIT)
+        self.picture_tiles: RecentlyUsed[Tiles] = RecentlyUsed(TILES_LIMIT)
         self._fingerprint = ""
         self.requires_grad_(False)
         self.eval()
@@ -185,7 +186,7 @@ class VLMBackbone(nn.Module):
         template = template or self.template
         tiles: list[tuple[Tiles, ...]] = []
         for request in requests:
-            split = [split_into_tiles(picture, max_tiles, self.tile_size) for picture in request.pictures]
+            split = [self._split(picture, max_tiles) for picture in request.pictures]
             tiles.append(tuple(each if template.thumbnail_last else each.thumbnail_first() for each in split))
         if any(tiles):
             self._check_picture_token(template)
@@ -202,6 +203,17 @@ class VLMBackbone(nn.Module):
         chat = build_chat(self.tokenizer, template, requests, layouts, self.max_length)
         pixels = [each.pixels for of_request in tiles for each in of_request]
         return replace(chat, pixel_inputs=self._pixel_inputs(pixels), tiles=tuple(tiles))
+
+    def _split(self, picture: Tensor, max_tiles: int) -> Tiles:
+        """A picture's tiles; those of one that was seen before are not cut again."""
+        key = (digest(picture), max_tiles)
+        known = self.picture_tiles.get(key)
+        return known or self.picture_tiles.keep(key, split_into_tiles(picture, max_tiles, self.tile_size))
+
+    def forget_pictures(self) -> None:
+        """Let go of what is kept of pictures that were read."""
+        self.picture_states.clear()
+        self.picture_tiles.clear()
 
     def _pixel_inputs(self, pixels: list[Float[Tensor, "_ C S S"]]) -> dict[str, Tensor]:
         if not pixels:
@@ -269,7 +281,7 @@ class VLMBackbone(nn.Module):
         if kept is None:
             cache = DynamicCache(config=self.text_config)
             done = self._forward(inputs, positions, taps, whole=whole, cache=cache, tokens=first)
-            kept = self.picture_states.keep(key, done.states, cache)
+            kept = self.picture_states.keep(key, Kept.of(done.states, cache))
         cache = kept.continued(DynamicCache(config=self.text_config))
         rest = self._forward(inputs, positions, taps, whole=whole, cache=cache, tokens=second)
         if kept.states is None or rest.states is None:

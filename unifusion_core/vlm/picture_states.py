@@ -1,4 +1,4 @@
-"""States of pictures that were read once, for other instructions about the same pictures.
+"""Tiles and states of pictures that were read once, for other instructions about the same pictures.
 
 The VLM is causal and pictures stand before everything that a user changes often, so what they became does not depend on it.
 """
@@ -9,13 +9,15 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
-LIMIT = 1 << 30  # bytes
+STATES_LIMIT = 1 << 30  # bytes
+TILES_LIMIT = 1 << 26
 
 
 def digest(*tensors: Tensor) -> str:
@@ -34,6 +36,12 @@ class Kept:
     states: Float[Tensor, "1 T L D"] | None
     keys_values: tuple[tuple[Tensor, Tensor], ...]
 
+    @classmethod
+    def of(cls, states: Tensor | None, cache: DynamicCache) -> Kept:
+        """What a pass left."""
+        pairs = [(layer.keys, layer.values) for layer in cache.layers if layer.is_initialized]
+        return cls(states, tuple((k, v) for k, v in pairs if k is not None and v is not None))
+
     @property
     def num_bytes(self) -> int:
         tensors = [tensor for pair in self.keys_values for tensor in pair]
@@ -46,12 +54,22 @@ class Kept:
         return cache
 
 
-class PictureStates:
-    """The latest ones up to a limit in bytes; whatever is used goes to the front."""
+class HasBytes(Protocol):
+    """What can be kept: it says how large it is."""
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    @property
+    def num_bytes(self) -> int: ...
+
+
+V = TypeVar("V", bound=HasBytes)
+
+
+class RecentlyUsed(Generic[V]):
+    """The latest values up to a limit in bytes; whatever is used goes to the front."""
+
+    def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._kept: OrderedDict[Hashable, Kept] = OrderedDict()
+        self._kept: OrderedDict[Hashable, V] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -59,25 +77,21 @@ class PictureStates:
     @property
     def num_bytes(self) -> int:
         """Of all that is kept."""
-        return sum(kept.num_bytes for kept in self._kept.values())
+        return sum(value.num_bytes for value in self._kept.values())
 
     def clear(self) -> None:
         """Let all of it go."""
         self._kept.clear()
 
-    def get(self, key: Hashable) -> Kept | None:
+    def get(self, key: Hashable) -> V | None:
         if key in self._kept:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
-    def keep(self, key: Hashable, states: Tensor | None, cache: DynamicCache) -> Kept:
-        """Keep what a pass left and let the oldest go; what is larger than the limit by itself is returned alone."""
-        pairs = [(layer.keys, layer.values) for layer in cache.layers if layer.is_initialized]
-        kept = Kept(
-            states, tuple((keys, values) for keys, values in pairs if keys is not None and values is not None)
-        )
-        if kept.num_bytes <= self.limit:
-            self._kept[key] = kept
+    def keep(self, key: Hashable, value: V) -> V:
+        """Keep a value and let the oldest go; what is larger than the limit by itself is only handed back."""
+        if value.num_bytes <= self.limit:
+            self._kept[key] = value
             while self.num_bytes > self.limit:
                 self._kept.popitem(last=False)
-        return kept
+        return value

@@ -35,6 +35,11 @@ class Tiles:
     def __len__(self) -> int:
         return self.pixels.shape[0]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the pixels; the rest is nothing beside them."""
+        return self.pixels.nbytes
+
     def thumbnail_first(self) -> Tiles:
         """The same tiles with the thumbnail in front, for templates that want it there."""
         return Tiles(pixels=self.pixels.roll(1, 0), boxes=self.boxes.roll(1, 0), grid=self.grid)

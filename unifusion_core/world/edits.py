@@ -100,7 +100,9 @@ def sample_edit_into(rng: random.Random, target: Scene) -> Edit:
     """A random edit that ends in this scene (its objects may come in another order), from a picture without held-out pairs: the
     change is made backwards, so that pictures drawn once can be the targets of any number of edits."""
     count = len(target.objects)
-    possible = [k for k in EDIT_KINDS if (k != "add" or count > 1) and (k != "remove" or count < MAX_TARGET_OBJECTS)]
+    possible = [
+        k for k in EDIT_KINDS if (k != "add" or count > 1) and (k != "remove" or count < MAX_TARGET_OBJECTS)
+    ]
     while True:
         kind = rng.choice(possible)
         source, change = _backwards(rng, kind, target)
@@ -725,7 +727,9 @@ def _only(rng: random.Random, held_out: bool | None) -> Edit:
         "{o} alone",
     )
     text = finish(rng, _say(rng, forms, o=name_object(rng, source, i).text))
-    return _reference("only", (source,), text, replace(source, objects=(source.objects[i],)), origin=((0, i),))
+    return _reference(
+        "only", (source,), text, replace(source, objects=(source.objects[i],)), origin=((0, i),)
+    )
 
 
 def _which_picture(rng: random.Random, held_out: bool | None) -> Edit:

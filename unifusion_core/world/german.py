@@ -43,12 +43,16 @@ def german_prompt(rng: random.Random, scene: Scene) -> str:
     """The whole scene in German, objects in the scene's order: "ein großer roter kreis oben links, weißer hintergrund"."""
     article = rng.random() < 0.7
     objects = [_describe(o, article=article) for o in scene.objects]
-    listed = f"{', '.join(objects[:-1])} und {objects[-1]}" if len(objects) > 1 and rng.random() < 0.5 else None
+    listed = (
+        f"{', '.join(objects[:-1])} und {objects[-1]}" if len(objects) > 1 and rng.random() < 0.5 else None
+    )
     text = listed or ", ".join(objects)
     bare = _BACKGROUNDS[scene.background]
     bent = bare if bare in _UNBENT else f"{bare}er"
     dative = bare if bare in _UNBENT else f"{bare}em"
-    return text + rng.choice((f", {bent} hintergrund", f" auf {dative} hintergrund", f", der hintergrund ist {bare}"))
+    return text + rng.choice(
+        (f", {bent} hintergrund", f" auf {dative} hintergrund", f", der hintergrund ist {bare}")
+    )
 
 
 def _describe(obj: SceneObject, *, article: bool) -> str:

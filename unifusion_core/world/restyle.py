@@ -19,7 +19,11 @@ def restyle(rng: random.Random, kind: str) -> tuple[str, dict[str, str]]:
         forms = (f"on a {value} background", f"use a {value} background", *INDIRECT[value])
     else:
         value = rng.choice(tuple(COLORS if kind == "color" else SIZES))
-        forms = (f"everything {value}", f"make everything {value}", f"all in {value}" if kind == "color" else f"all {value}")
+        forms = (
+            f"everything {value}",
+            f"make everything {value}",
+            f"all in {value}" if kind == "color" else f"all {value}",
+        )
     return f"{rng.choice(forms)}.", {kind: value}
 
 

@@ -81,12 +81,16 @@ def test_pictures_of_the_generators_training_ask_for_the_scene_and_hold_no_held_
         scene = sample_scene(rng)
         request = generator.GeneratorTask.draw_picture_request(rng, scene, task, ASPECT_SIZES[1])
         assert [p.shape for p in request.pictures] == [(3, 112, 160)]
-        kinds["rewrite" if request.decoded else "instruction alone" if request.prompt else "picture alone"] += 1
+        kinds[
+            "rewrite" if request.decoded else "instruction alone" if request.prompt else "picture alone"
+        ] += 1
         if request.decoded and (said := wordings.parse_caption(request.decoded)):
             assert {(o.shape, o.color, o.cell) for o in said.objects} == {
                 (o.shape, o.color, o.cell) for o in scene.objects
             }
         if task == "reconstruct":
             shown = read_picture((request.pictures[0].permute(1, 2, 0) * 255).round().byte().numpy())
-            assert {(o.shape, o.color) for o in shown.scene.objects} == {(o.shape, o.color) for o in scene.objects}
+            assert {(o.shape, o.color) for o in shown.scene.objects} == {
+                (o.shape, o.color) for o in scene.objects
+            }
     assert set(kinds) == set(generator.PICTURE_CHATS[task])

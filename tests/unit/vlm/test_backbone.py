@@ -29,11 +29,13 @@ from transformers import (
 
 from unifusion_core.contracts import TokenRole, VLMFeatures, VLMRequest, VLMSpec
 from unifusion_core.errors import ConfigError, PromptError, ShapeError, VLMError
+from unifusion_core.vlm import backbone
 from unifusion_core.vlm.backbone import VLMBackbone, Written
 from unifusion_core.vlm.families import FAMILIES, decoder_layers
 from unifusion_core.vlm.folder import load_vlm
-from unifusion_core.vlm.picture_states import PictureStates
+from unifusion_core.vlm.picture_states import STATES_LIMIT, RecentlyUsed
 from unifusion_core.vlm.prompts import VLMInputs, kept_features
+from unifusion_core.vlm.tiling import split_into_tiles
 
 FAMILY_NAMES = ("internvl", "qwen2_5_vl", "qwen3_vl")
 SPECIAL = [
@@ -525,7 +527,7 @@ def test_pictures_are_read_once_for_all_instructions_about_them(
     vlm: VLMBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same states and words, whether kept pictures served or were read just now."""
-    vlm.picture_states = PictureStates()
+    vlm.picture_states = RecentlyUsed(STATES_LIMIT)
     own = [picture(24, 24, 1), picture(40, 24, 2)]
     first, second = (
         vlm.prepare([VLMRequest(prompt=prompt, pictures=own)]) for prompt in ("a", "other words")
@@ -559,17 +561,32 @@ def test_pictures_are_read_once_for_all_instructions_about_them(
 
 
 def test_kept_pictures_stay_within_their_limit(internvl: VLMBackbone) -> None:
-    internvl.picture_states = PictureStates(limit=0)
+    internvl.picture_states = RecentlyUsed(limit=0)
     inputs = [internvl.prepare([VLMRequest(prompt="a", pictures=[picture(24, 24, n)])]) for n in range(3)]
     unlimited = internvl.encode(inputs[0], (0, 2), reuse_pictures=True).states
     assert len(internvl.picture_states) == 0
-    internvl.picture_states = PictureStates()
+    internvl.picture_states = RecentlyUsed(STATES_LIMIT)
     internvl.encode(inputs[0], (0, 2), reuse_pictures=True)
     internvl.picture_states.limit = int(2.5 * internvl.picture_states.num_bytes)
     for each in (inputs[1], inputs[0], inputs[2]):
         assert torch.isfinite(internvl.encode(each, (0, 2), reuse_pictures=True).states).all()
     assert len(internvl.picture_states) == 2
     assert torch.equal(internvl.encode(inputs[0], (0, 2), reuse_pictures=True).states, unlimited)
+
+
+def test_a_picture_is_cut_once(internvl: VLMBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    internvl.forget_pictures()
+    cuts: list[int] = []
+    monkeypatch.setattr(backbone, "split_into_tiles", lambda *a: (cuts.append(1), split_into_tiles(*a))[1])
+    seen = picture(48, 24, 1)
+    first, again = (internvl.prepare([VLMRequest(prompt="a", pictures=[p])]) for p in (seen, seen.clone()))
+    assert len(cuts) == 1
+    assert torch.equal(first.pixel_inputs["pixel_values"], again.pixel_inputs["pixel_values"])
+    internvl.prepare([VLMRequest(prompt="a", pictures=[seen])], max_tiles=1)
+    internvl.prepare([VLMRequest(prompt="a", pictures=[seen * 0.5])])
+    internvl.forget_pictures()
+    internvl.prepare([VLMRequest(prompt="a", pictures=[seen])])
+    assert len(cuts) == 4
 
 
 def test_on_token_may_interrupt(vlm: VLMBackbone) -> None:

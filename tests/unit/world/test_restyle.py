@@ -21,7 +21,9 @@ def test_a_style_sets_one_thing_of_the_whole_scene(kind: str) -> None:
         ((name, value),) = changes.items()
         assert name == kind
         assert value in text or any(phrase in text for phrase in INDIRECT.get(value, ()))
-        assert {changed.background if kind == "background" else getattr(o, kind) for o in changed.objects} == {value}
+        assert {
+            changed.background if kind == "background" else getattr(o, kind) for o in changed.objects
+        } == {value}
         assert restyled_scene(changed, changes) == changed
         assert check(restyled_requirement(Requirement.of(scene), changes), changed).exact
 
@@ -30,12 +32,21 @@ def test_german_bends_its_adjectives() -> None:
     scene = parse_caption("big red star at top left, small orange diamond at center, black background.")
     assert scene is not None
     texts = {german_prompt(random.Random(seed), scene) for seed in range(400)}
-    assert "ein großer roter stern oben links, eine kleine orange raute in der mitte, schwarzer hintergrund" in texts
-    assert "großer roter stern oben links und kleine orange raute in der mitte auf schwarzem hintergrund" in texts
+    assert (
+        "ein großer roter stern oben links, eine kleine orange raute in der mitte, schwarzer hintergrund"
+        in texts
+    )
+    assert (
+        "großer roter stern oben links und kleine orange raute in der mitte auf schwarzem hintergrund"
+        in texts
+    )
 
 
 def test_every_scene_has_its_own_german() -> None:
     rng = random.Random(0)
     scenes = {sample_scene(rng, num_objects=1) for _ in range(300)}
-    named = {(s.objects[0].shape, s.objects[0].color, s.objects[0].size, s.objects[0].cell, s.background) for s in scenes}
+    named = {
+        (s.objects[0].shape, s.objects[0].color, s.objects[0].size, s.objects[0].cell, s.background)
+        for s in scenes
+    }
     assert len({german_prompt(random.Random(1), scene) for scene in scenes}) == len(named)
