@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..checkpoint import load_autoencoder
 from ..models.autoencoder import Autoencoder
 from ..world.render import object_geometry, render
-from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene
+from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene, with_free_colors
+from ..world.scorer import read_picture
 from .loop import Task
 
 HARDNESS = {"star": 3, "cross": 2}  # how much more often crops are centred on these shapes
@@ -43,13 +44,17 @@ class AutoencoderTask(Task):
         latent_noise: float = 0.1,
         latent_penalty: float = 0.05,
         object_share: float = 0.0,
+        free_color_share: float = 0.0,
         start: Path | None = None,
         decoder_only: bool = False,
     ) -> None:
         """`object_share` of the crops are centred near an object (most often a small, a star or a cross: what is hardest to
-        draw), the others anywhere. `start`: weights to go on from; `decoder_only` leaves the latents as they are, so that a
+        draw), the others anywhere. `free_color_share` of the pictures have objects in colours between the named ones: a
+        decoder that knows the seven alone jumps between them, and a drawn latent that is a little off shows as a stain.
+        `start`: weights to go on from; `decoder_only` leaves the latents as they are, so that a
         generator trained on them stays valid."""
-        self.seed, self.crop, self.object_share = seed, crop, object_share
+        self.seed, self.crop = seed, crop
+        self.object_share, self.free_color_share = object_share, free_color_share
         self.settings = {
             "seed": seed,
             "crop": crop,
@@ -57,6 +62,7 @@ class AutoencoderTask(Task):
             "latent_noise": latent_noise,
             "latent_penalty": latent_penalty,
             "object_share": object_share,
+            "free_color_share": free_color_share,
             "start": start.name if start else None,
             "decoder_only": decoder_only,
         }
@@ -73,6 +79,8 @@ class AutoencoderTask(Task):
         rng = random.Random(f"autoencoder-{self.seed}-{index}")
         width, height = rng.choice(ASPECT_SIZES)
         scene = sample_scene(rng, max_objects=9)
+        if rng.random() < self.free_color_share:
+            scene = with_free_colors(rng, scene)
         picture = render(scene, width, height)
         left, top = rng.randint(0, width - self.crop), rng.randint(0, height - self.crop)
         if rng.random() < self.object_share:
@@ -119,7 +127,29 @@ class AutoencoderTask(Task):
             "psnr": round(float(-10 * mse.log10().mean()), 3),
             "latent_std": round(float(latents.std()), 3),
             "latent_max": round(float(latents.abs().max()), 3),
+            **self._exact(model),
         }
+
+    @staticmethod
+    def _exact(model: nn.Module) -> dict[str, float]:
+        """Share of held-out pairs that come back exactly, as they are and with noise on their latents; PSNR of free colours."""
+        rng = random.Random("autoencoder-evaluation-exact")
+        scenes = [sample_scene(rng, held_out=True) for _ in range(48)]
+        free = [with_free_colors(rng, sample_scene(rng)) for _ in range(16)]
+        pixels = (
+            torch.stack([torch.from_numpy(render(s)).permute(2, 0, 1) for s in scenes + free]).float() / 255
+        )
+        latents = model.encode(pixels.to(memory_format=torch.channels_last))
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents.device)
+        scores = {}
+        for level in (0.0, 0.2):
+            pictures = model.decode(latents + level * noise).clamp(0, 1)
+            read = (pictures.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
+            right = [read_picture(p).shows(s) for p, s in zip(read[: len(scenes)], scenes, strict=True)]
+            scores[f"exact_noise_{level}"] = round(sum(right) / len(right), 3)
+            mse = (pictures.cpu() - pixels)[len(scenes) :].square().mean((1, 2, 3))
+            scores[f"psnr_free_noise_{level}"] = round(float(-10 * mse.log10().mean()), 2)
+        return scores
 
     def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
         save_autoencoder(model, out / "vae.safetensors", record)

@@ -38,12 +38,23 @@ from ..vlm.prompts import kept_features
 from ..world import edits, wordings
 from ..world.render import object_geometry, render
 from ..world.requirements import Requirement, check
-from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, sample_scene
+from ..world.scenes import (
+    ASPECT_SIZES,
+    BACKGROUNDS,
+    COLORS,
+    SHAPES,
+    SIZES,
+    Scene,
+    sample_scene,
+    with_free_colors,
+)
 from ..world.scorer import read_picture
 from .autoencoder import save_grid
 from .loop import Task
 
 logger = logging.getLogger(__name__)
+
+SceneAt = Callable[[int, int], tuple[Scene, tuple[int, int]]]  # (seed, number) -> scene, size
 
 CHATS = {  # share of each kind of chat
     "rewrite alone": 0.42,
@@ -55,12 +66,14 @@ CHATS = {  # share of each kind of chat
 PICTURE_CHATS = {  # share of each kind of chat about a picture, by task
     "edit": {"rewrite": 0.85, "instruction alone": 0.15},
     "reconstruct": {"rewrite": 0.5, "picture alone": 0.5},
+    "free colors": {"words alone": 0.5, "rewrite": 0.35, "picture alone": 0.15},  # the words name no colours
 }
 FORMS = {wordings.caption: 0.88, wordings.brief_caption: 0.04, wordings.sentence_caption: 0.08}  # of rewrites
 TILE_COUNTS = (1, 5, 10)  # max_tiles
 TILE_SHARES = (0.4, 0.3, 0.3)
 PROMPT_KINDS = {"full": 4, "caption": 3, "terse": 2, "relation": 2, "count": 1, "indirect": 2}
 ASPECT_SHARES = (0.7, 0.15, 0.15)
+IGNORED = -100  # cross_entropy's own label for what does not count
 PATCH_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # 0 = no object
 
 
@@ -73,7 +86,16 @@ def pool_scene(seed: int, number: int) -> tuple[Scene, tuple[int, int]]:
     return wordings.with_equal_objects(rng, scene) if rng.random() < 0.08 else scene, size
 
 
-def read_pool(autoencoder: Autoencoder, seed: int, count: int, path: Path) -> dict[tuple[int, int], Tensor]:
+def free_pool_scene(seed: int, number: int) -> tuple[Scene, tuple[int, int]]:
+    """Scene `number` of the second pool, in colours between the named ones: there a colour and a shape meet in every
+    combination but those that are held out, and what lies around these is what they are drawn from."""
+    scene, size = pool_scene(seed, -1 - number)
+    return with_free_colors(random.Random(f"free-{seed}-{number}"), scene), size
+
+
+def read_pool(
+    autoencoder: Autoencoder, seed: int, count: int, path: Path, scene_at: SceneAt = pool_scene
+) -> dict[tuple[int, int], Tensor]:
     """Latents of the pool's scenes by size, in the order of their numbers: encoding a picture costs more than a training step
     on it, so it is done once and kept in `path`. A shorter file of the same seed and autoencoder is prolonged."""
     weights = sum(float(p.detach().double().abs().sum()) for p in autoencoder.taesd_encoder.parameters())
@@ -85,23 +107,43 @@ def read_pool(autoencoder: Autoencoder, seed: int, count: int, path: Path) -> di
             if file.metadata()["key"] == key:
                 done = int(file.metadata()["count"])
                 for size in ASPECT_SIZES:
-                    parts[size].append(file.get_tensor("{}x{}".format(*size)))
+                    if (name := "{}x{}".format(*size)) in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                        parts[size].append(file.get_tensor(name))
     for start in tqdm(range(done, count, 64), desc="encoding the pool", disable=done >= count):
         pictures: dict[tuple[int, int], list[Tensor]] = {size: [] for size in ASPECT_SIZES}
         for number in range(start, min(start + 64, count)):
-            scene, size = pool_scene(seed, number)
+            scene, size = scene_at(seed, number)
             pictures[size].append(torch.from_numpy(render(scene, *size)).permute(2, 0, 1))
         for size, group in pictures.items():
             if group:
                 pixels = (torch.stack(group).float() / 255).contiguous(memory_format=torch.channels_last)
                 with torch.no_grad():
                     parts[size].append(autoencoder.encode(pixels).half().contiguous())
-    pool = {size: torch.cat(part) for size, part in parts.items()}
+    pool = {size: torch.cat(part) for size, part in parts.items() if part}
     if done < count:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"{}x{}".format(*size): latents for size, latents in pool.items()}
         save_file(tensors, str(path), {"key": key, "count": str(count)})
     return pool
+
+
+class Pool:
+    """Scenes by number with their latents, to be drawn by size."""
+
+    def __init__(
+        self, autoencoder: Autoencoder, seed: int, count: int, path: Path, scene_at: SceneAt
+    ) -> None:
+        self.seed, self.scene_at = seed, scene_at
+        self.latents = read_pool(autoencoder, seed, count, path, scene_at) if count else {}
+        self.numbers: dict[tuple[int, int], list[int]] = {size: [] for size in ASPECT_SIZES}
+        for number in range(count):
+            self.numbers[scene_at(seed, number)[1]].append(number)
+
+    def draw(self, rng: random.Random, size: tuple[int, int]) -> tuple[Scene, Float[Tensor, "C h w"]]:
+        """A random scene of this size and its latents."""
+        place = rng.randrange(len(self.numbers[size]))
+        scene, _ = self.scene_at(self.seed, self.numbers[size][place])
+        return scene, self.latents[size][place]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +155,7 @@ class Sample:
     latents: Float[Tensor, "C h w"]
     scene: Scene
     size: tuple[int, int]
+    colors_named: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +190,7 @@ class GeneratorTask(Task):
         autoencoder: Autoencoder,
         pool_path: Path,
         pool_size: int,
+        free_pool_size: int = 0,
         noises: int = 3,
         foreground_weight: float = 3.0,
         time_means: tuple[float, ...] = (0.0,),
@@ -154,7 +198,8 @@ class GeneratorTask(Task):
         tasks: dict[str, float] | None = None,
         start: Path | None = None,
     ) -> None:
-        """`tasks`: shares of "text", "edit" and "reconstruct" among the batches (text alone if not given).
+        """`tasks`: shares of "text", "edit", "reconstruct" and "free colors" among the batches (text alone if not given); the
+        last takes its scenes from a pool of its own, of `free_pool_size`.
         `start`: a generator's file to go on from, also on a VLM or an autoencoder that was trained on since."""
         self.seed, self.batch_size, self.config, self.noises = seed, batch_size, config, noises
         self.foreground_weight, self.time_means, self.head_weight = foreground_weight, time_means, head_weight
@@ -163,6 +208,7 @@ class GeneratorTask(Task):
         self.settings = {
             "seed": seed,
             "pool_size": pool_size,
+            "free_pool_size": free_pool_size,
             "noises": noises,
             "foreground_weight": foreground_weight,
             "time_means": time_means,
@@ -175,10 +221,11 @@ class GeneratorTask(Task):
         }
         self.backbone, self.autoencoder = backbone, autoencoder.to(memory_format=torch.channels_last).eval()
         backbone.check_fits(config.vlm)
-        self.pool = read_pool(self.autoencoder, seed, pool_size, pool_path)
-        self.numbers: dict[tuple[int, int], list[int]] = {size: [] for size in ASPECT_SIZES}
-        for number in range(pool_size):
-            self.numbers[pool_scene(seed, number)[1]].append(number)
+        free_path = pool_path.with_stem(f"{pool_path.stem}-free")
+        self.pools = {
+            "named": Pool(self.autoencoder, seed, pool_size, pool_path, pool_scene),
+            "free": Pool(self.autoencoder, seed, free_pool_size, free_path, free_pool_scene),
+        }
         # states of other weights of the same size would be garbage without a sign: the file insists on these
         self.config = replace(config, vlm=replace(config.vlm, fingerprint=backbone.fingerprint))
         if not config.lap.tap_scales:
@@ -214,15 +261,19 @@ class GeneratorTask(Task):
         task = group.choices(list(self.tasks), list(self.tasks.values()))[0]
         max_tiles = group.choices(TILE_COUNTS, TILE_SHARES)[0]
         rng = random.Random(f"generator-{self.seed}-{index}")
-        place = rng.randrange(len(self.numbers[size]))
-        scene, _ = pool_scene(self.seed, self.numbers[size][place])
+        scene, latents = self.pools["free" if task == "free colors" else "named"].draw(rng, size)
         request = (
             self.draw_request(rng, scene)
             if task == "text"
             else self.draw_picture_request(rng, scene, task, size)
         )
         return Sample(
-            request=request, max_tiles=max_tiles, latents=self.pool[size][place], scene=scene, size=size
+            request=request,
+            max_tiles=max_tiles,
+            latents=latents,
+            scene=scene,
+            size=size,
+            colors_named=task != "free colors",
         )
 
     @staticmethod
@@ -248,7 +299,7 @@ class GeneratorTask(Task):
     def draw_picture_request(
         rng: random.Random, scene: Scene, task: str, size: tuple[int, int]
     ) -> VLMRequest:
-        """A chat about one picture that asks for the scene (`PICTURE_CHATS`): an edit into it, or the scene itself."""
+        """A chat that asks for the scene, mostly about one picture (`PICTURE_CHATS`): an edit into it, or the scene itself."""
         kind = rng.choices(list(PICTURE_CHATS[task]), list(PICTURE_CHATS[task].values()))[0]
         if task == "edit":
             edit = edits.sample_edit_into(rng, scene)
@@ -256,10 +307,11 @@ class GeneratorTask(Task):
         else:
             source = target = scene.in_raster_order()
             prompt = edits.describe_request(rng) if kind == "rewrite" else ""
+        text = wordings.colorless_caption(scene) if task == "free colors" else draw_rewrite(rng, target)
         return VLMRequest(
             prompt=prompt,
-            pictures=[picture_tensor(source, size)],
-            decoded=draw_rewrite(rng, target) if kind == "rewrite" else None,
+            pictures=[picture_tensor(source, size)] if kind != "words alone" else [],
+            decoded=text if kind in ("rewrite", "words alone") else None,
         )
 
     def collate(self, items: list[Sample]) -> Batch:
@@ -269,7 +321,7 @@ class GeneratorTask(Task):
             max_tiles=items[0].max_tiles,
             latents=torch.stack([s.latents for s in items]).float(),
             weights=1 + (self.foreground_weight - 1) * weights[:, None],
-            labels=torch.stack([patch_labels(s.scene, s.size, self.config.dit.patch_size) for s in items]),
+            labels=torch.stack([sample_labels(s, self.config.dit.patch_size) for s in items]),
         )
 
     # ------------------------------------------------------------------ loss
@@ -397,6 +449,14 @@ def foreground(scene: Scene, size: tuple[int, int]) -> Float[Tensor, "h w"]:
         top, left = max(0, int(y - radius) - 1), max(0, int(x - radius) - 1)
         mask[top : int(y + radius) + 2, left : int(x + radius) + 2] = 1
     return mask
+
+
+def sample_labels(sample: Sample, patch_size: int) -> Int[Tensor, "N 4"]:
+    """What stands in each patch, by name; colours without a name are not asked for."""
+    labels = patch_labels(sample.scene, sample.size, patch_size)
+    if not sample.colors_named:
+        labels[:, 1] = torch.where(labels[:, 1] > 0, IGNORED, labels[:, 1])
+    return labels
 
 
 def patch_labels(scene: Scene, size: tuple[int, int], patch_size: int) -> Int[Tensor, "N 4"]:

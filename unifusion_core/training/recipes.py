@@ -51,6 +51,21 @@ def tiny_vae_sharpen() -> Recipe:
     )
 
 
+def tiny_vae_colors() -> Recipe:
+    """Go on with encoder and decoder on colours between the named ones, so that colour is a continuum in the latents."""
+    task = AutoencoderTask(
+        seed=4, crop=40, start=VAE, latent_noise=0.3, object_share=0.85, free_color_share=0.6
+    )
+    return task, replace(
+        AUTOENCODER_LOOP,
+        num_steps=2200,
+        batch_size=6,
+        muon_learning_rate=0.004,
+        learning_rate=1e-3,
+        decay_steps=900,
+    )
+
+
 def tiny_vae_decoder() -> Recipe:
     """Sharpen the embedded autoencoder's decoder; the latents stay as they are."""
     task = AutoencoderTask(seed=2, crop=48, start=VAE, decoder_only=True)
@@ -191,8 +206,9 @@ def tiny_edits() -> Recipe:
         seed=2,
         noises=4,
         pool_size=4000,
+        free_pool_size=2000,
         time_means=(1.0, -0.5),
-        tasks={"text": 0.72, "edit": 0.2, "reconstruct": 0.08},
+        tasks={"text": 0.62, "edit": 0.18, "reconstruct": 0.06, "free colors": 0.14},
         start=GENERATOR,
     )
 
@@ -246,6 +262,7 @@ def _generator(config: UniFusionConfig, loop: LoopConfig, **settings: Any) -> Re
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-vae": tiny_vae,
     "tiny-vae-sharpen": tiny_vae_sharpen,
+    "tiny-vae-colors": tiny_vae_colors,
     "tiny-vae-decoder": tiny_vae_decoder,
     "tiny-vlm": tiny_vlm,
     "tiny-vlm-edits": tiny_vlm_edits,

@@ -6,6 +6,8 @@ A scene has *named* properties (shape, colour, size, place, background), which w
 
 from __future__ import annotations
 
+import colorsys
+import math
 import random
 from dataclasses import dataclass, field, replace
 
@@ -58,6 +60,9 @@ ASPECT_SIZES = ((128, 128), (160, 112), (112, 160))  # (width, height) the embed
 MAX_OFFSET = 0.014  # of the shorter side
 MAX_SCALE = 0.04
 MAX_SHADE = 20  # per channel, of 255
+MIN_DISTANCE = (
+    65  # of a free colour from the background, in RGB: that of purple from gray, the weakest legal contrast
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +129,29 @@ def sample_traits(rng: random.Random) -> Traits:
         scale=rng.uniform(1 - MAX_SCALE, 1 + MAX_SCALE),
         shade=(shade(), shade(), shade()),
     )
+
+
+def nearest_color(rgb: tuple[int, int, int]) -> str:
+    """The name of the colour nearest to an RGB value."""
+    return min(COLORS, key=lambda name: math.dist(rgb, COLORS[name]))
+
+
+def with_free_colors(rng: random.Random, scene: Scene) -> Scene:
+    """The scene with its objects in any colours, most of them between the named ones: as a name (the nearest one's) and a
+    shade far beyond `MAX_SHADE`. No object is a held-out pair by its nearest name, none is hard to see."""
+    ground = BACKGROUNDS[scene.background]
+    objects = []
+    for obj in scene.objects:
+        while True:
+            hsv = rng.random(), rng.uniform(0.5, 1.0), rng.uniform(0.4, 1.0)
+            r, g, b = (round(255 * part) for part in colorsys.hsv_to_rgb(*hsv))
+            name = nearest_color((r, g, b))
+            if (name, obj.shape) not in HELD_OUT_PAIRS and math.dist((r, g, b), ground) > MIN_DISTANCE:
+                break
+        base = COLORS[name]
+        shade = (r - base[0], g - base[1], b - base[2])
+        objects.append(replace(obj, color=name, traits=replace(obj.traits, shade=shade)))
+    return replace(scene, objects=tuple(objects))
 
 
 def sample_object(rng: random.Random, cell: tuple[int, int], *, held_out: bool | None = False) -> SceneObject:

@@ -153,6 +153,12 @@ def brief_caption(scene: Scene) -> str:
     return ", ".join([*objects, f"{scene.background} background."])
 
 
+def colorless_caption(scene: Scene) -> str:
+    """A caption for objects in colours without a name: "big circle at top left, white background."."""
+    objects = [f"{o.size} {o.shape} at {o.position}" for o in scene.objects]
+    return ", ".join([*objects, f"{scene.background} background."])
+
+
 def sentence_caption(scene: Scene) -> str:
     """A caption in sentences: "there is a big red circle at top left. the background is white."."""
     objects = [f"there is a {o.size} {o.color} {o.shape} at {o.position}." for o in scene.objects]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from unifusion_core.checkpoint import load_autoencoder
+from unifusion_core.embedded import VAE
 from unifusion_core.styles import STYLES
 from unifusion_core.training import autoencoder, generator, vlm
 from unifusion_core.world import edits, wordings
-from unifusion_core.world.scenes import ASPECT_SIZES, sample_scene
+from unifusion_core.world.scenes import ASPECT_SIZES, COLORS, sample_scene
 from unifusion_core.world.scorer import read_picture
 
 
@@ -71,6 +74,29 @@ def test_styles_change_how_the_answer_is_worded_or_what_it_shows() -> None:
             assert after.prompt == before.prompt
             assert len(after.target.objects) == len(before.target.objects)
     assert set(seen) == {*STYLES.values(), "free"} - {""}
+
+
+def test_colours_without_a_name_are_neither_named_nor_guessed(tmp_path: Path) -> None:
+    pool = generator.Pool(
+        load_autoencoder(VAE), 7, 3, tmp_path / "pool.safetensors", generator.free_pool_scene
+    )
+    size = next(size for size, numbers in pool.numbers.items() if numbers)
+    scene, latents = pool.draw(random.Random(0), size)
+    assert latents.shape == (16, size[1] // 8, size[0] // 8)
+    assert not scene.held_out
+    rng = random.Random(0)
+    for _ in range(20):
+        request = generator.GeneratorTask.draw_picture_request(rng, scene, "free colors", size)
+        assert not set((request.decoded or "").replace(",", "").split()) & set(COLORS)
+        assert request.pictures or request.decoded
+    sample = generator.Sample(
+        request=request, max_tiles=1, latents=latents, scene=scene, size=size, colors_named=False
+    )
+    labels = generator.sample_labels(sample, 2)
+    drawn = labels[:, 0] > 0
+    assert drawn.any()
+    assert (labels[drawn, 1] == generator.IGNORED).all()
+    assert (labels[~drawn, 1] == 0).all()
 
 
 @pytest.mark.parametrize("task", ["edit", "reconstruct"])

@@ -26,6 +26,7 @@ from unifusion_core.world.wordings import (
     Wording,
     brief_caption,
     caption,
+    colorless_caption,
     corpus,
     parse_caption,
     possible_kinds,
@@ -99,6 +100,7 @@ def test_other_forms_of_a_caption() -> None:
     scene = parse_caption("big red circle at top left, small blue square at center, white background.")
     assert scene is not None
     assert brief_caption(scene) == "red circle at top left, blue square at center, white background."
+    assert colorless_caption(scene) == "big circle at top left, small square at center, white background."
     assert sentence_caption(scene) == (
         "there is a big red circle at top left. there is a small blue square at center. the background is white."
     )
