@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
+from ..checkpoint import CONFIG_KEY, config_from_json, read_tensors
 from ..contracts import VLMRequest
 from ..errors import ConfigError
+from ..models.unifusion import UniFusion
 from ..pipeline import DrawSettings, Pipeline
 from ..world import wordings
 from ..world.requirements import Requirement
+from .fusion import FUSIONS
 from .suite import Row, Sampling, Subject, chunks
 from .tally import score_pictures
 from .vlm import draw_scene
@@ -22,6 +25,8 @@ DESIGNS = {  # recipe: what it stands for
     "tiny-short": "LAP over five layers, prefix",
     "tiny-short-joint": "LAP over five layers, joint",
     "tiny-short-last-layer": "last layer alone, prefix",
+    "tiny-short-key-value": "key-value fusion, prefix",
+    "tiny-short-injection": "hidden-state injection, prefix",
 }
 BATCH = 16
 TIMED_PICTURES = 5
@@ -51,7 +56,16 @@ def _pipeline(subject: Subject, recipe: str) -> Pipeline:
     file = RUNS / recipe / "generator.safetensors"
     if not file.exists():
         raise ConfigError(f"there is no {file}: train it first with `unifusion train {recipe}`")
-    return Pipeline.load(file, subject.vlm, subject.vae, device=subject.device)
+    return Pipeline(load_design(file).to(subject.device), subject.backbone, subject.autoencoder)
+
+
+def load_design(file: Path) -> UniFusion:
+    """The generator of a training run, in the form that its record names. The pack's own loader knows LAP alone."""
+    tensors, metadata = read_tensors(file)
+    config, training = config_from_json(metadata[CONFIG_KEY])
+    model = FUSIONS[training["phases"][-1]["task"]["fusion"]](config)
+    model.load_state_dict({k: v.float() for k, v in tensors.items() if k != CONFIG_KEY})
+    return model.eval().requires_grad_(False)
 
 
 def _last_loss(recipe: str) -> float:

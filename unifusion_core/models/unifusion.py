@@ -25,7 +25,7 @@ from .dit import (
     to_patches,
 )
 from .lap import LAPConfig, LayerwiseAttentionPooling
-from .layers import Build, RMSNorm, Rotation, key_bias, rotation, time_embedding
+from .layers import Build, RMSNorm, Rotation, TransformerBlock, key_bias, rotation, time_embedding
 from .refiner import Refiner
 
 
@@ -235,13 +235,16 @@ def initialize(model: UniFusion, generator: torch.Generator | None = None) -> No
             parameter.normal_(std=parameter.shape[1] ** -0.5, generator=generator)
         else:
             parameter.zero_()
-    for block in [*model.blocks, *model.txtfusion.layerwise_blocks, *model.txtfusion.refiner_blocks]:
-        block.attn.wo.weight.zero_()
-        block.mlp.down.weight.zero_()
+    for module in model.modules():
+        if isinstance(module, DiTBlock | TransformerBlock):
+            module.attn.wo.weight.zero_()
+            module.mlp.down.weight.zero_()
     for block in model.blocks:
         gates = block.mod.lin.view(6, -1)
         gates[2].fill_(1)
         gates[5].fill_(1)
     model.tproj[1].weight.zero_()
     model.last.linear.weight.zero_()
-    model.txtfusion.projector.weight.fill_(1 / len(model.config.vlm.taps))
+    for name, parameter in model.named_parameters():
+        if name.endswith("projector.weight"):
+            parameter.fill_(1 / len(model.config.vlm.taps))

@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checkpoint import build_unifusion, load_generator, save_generator
+from ..checkpoint import load_generator, save_generator
 from ..contracts import VLMFeatures, VLMRequest
+from ..evaluation.fusion import FUSIONS
 from ..flow.path import interpolate, sample_training_times, velocity
 from ..flow.schedule import build_schedule
 from ..models.autoencoder import DOWNSCALE, Autoencoder
@@ -196,11 +197,13 @@ class GeneratorTask(Task):
         time_means: tuple[float, ...] = (0.0,),
         head_weight: float = 0.1,
         tasks: dict[str, float] | None = None,
+        fusion: str = "lap",
         start: Path | None = None,
     ) -> None:
         """`tasks`: shares of "text", "edit", "reconstruct" and "free colors" among the batches (text alone if not given); the
-        last takes its scenes from a pool of its own, of `free_pool_size`.
-        `start`: a generator's file to go on from, also on a VLM or an autoencoder that was trained on since."""
+        last takes its scenes from a pool of its own, of `free_pool_size`. `fusion`: how the VLM's layers reach the DiT
+        (`evaluation.fusion`). `start`: a generator's file to go on from, also on a VLM or an autoencoder that was trained on
+        since."""
         self.seed, self.batch_size, self.config, self.noises = seed, batch_size, config, noises
         self.foreground_weight, self.time_means, self.head_weight = foreground_weight, time_means, head_weight
         self.tasks = tasks or {"text": 1.0}
@@ -214,6 +217,7 @@ class GeneratorTask(Task):
             "time_means": time_means,
             "head_weight": head_weight,
             "tasks": self.tasks,
+            "fusion": fusion,
             "start": start.name if start else None,
             "chats": CHATS,
             "picture_chats": PICTURE_CHATS,
@@ -230,7 +234,7 @@ class GeneratorTask(Task):
         self.config = replace(config, vlm=replace(config.vlm, fingerprint=backbone.fingerprint))
         if not config.lap.tap_scales:
             self.config = replace(self.config, lap=replace(config.lap, tap_scales=self.tap_scales()))
-        unifusion = build_unifusion(self.config)
+        unifusion = FUSIONS[fusion](self.config)
         initialize(unifusion, torch.Generator().manual_seed(seed))
         if start:
             earlier, self.before = load_generator(start)

@@ -229,6 +229,16 @@ def tiny_short_last_layer() -> Recipe:
     return _generator(replace(TINY, vlm=vlm), _from_scratch(560, decay_steps=200), seed=2)
 
 
+def tiny_short_key_value() -> Recipe:
+    """Key-value fusion: each block of the DiT attends to one VLM layer, in place of pooling them."""
+    return _generator(TINY, _from_scratch(560, decay_steps=200), seed=2, fusion="key-value fusion")
+
+
+def tiny_short_injection() -> Recipe:
+    """Hidden-state injection: later VLM layers are added to the condition at later blocks, in place of pooling them."""
+    return _generator(TINY, _from_scratch(560, decay_steps=200), seed=2, fusion="hidden-state injection")
+
+
 def _from_scratch(num_steps: int, *, decay_steps: int) -> LoopConfig:
     return LoopConfig(
         num_steps=num_steps,
@@ -273,4 +283,6 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-short": tiny_short,
     "tiny-short-joint": tiny_short_joint,
     "tiny-short-last-layer": tiny_short_last_layer,
+    "tiny-short-key-value": tiny_short_key_value,
+    "tiny-short-injection": tiny_short_injection,
 }
