@@ -179,6 +179,10 @@ def _build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE.json", help="the numbers, and sheets of pictures beside them"
     )
 
+    evaluate.add_argument(
+        "--page", type=Path, metavar="FILE.md", help="a page with plots of designs, verifi, edits and layers"
+    )
+
     inspect = commands.add_parser("inspect", help="what a generator, a VAE or a VLM folder is")
     inspect.set_defaults(run=_inspect)
     inspect.add_argument("file", metavar="FILE", help="tiny, a safetensors file, or a VLM folder")
@@ -580,9 +584,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from .evaluation.suites import evaluate
 
     subject = Subject(model=arguments.model, vlm=arguments.vlm, vae=arguments.vae)
-    evaluate(arguments.suite, subject, samples=arguments.samples, seed=arguments.seed, out=arguments.out)
-    if arguments.out is not None:
-        print(f"\n{arguments.out}")
+    evaluate(
+        arguments.suite,
+        subject,
+        samples=arguments.samples,
+        seed=arguments.seed,
+        out=arguments.out,
+        page=arguments.page,
+    )
+    for written in (arguments.out, arguments.page):
+        if written is not None:
+            print(f"\n{written}")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 COMFYUI = ("comfy", "comfy_api", "folder_paths", "server")
-HEAVY = ("transformers", "tokenizers", "accelerate", "tensorboard", "scipy")
+HEAVY = ("transformers", "tokenizers", "accelerate", "tensorboard", "scipy", "matplotlib")
 
 
 def import_without(absent: tuple[str, ...], *modules: str) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ SHIPPED_SUITES = (
     "swap",
     "vlm",
     "autoencoder",
+    "layers",
     "speed",
 )  # judge the model that is given
 SUITE_NAMES = (*SHIPPED_SUITES, "designs")  # compares training runs, which must have been made

@@ -7,9 +7,10 @@ generator.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, stdev
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene
 from ..world.scorer import TraitError, psnr, read_picture, trait_errors
 from .drawing import Attempt, draw_attempts
 from .suite import Row, Sampling, Subject, chunks
-from .tally import Judgement, Tally, judge_failure, judge_reading
+from .tally import Z_95, Judgement, Tally, judge_failure, judge_reading
 
 BATCH = 16
 SIZE = ASPECT_SIZES[0]
@@ -130,7 +131,8 @@ def reconstruct(pipeline: Pipeline, scenes: Sequence[Scene], tiles: int) -> Row:
             assert attempt.picture is not None, "nothing was rewritten, so nothing can fail"
             judgements.append(judge_reading(read_picture(attempt.picture), Requirement.of(scene)))
             likeness.append(psnr(attempt.picture, render(scene, *SIZE)))
-    values = {"PSNR dB": fmean(likeness)}
+    reach = Z_95 * stdev(likeness) / math.sqrt(len(likeness)) if len(likeness) > 1 else math.inf
+    values = {"PSNR dB": fmean(likeness), "PSNR interval dB": reach}
     return Row(name=f"reconstruction, {tiles} tiles", rates=Tally(tuple(judgements)).rates(), values=values)
 
 

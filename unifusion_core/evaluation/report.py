@@ -55,11 +55,15 @@ def row_as_json(row: Row) -> dict[str, Any]:
     return {"name": row.name.strip(), "rates": rates, "values": values}
 
 
-def write_report(path: Path, conditions: dict[str, Any], suites: Mapping[str, Sequence[Row]]) -> None:
+def as_report(conditions: dict[str, Any], suites: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """What was measured under which conditions."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {
+    return {
         **conditions,
         "suites": {name: [row_as_json(row) for row in rows] for name, rows in suites.items()},
     }
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """As JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -14,7 +14,9 @@ from ..errors import ConfigError
 from .autoencoder import evaluate_autoencoder
 from .designs import evaluate_designs
 from .edits import evaluate_edits
-from .report import header, line, write_report
+from .layers import evaluate_layers
+from .page import check_page, write_page
+from .report import as_report, header, line, write_report
 from .speed import evaluate_speed
 from .suite import Row, Sampling, Subject, Suite
 from .swap import evaluate_swap
@@ -29,6 +31,7 @@ SUITES: dict[str, Suite] = {
     "swap": evaluate_swap,
     "vlm": evaluate_vlm,
     "autoencoder": evaluate_autoencoder,
+    "layers": evaluate_layers,
     "speed": evaluate_speed,
     "designs": evaluate_designs,
 }
@@ -41,15 +44,19 @@ def evaluate(
     samples: int,
     seed: int = 0,
     out: Path | None = None,
+    page: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, list[Row]]:
-    """Run suites; each row is said as soon as it is known. JSON goes to `out`, sheets of pictures beside it.
+    """Run suites; each row is said as soon as it is known. JSON goes to `out`, sheets of pictures beside it; `page` gets
+    the proof page, which needs the suites of `page.PAGE_SUITES`.
 
     Raises ConfigError for an unknown suite or too few samples.
     """
     for name in names:
         if name not in SUITES:
             raise ConfigError(f'there is no suite "{name}"; choose from {", ".join(SUITES)}')
+    if page is not None:
+        check_page(names)
     if samples < 1:
         raise ConfigError(f"{samples} samples were asked for; at least 1 is needed")
     conditions: dict[str, Any] = {
@@ -72,5 +79,8 @@ def evaluate(
             say(line(row))
             results[name].append(row)
         if out is not None:
-            write_report(out, conditions, results)  # after every suite, so that a later failure loses nothing
+            # after every suite, so that a later failure loses nothing
+            write_report(out, as_report(conditions, results))
+    if page is not None:
+        write_page(as_report(conditions, results), page)
     return results

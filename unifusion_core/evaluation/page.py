@@ -1,0 +1,175 @@
+"""The proof page: small counterparts of the paper's figures, with plots and verdicts, out of a report of `unifusion evaluate`.
+
+A claim is a pair of rows, the one that the paper finds better first. What a run failed to show stands there as it is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+Rows = Sequence[Mapping[str, Any]]
+PAGE_SUITES = ("designs", "verifi", "edits", "layers")
+PIXELS_PER_INCH = 110
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One plot: which rows of a suite, which of their numbers, and what the paper says about them."""
+
+    title: str
+    suite: str
+    says: str
+    rows: tuple[str, ...] = ()  # by name, in this order; all of the suite if none is named
+    value: str = "exact"  # the exact rate in per cent, or the name of a value
+    spread: str = ""  # the value that is half of the interval's width
+    claims: tuple[tuple[str, str], ...] = ()  # (better, worse)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A number with its 95 % interval."""
+
+    name: str
+    middle: float
+    low: float
+    high: float
+
+
+FIGURES = (
+    Figure(
+        title="Ways to condition",
+        suite="designs",
+        says="Pooling many layers per token (LAP) follows the prompt better than the last layer, than key-value fusion and than "
+        "hidden-state injection (paper, table of fusion designs). Every design was trained on about 20 thousand samples.",
+        claims=(
+            ("LAP over five layers, prefix", "last layer alone, prefix"),
+            ("LAP over five layers, prefix", "key-value fusion, prefix"),
+            ("LAP over five layers, prefix", "hidden-state injection, prefix"),
+        ),
+    ),
+    Figure(
+        title="VERIFI on and off",
+        suite="verifi",
+        says="Rewriting inside the VLM, and reading its states while it writes, follows roundabout prompts that a raw prompt "
+        "does not.",
+        rows=(
+            "indirect prompts, VERIFI on",
+            "indirect prompts, VERIFI off",
+            "full prompts, VERIFI on",
+            "full prompts, VERIFI off",
+        ),
+        claims=(("indirect prompts, VERIFI on", "indirect prompts, VERIFI off"),),
+    ),
+    Figure(
+        title="Tiles and detail",
+        suite="edits",
+        says="More tiles carry more detail of an input picture: its reconstruction comes nearer.",
+        rows=tuple(f"reconstruction, {tiles} tiles" for tiles in (1, 5, 10)),
+        value="PSNR dB",
+        spread="PSNR interval dB",
+        claims=(
+            ("reconstruction, 5 tiles", "reconstruction, 1 tiles"),
+            ("reconstruction, 10 tiles", "reconstruction, 5 tiles"),
+        ),
+    ),
+    Figure(
+        title="Edits, and references that were never trained",
+        suite="edits",
+        says="A generator trained on single pictures alone draws what instructions about two and three pictures ask for.",
+        rows=("edits", "two references", "three references"),
+    ),
+    Figure(
+        title="Layer dropout",
+        suite="layers",
+        says="Pictures do not depend strongly on the first and the last of the layers; without the middle ones the prompt "
+        "is lost.",
+    ),
+)
+
+
+def check_page(suites: Sequence[str]) -> None:
+    """Raises ConfigError if these suites do not make a page, or nothing can plot it: better before they run than after."""
+    missing = [name for name in PAGE_SUITES if name not in suites]
+    if missing:
+        raise ConfigError(
+            f"the page needs the suites {', '.join(PAGE_SUITES)}: add {', '.join(missing)} to --suite"
+        )
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError('the page needs matplotlib: pip install "unifusion[train]"')
+
+
+def write_page(report: Mapping[str, Any], page: Path) -> None:
+    """Write `page` (Markdown) and its plots (PNG, in a folder named after it) out of a report of `PAGE_SUITES`."""
+    folder = page.with_name(page.stem.lower())
+    folder.mkdir(parents=True, exist_ok=True)
+    text = [
+        "# What the small model shows of the paper's claims",
+        "",
+        f"Made by `unifusion evaluate --suite {' '.join(PAGE_SUITES)} --samples {report['samples']} --page {page.name}`. "
+        "Bars are 95 % intervals. A claim is *shown* if the intervals do not touch, *not shown* otherwise.",
+    ]
+    for number, figure in enumerate(FIGURES, start=1):
+        bars = read_bars(figure, report["suites"][figure.suite])
+        plot = folder / f"{number}-{figure.suite}.png"
+        draw_bars(bars, "exact, %" if figure.value == "exact" else figure.value, plot)
+        text += ["", f"## {figure.title}", "", figure.says, ""]
+        text += [f"![{figure.title}]({os.path.relpath(plot, page.parent)})", ""]
+        text += [f"- {sentence}" for sentence in verdicts(figure, bars)]
+    page.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
+
+
+def read_bars(figure: Figure, rows: Rows) -> list[Bar]:
+    """The figure's numbers out of a suite's rows."""
+    by_name = {row["name"]: row for row in rows}
+    bars = []
+    for name in figure.rows or tuple(by_name):
+        row = by_name[name]
+        if figure.value == "exact":
+            rate = row["rates"]["exact"]
+            low, high = rate["interval_95"]
+            bars.append(Bar(name=name, middle=100 * rate["share"], low=100 * low, high=100 * high))
+        else:
+            middle, reach = row["values"][figure.value], row["values"][figure.spread]
+            bars.append(Bar(name=name, middle=middle, low=middle - reach, high=middle + reach))
+    return bars
+
+
+def verdicts(figure: Figure, bars: Sequence[Bar]) -> list[str]:
+    """One sentence for each claim of the figure."""
+    by_name = {bar.name: bar for bar in bars}
+    sentences = []
+    for better, worse in figure.claims:
+        one, other = by_name[better], by_name[worse]
+        verdict = (
+            "shown"
+            if one.low > other.high
+            else "not shown: the other way round"
+            if one.middle < other.middle
+            else "not shown: within the intervals"
+        )
+        sentences.append(
+            f"*{better}* above *{worse}*: {one.middle:.1f} against {other.middle:.1f}, **{verdict}**"
+        )
+    return sentences
+
+
+def draw_bars(bars: Sequence[Bar], axis: str, path: Path) -> None:
+    """Horizontal bars with their intervals."""
+    from matplotlib.figure import Figure as Canvas  # noqa: PLC0415  (only the page needs it)
+
+    canvas = Canvas(figsize=(7, 0.8 + 0.38 * len(bars)), dpi=PIXELS_PER_INCH, layout="constrained")
+    plot = canvas.add_subplot()
+    places = range(len(bars), 0, -1)
+    reach = [[bar.middle - bar.low for bar in bars], [bar.high - bar.middle for bar in bars]]
+    plot.barh(places, [bar.middle for bar in bars], xerr=reach, color="#7a9cc6", ecolor="#333333", capsize=3)
+    plot.set_yticks(list(places), [bar.name for bar in bars])
+    plot.set_xlabel(axis)
+    plot.spines[["top", "right"]].set_visible(False)
+    canvas.savefig(path)
