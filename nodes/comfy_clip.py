@@ -210,7 +210,8 @@ def encode(clip: Any, prompt: str, pictures: Sequence[Tensor], max_tiles: int) -
     """One chat through the VLM: its tokens and its features."""
     tokens = tokens_for(clip, prompt, pictures, max_tiles)
     with at_work(clip, tokens) as encoder:
-        return tokens, Encoded(encoder.features(tokens, clip.patcher.patches_uuid), encoder.spec)
+        features = encoder.features(tokens, clip.patcher.patches_uuid)
+        return tokens, Encoded(features, encoder.spec, host.edited_size(one_by_one(pictures)))
 
 
 def rewrite(
@@ -253,7 +254,8 @@ def rewrite(
                 on_token=host.progress(max_new_tokens),
                 **how,
             )
-    return Encoded(done.features.to(mm.intermediate_device()), spec), str(done.request.decoded)
+    features = done.features.to(mm.intermediate_device())
+    return Encoded(features, spec, host.edited_size(request.pictures)), str(done.request.decoded)
 
 
 def tokens_for(clip: Any, prompt: str, pictures: Sequence[Tensor], max_tiles: int) -> Tokens:

@@ -22,6 +22,7 @@ from ..unifusion_core.models.unifusion import PreparedCondition, UniFusion, UniF
 # What stands beside the tokens in a CONDITIONING
 MASK = "attention_mask"  # ComfyUI's own name
 POSITIONS = "unifusion_positions"
+EDITED = "unifusion_edited_size"  # (width, height) of the one picture that the VLM read
 SPEC = "unifusion_vlm"  # for whom it was encoded; pooled ones have none
 
 

@@ -26,7 +26,9 @@ from ..unifusion_core.errors import CheckpointError, ConfigError, ShapeError
 from ..unifusion_core.flow.schedule import build_schedule
 from ..unifusion_core.models.layers import Build
 from ..unifusion_core.models.unifusion import UniFusion, UniFusionConfig
+from ..unifusion_core.sizes import warn_of_other_size
 from .comfy_conditions import (
+    EDITED,
     MASK,
     POSITIONS,
     ConditionInBatch,
@@ -233,7 +235,7 @@ class HostModel(comfy.model_base.BaseModel):
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """Called once per condition when sampling begins."""
-        self._check_latents(kwargs["noise"])
+        self._check_latents(kwargs["noise"], kwargs.get(EDITED))
         condition = SamplingCondition(self.model_config.unifusion, kwargs["cross_attn"], kwargs)
         return {CONDITIONS: ConditionInBatch([Rows(condition, 1)])}
 
@@ -259,8 +261,9 @@ class HostModel(comfy.model_base.BaseModel):
         hooks = getattr(self.current_patcher, "current_hooks", None)
         return None if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
 
-    def _check_latents(self, noise: Tensor) -> None:
-        """Refuse latents of another model, warn about sizes that this one has never drawn."""
+    def _check_latents(self, noise: Tensor, edited: tuple[int, int] | None) -> None:
+        """Refuse latents of another model; warn about sizes that this one has never drawn, and about an edit in another size
+        than its picture's."""
         config = self.model_config.unifusion
         if noise.shape[1] != config.dit.latent_channels:
             raise ShapeError(
@@ -276,6 +279,8 @@ class HostModel(comfy.model_base.BaseModel):
                 *size,
                 " or ".join(f"{width} x {height}" for width, height in known),
             )
+        if edited is not None and size != self.size_warned:
+            warn_of_other_size(size, edited)
         self.size_warned = size
 
     def state_dict_for_saving(
@@ -338,4 +343,5 @@ def pool(model: Any, encoded: Encoded) -> list[list[Any]]:
         pooled = module.pool(features.to(model.load_device, inner.get_dtype_inference()))
     device = mm.intermediate_device()
     tokens = pooled.tokens.to(device, torch.float32)
-    return [[tokens, {MASK: pooled.mask.long().to(device), POSITIONS: pooled.positions.to(device)}]]
+    rest = {MASK: pooled.mask.long().to(device), POSITIONS: pooled.positions.to(device)}
+    return [[tokens, rest if encoded.edited is None else rest | {EDITED: encoded.edited}]]

@@ -16,7 +16,9 @@ Features = io.Custom("UNIFUSION_FEATURES")
 
 @dataclass(frozen=True)
 class Encoded:
-    """Features, and what a generator must read for them to mean what it thinks: taps, template, kept tokens."""
+    """Features, and what a generator must read for them to mean what it thinks: taps, template, kept tokens. `edited` is the
+    size (width, height) in which a single picture would be drawn anew; several pictures or none have no such size."""
 
     features: VLMFeatures
     spec: VLMSpec
+    edited: tuple[int, int] | None = None

@@ -416,7 +416,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 def _jobs(lines: Sequence[_Line], arguments: argparse.Namespace) -> Iterator[_Job]:
     """`--batch` pictures per line, with seeds that count on."""
     from .pipeline import SIZE
-    from .sizes import check_size, size_of_picture
+    from .sizes import check_size, size_of_picture, warn_of_other_size
 
     stem = _out_stem(arguments)
     for line in lines:
@@ -424,6 +424,8 @@ def _jobs(lines: Sequence[_Line], arguments: argparse.Namespace) -> Iterator[_Jo
         if arguments.image_cfg is not None and not request.pictures:
             raise ConfigError("--image-cfg guides by input pictures: give --image, or leave --image-cfg out")
         size = arguments.size or (size_of_picture(request.pictures[0]) if request.pictures else SIZE)
+        if len(request.pictures) == 1:
+            warn_of_other_size(size, size_of_picture(request.pictures[0]))
         for number in range(arguments.batch):
             name = (line.id or stem.name) + (f"-{number + 1}" if arguments.batch > 1 else "")
             path = stem.with_name(f"{name}.png")

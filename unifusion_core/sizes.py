@@ -51,5 +51,16 @@ def warn_of_untrained_size(size: tuple[int, int], trained: Sequence[tuple[int, i
         )
 
 
+def warn_of_other_size(size: tuple[int, int], edited: tuple[int, int]) -> None:
+    """A warning for an edit that is drawn in another size than its picture."""
+    if size != edited:
+        logger.warning(
+            "%s is drawn, and the picture that is edited is %s: what should stay as it is will shift. Draw in the picture's own "
+            "size to keep it in its place.",
+            _by(size),
+            _by(edited),
+        )
+
+
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"

@@ -468,7 +468,24 @@ def size_warning() -> list[str]:
     model, positive, negative = comfy_model_of(), conditioning(features(9)), conditioning(features(5))
     by_comfyui(model, positive, negative, torch.zeros(1, 16, 8, 12))
     by_comfyui(model, positive, negative, torch.zeros(1, 16, 20, 12))
-    return said
+    return [*said]
+
+
+@case
+def edited_size_warning() -> list[str]:
+    """What is logged for an edit in another size than its picture's, and for one in the same."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("the_pack.unifusion_core.sizes").addHandler(handler)
+    model, clip = comfy_model_of(), embedded_clip()
+    one = comfy_clip.encode(clip, "make it blue", [torch.rand(1, 64, 96, 3)], 1)[1]
+    positive = comfy_model.pool(model, Encoded(features(9), CONFIG.vlm, one.edited))
+    negative = conditioning(features(5))
+    by_comfyui(model, positive, negative, torch.zeros(1, 16, 8, 12))
+    by_comfyui(model, positive, negative, torch.zeros(1, 16, 16, 16))
+    pair = comfy_clip.encode(clip, "both", [torch.rand(2, 64, 96, 3)], 1)[1]
+    return [*said, str(pair.edited)]
 
 
 # The VLM --------------------------------------------------------------------------------------------

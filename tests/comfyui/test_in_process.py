@@ -103,6 +103,14 @@ def test_an_untrained_size_is_warned_about_once(measured: Callable[[str], Any]) 
     assert "96 x 64" in sentence
 
 
+def test_an_edit_in_another_size_than_its_picture_is_warned_about(measured: Callable[[str], Any]) -> None:
+    *sentences, of_two = measured("edited_size_warning")
+    (sentence,) = sentences
+    assert "128x128 is drawn" in sentence
+    assert "96x64" in sentence
+    assert of_two == "None"
+
+
 def test_comfyuis_clip_gives_the_vlms_states(measured: Callable[[str], Any]) -> None:
     found = measured("vlm_states")
     assert max(found["text"], found["pictures"], found["stock"]) <= 1e-5
