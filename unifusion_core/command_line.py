@@ -369,11 +369,11 @@ def _generate(arguments: argparse.Namespace) -> None:
     from .pipeline import DrawSettings, Pipeline, write_picture_file
     from .vlm.prompts import join_features
 
+    _check_style(arguments.style, arguments.rewrite is not False)
     jobs = list(_jobs(lines, arguments))  # read all before loading the models: mistakes show at once
     pipeline = Pipeline.load(arguments.model, arguments.vlm, arguments.vae)
     rewriting = pipeline.rewrites_by_default if arguments.rewrite is None else arguments.rewrite
-    if STYLES.get(arguments.style, arguments.style) and not rewriting:
-        raise ConfigError("--style says how to rewrite: leave --no-rewrite out, or --style")
+    _check_style(arguments.style, rewriting)
     batches = list(_batches(jobs))
     with _progress(arguments.steps * len(batches), "drawing") as step_done:
         for batch in batches:
@@ -411,6 +411,11 @@ def _generate(arguments: argparse.Namespace) -> None:
                 }
                 write_picture_file(job.path, picture, record)
                 print(job.path, flush=True)
+
+
+def _check_style(style: str, rewriting: bool) -> None:
+    if STYLES.get(style, style) and not rewriting:
+        raise ConfigError("--style says how to rewrite: add --rewrite, or leave --style out")
 
 
 def _jobs(lines: Sequence[_Line], arguments: argparse.Namespace) -> Iterator[_Job]:

@@ -16,8 +16,10 @@ import pytest
 from PIL import Image
 
 from unifusion_core.command_line import main
+from unifusion_core.contracts import TokenRole
 from unifusion_core.evaluation import SUITE_NAMES
-from unifusion_core.vlm.backbone import Written
+from unifusion_core.vlm.backbone import VLMBackbone, Written
+from unifusion_core.vlm.prompts import VLMInputs
 
 QUICK = ["--size", "32x32", "--steps", "1", "--no-rewrite"]
 
@@ -155,6 +157,38 @@ def test_rewrite_adds_its_text_to_the_lines_and_keeps_what_is_there(
     assert written == [{**lines[0], "rewrite_text": "written"}, lines[1]]
 
 
+def test_a_style_goes_before_the_prompt_and_into_the_record(
+    random_weights: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(self: VLMBackbone, inputs: VLMInputs, *_: object, **__: object) -> Written:
+        roles = inputs.roles[0] == TokenRole.PROMPT
+        asked.append(self.tokenizer.decode(inputs.token_ids[0, roles]).strip())
+        return Written(texts=["written"], ended=[True], features=None)
+
+    monkeypatch.setattr("unifusion_core.vlm.backbone.VLMBackbone.write", answer)
+    out = tmp_path / "styled.png"
+    options = ["--style", "all in red.", "--steps", "1", "--size", "32x32", "--out", str(out)]
+    assert main(["generate", "a ball", *options, *random_weights.options]) == 0
+    assert asked == ["all in red. a ball"]
+    record = record_of(out)
+    assert (record["prompt"], record["style"], record["rewrite"]) == ("a ball", "all in red.", "written")
+
+
+def test_an_edit_in_another_size_than_its_picture_is_drawn_with_a_warning(
+    random_weights: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (50, 33)).save(tmp_path / "given.png")
+    call = ["generate", "x", "--image", str(tmp_path / "given.png"), "--no-rewrite", "--steps", "1"]
+    call += [*random_weights.options, "--out", str(tmp_path / "out.png")]
+    assert main(call) == 0
+    assert Image.open(tmp_path / "out.png").size == (48, 32)
+    assert "will shift" not in capsys.readouterr().err
+    assert main([*call, "--size", "64x32"]) == 0
+    assert "64x32 is drawn, and the picture that is edited is 48x32" in capsys.readouterr().err
+
+
 # Mistakes -----------------------------------------------------------------------------------------
 
 
@@ -173,12 +207,18 @@ def test_rewrite_adds_its_text_to_the_lines_and_keeps_what_is_there(
         (["generate", "x", "--image-cfg", "2"], "give --image, or leave --image-cfg out"),
         (["generate", "x", "--seed", "-1"], "a whole number from 0"),
         (["generate", "x", "--rewrite-text", " "], "the rewrite is empty"),
+        (["generate", "x", "--style", "keep everything else"], "add a picture"),
+        (["generate", "x", "--style", "terse", "--no-rewrite"], "add --rewrite, or leave --style out"),
         (["generate", "x", "--out", "a.jpg"], "choose a name that ends in .png"),
         (["generate", "x", "--image", "nowhere.png"], "There is no picture nowhere.png"),
         (["generate", "x", "--model", "nowhere.safetensors"], "there is no file nowhere.safetensors"),
         (["generate", "--prompts", "nowhere.jsonl", "--out", "o"], "nowhere.jsonl cannot be read"),
         (["rewrite", "x", "--out", "a"], "--out belongs to --prompts"),
         (["train", "nothing"], 'there is no recipe "nothing"; choose one of tiny-vae'),
+        (
+            ["evaluate", "--suite", "vlm", "--page", "page.md"],
+            "add designs, verifi, edits, layers to --suite",
+        ),
         (["evaluate", "--suite", "vlm", "taste"], 'there is no suite "taste"; choose from text-to-image'),
         (["inspect", "nowhere"], "there is no file nowhere"),
     ],
