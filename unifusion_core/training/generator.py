@@ -73,6 +73,7 @@ FORMS = {wordings.caption: 0.88, wordings.brief_caption: 0.04, wordings.sentence
 TILE_COUNTS = (1, 5, 10)  # max_tiles
 TILE_SHARES = (0.4, 0.3, 0.3)
 PROMPT_KINDS = {"full": 4, "caption": 3, "terse": 2, "relation": 2, "count": 1, "indirect": 2}
+HARDER = {"star": 2.0, "cross": 1.5}  # whose outlines are most often too soft to be read
 ASPECT_SHARES = (0.7, 0.15, 0.15)
 IGNORED = -100  # cross_entropy's own label for what does not count
 PATCH_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # 0 = no object
@@ -214,6 +215,7 @@ class GeneratorTask(Task):
             "free_pool_size": free_pool_size,
             "noises": noises,
             "foreground_weight": foreground_weight,
+            "harder": HARDER,
             "time_means": time_means,
             "head_weight": head_weight,
             "tasks": self.tasks,
@@ -445,13 +447,13 @@ def picture_tensor(scene: Scene, size: tuple[int, int]) -> Float[Tensor, "3 H W"
 
 
 def foreground(scene: Scene, size: tuple[int, int]) -> Float[Tensor, "h w"]:
-    """1 on latent cells within one cell of an object's bounding box, 0 elsewhere."""
+    """1 (more for `HARDER` shapes) on latent cells within one cell of an object's bounding box, 0 elsewhere."""
     width, height = size
     mask = torch.zeros(height // DOWNSCALE, width // DOWNSCALE)
     for obj in scene.objects:
         x, y, radius = (value / DOWNSCALE for value in object_geometry(obj, width, height))
         top, left = max(0, int(y - radius) - 1), max(0, int(x - radius) - 1)
-        mask[top : int(y + radius) + 2, left : int(x + radius) + 2] = 1
+        mask[top : int(y + radius) + 2, left : int(x + radius) + 2] = HARDER.get(obj.shape, 1.0)
     return mask
 
 
