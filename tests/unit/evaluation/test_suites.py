@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from unifusion_core.errors import ConfigError
-from unifusion_core.evaluation import report, swap, text_to_image, vlm
+from unifusion_core.contracts import VLMRequest
+from unifusion_core.errors import ConfigError, PromptError
+from unifusion_core.evaluation import drawing, layers, report, swap, text_to_image, verifi, vlm
 from unifusion_core.evaluation.autoencoder import evaluate_autoencoder
 from unifusion_core.evaluation.suite import Row, Sampling, Subject
 from unifusion_core.evaluation.suites import evaluate
@@ -105,14 +106,14 @@ def test_text_to_image_draws_both_ways_and_saves_sheets(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # half of the rewrites succeed, half do not end
-    def attempt(backbone: object, spec: object, requests: list) -> list:
+    def attempt(backbone: object, spec: object, requests: list, **_: object) -> list:
         text = caption(sample_scene(random.Random(1)))
         done = replace(requests[0], decoded=text)
         rewritten = Rewrite(request=done, features=subject.pipeline.read([done]))
-        return [rewritten, text_to_image.PromptError("did not end")][: len(requests)]
+        return [rewritten, PromptError("did not end")][: len(requests)]
 
-    monkeypatch.setattr(text_to_image, "attempt_rewrites", attempt)
-    monkeypatch.setattr(text_to_image, "DrawSettings", partial(DrawSettings, steps=1))
+    monkeypatch.setattr(drawing, "attempt_rewrites", attempt)
+    monkeypatch.setattr(drawing, "DrawSettings", partial(DrawSettings, steps=1))
     rows = list(text_to_image.evaluate_text_to_image(subject, Sampling(samples=2, pictures=tmp_path)))
     totals = [row for row in rows if not row.name.startswith(" ")]
     assert [row.name for row in totals] == [
@@ -178,3 +179,49 @@ def test_unknown_suites_and_no_samples_are_refused() -> None:
         evaluate(["taste"], Subject(), samples=1)
     with pytest.raises(ConfigError, match="at least 1"):
         evaluate(["vlm"], Subject(), samples=0)
+
+
+def test_rewriting_is_compared_picture_by_picture(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    difference = verifi.paired_difference([True, True, True, False], [True, False, False, True])
+    assert difference["points"] == 25.0
+    assert difference["lower bound"] < 0 < difference["upper bound"]
+    same = verifi.paired_difference([True, False] * 20, [True, False] * 20)
+    assert set(same.values()) == {0.0}
+
+    asked: list[tuple[list[str], bool]] = []
+
+    def draw(pipeline: object, prompts: list, *, rewriting: bool) -> list[text_to_image.Drawn]:
+        asked.append(([p.text for p in prompts], rewriting))
+        return [
+            text_to_image.Drawn(
+                wording=p,
+                rewrite=None,
+                picture=None,
+                judgement=judge_caption(caption(p.target) if rewriting else "", p.requirement),
+            )
+            for p in prompts
+        ]
+
+    monkeypatch.setattr(verifi, "draw_pictures", draw)
+    rows = list(verifi.evaluate_verifi(subject, Sampling(samples=6)))
+    assert [rows[i].rates["exact"].share for i in (0, 1, 3, 4)] == [1.0, 0.0, 1.0, 0.0]
+    assert rows[2].values["points"] == rows[5].values["points"] == 100.0
+    assert asked[0][0] == asked[1][0] != asked[2][0] == asked[3][0]
+
+
+def test_layers_are_silenced_one_by_one_and_all_but_one(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "DrawSettings", partial(DrawSettings, steps=1))
+    rows = list(layers.evaluate_layers(subject, Sampling(samples=1)))
+    taps = subject.pipeline.model.config.vlm.taps
+    assert [row.name for row in rows] == [
+        "all layers",
+        *(f"without layer {tap}" for tap in taps),
+        *(f"layer {tap} alone" for tap in taps),
+    ]
+    features = subject.pipeline.read([VLMRequest(prompt="a red star")])
+    quiet = layers.silenced(features, [1, 2])
+    assert not quiet.states[:, :, 1:3].any()
+    assert torch.equal(quiet.states[:, :, 0], features.states[:, :, 0])
+    assert features.states[:, :, 1:3].any()
