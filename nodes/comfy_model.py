@@ -227,6 +227,7 @@ class HostModel(comfy.model_base.BaseModel):
         self.memory_usage_factor_conds = (CONDITIONS,)
         self.memory_usage_shape_process = {CONDITIONS: lambda s: [s[0], s[2], s[1] * patch**2]}
         self.size_warned: tuple[int, int] | None = None
+        self.edit_warned: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     def process_timestep(self, timestep: Tensor, **kwargs: Any) -> Tensor:
         """ComfyUI's timestep as the core's time. The factor between them depends on the sampling node that a user put
@@ -279,9 +280,10 @@ class HostModel(comfy.model_base.BaseModel):
                 *size,
                 " or ".join(f"{width} x {height}" for width, height in known),
             )
-        if edited is not None and size != self.size_warned:
-            warn_of_other_size(size, edited)
         self.size_warned = size
+        if edited is not None and (size, edited) != self.edit_warned:
+            warn_of_other_size(size, edited)
+            self.edit_warned = (size, edited)
 
     def state_dict_for_saving(
         self, unet_state_dict: dict[str, Tensor], *args: Any, **kwargs: Any
