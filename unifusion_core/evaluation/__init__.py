@@ -14,4 +14,5 @@ SHIPPED_SUITES = (
     "layers",
     "speed",
 )  # judge the model that is given
-SUITE_NAMES = (*SHIPPED_SUITES, "designs")  # compares training runs, which must have been made
+# these two compare training runs, which must have been made
+SUITE_NAMES = (*SHIPPED_SUITES, "designs", "picture-designs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -13,8 +14,9 @@ from ..contracts import VLMRequest
 from ..errors import ConfigError
 from ..models.unifusion import UniFusion
 from ..pipeline import DrawSettings, Pipeline
-from ..world import wordings
+from ..world import edits, wordings
 from ..world.requirements import Requirement
+from .edits import draw_group, reconstruct
 from .fusion import FUSIONS
 from .suite import Row, Sampling, Subject, chunks
 from .tally import score_pictures
@@ -27,6 +29,11 @@ DESIGNS = {  # recipe: what it stands for
     "tiny-short-last-layer": "last layer alone, prefix",
     "tiny-short-key-value": "key-value fusion, prefix",
     "tiny-short-injection": "hidden-state injection, prefix",
+}
+PICTURE_DESIGNS = {
+    "tiny-short-edits": "one LAP, picture tokens at their place",
+    "tiny-short-edits-no-positions": "one LAP, picture tokens without a place",
+    "tiny-short-edits-lap-per-modality": "a LAP for each modality, picture tokens at their place",
 }
 BATCH = 16
 TIMED_PICTURES = 5
@@ -50,6 +57,27 @@ def evaluate_designs(subject: Subject, sampling: Sampling) -> Iterator[Row]:
         tally = score_pictures(pictures, [Requirement.of(scene) for scene in scenes])
         values = {"loss": _last_loss(recipe), "time": seconds[recipe] / seconds[next(iter(DESIGNS))]}
         yield Row(name=DESIGNS[recipe], rates=tally.rates(), values=values)
+
+
+def evaluate_picture_designs(subject: Subject, sampling: Sampling) -> Iterator[Row]:
+    """How pictures reach the DiT: edits of all kinds, the same ones and seeds for every design, and reconstruction at 10 tiles.
+
+    Raises ConfigError if a run is missing.
+    """
+    rng = sampling.rng("picture designs")
+    kinds = edits.EDIT_KINDS
+    instructions = [
+        edits.sample_instruction(rng, kinds[i % len(kinds)], True) for i in range(sampling.samples)
+    ]
+    scenes = [edit.sources[0] for edit in instructions]
+    for recipe, name in PICTURE_DESIGNS.items():
+        pipeline = _pipeline(subject, recipe)
+        row = draw_group(pipeline, instructions).row(name)
+        likeness = reconstruct(pipeline, scenes, tiles=10).values
+        values = {"loss": _last_loss(recipe), **row.values}
+        yield replace(
+            row, values=values | {f"reconstruction {key}": value for key, value in likeness.items()}
+        )
 
 
 def _pipeline(subject: Subject, recipe: str) -> Pipeline:

@@ -1,5 +1,5 @@
-"""Two ways to condition a DiT on many VLM layers that the paper compared LAP with, for that comparison alone (paper, section on
-fusion designs; paper.md 1.4). Both are in the `prefix` form and know nothing of LAP and refiner."""
+"""Other ways to condition a DiT on many VLM layers, for comparisons alone: two that the paper compared LAP with (its section on
+fusion designs), which know nothing of LAP and refiner, and LAP with weights of its own for pictures. All in the `prefix` form."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..contracts import Conditioning, VLMFeatures
+from ..models.lap import LayerwiseAttentionPooling
 from ..models.layers import Build, RMSNorm, key_bias, rotate
 from ..models.unifusion import PreparedCondition, UniFusion, UniFusionConfig
 
 
 class _WithoutPooling(UniFusion):
-    """What both have in common: the condition is the tapped states themselves, side by side."""
+    """What the two have in common: the condition is the tapped states themselves, side by side."""
 
     def __init__(self, config: UniFusionConfig) -> None:
         super().__init__(config)
@@ -88,8 +89,28 @@ class HiddenStateInjection(_WithoutPooling):
         return PreparedCondition(conditioning=conditioning, grid=grid, keys_values=keys_values)
 
 
+class LAPPerModality(UniFusion):
+    """Text and pictures pooled by a LAP of their own each; refiner and DiT are shared."""
+
+    def __init__(self, config: UniFusionConfig) -> None:
+        super().__init__(config)
+        taps, size = len(config.vlm.taps), config.vlm.hidden_size
+        self.picture_lap = LayerwiseAttentionPooling(config.lap, num_taps=taps, size=size, build=Build())
+
+    def pool(self, features: VLMFeatures) -> Conditioning:
+        lap, refiner = self.txtfusion.stages
+        pictures = features.positions[..., :1] > 0
+        pooled = torch.where(pictures, self.picture_lap(features.states), lap(features.states))
+        return Conditioning(
+            tokens=self.txtmlp(refiner(pooled, features.mask)),
+            mask=features.mask,
+            positions=features.positions,
+        )
+
+
 FUSIONS: dict[str, type[UniFusion]] = {
     "lap": UniFusion,
     "key-value fusion": KeyValueFusion,
     "hidden-state injection": HiddenStateInjection,
+    "lap per modality": LAPPerModality,
 }

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import ConfigError
 from .autoencoder import evaluate_autoencoder
-from .designs import evaluate_designs
+from .designs import evaluate_designs, evaluate_picture_designs
 from .edits import evaluate_edits
 from .layers import evaluate_layers
 from .page import check_page, write_page
@@ -34,6 +34,7 @@ SUITES: dict[str, Suite] = {
     "layers": evaluate_layers,
     "speed": evaluate_speed,
     "designs": evaluate_designs,
+    "picture-designs": evaluate_picture_designs,
 }
 
 

@@ -239,6 +239,26 @@ def tiny_short_injection() -> Recipe:
     return _generator(TINY, _from_scratch(560, decay_steps=200), seed=2, fusion="hidden-state injection")
 
 
+def tiny_short_edits() -> Recipe:
+    """Text, edits and reconstructions on a small budget: what the two below are compared with."""
+    return _short_with_pictures(TINY)
+
+
+def tiny_short_edits_no_positions() -> Recipe:
+    """Picture tokens without their place on the latent grid."""
+    return _short_with_pictures(replace(TINY, picture_positions="zero"))
+
+
+def tiny_short_edits_lap_per_modality() -> Recipe:
+    """Text and pictures pooled by a LAP of their own each."""
+    return _short_with_pictures(TINY, fusion="lap per modality")
+
+
+def _short_with_pictures(config: UniFusionConfig, **settings: Any) -> Recipe:
+    tasks = {"text": 0.4, "edit": 0.4, "reconstruct": 0.2}
+    return _generator(config, _from_scratch(560, decay_steps=200), seed=2, tasks=tasks, **settings)
+
+
 def _from_scratch(num_steps: int, *, decay_steps: int) -> LoopConfig:
     return LoopConfig(
         num_steps=num_steps,
@@ -285,4 +305,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-short-last-layer": tiny_short_last_layer,
     "tiny-short-key-value": tiny_short_key_value,
     "tiny-short-injection": tiny_short_injection,
+    "tiny-short-edits": tiny_short_edits,
+    "tiny-short-edits-no-positions": tiny_short_edits_no_positions,
+    "tiny-short-edits-lap-per-modality": tiny_short_edits_lap_per_modality,
 }

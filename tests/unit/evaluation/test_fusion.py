@@ -69,3 +69,19 @@ def test_a_run_is_opened_in_the_form_that_it_was_trained_in(fusion: str, tmp_pat
     again = load_design(tmp_path / "generator.safetensors")
     assert type(again) is type(model)
     torch.testing.assert_close(velocity(again, given), velocity(model, given), rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_are_pooled_by_their_own_lap() -> None:
+    model, given = trained_a_little("lap per modality"), features()
+    positions = given.positions.clone()
+    positions[:, :3] = torch.tensor([1.0, 0.5, 0.5])
+    with_pictures = replace(given, positions=positions)
+    before = model.pool(with_pictures).tokens
+    with torch.no_grad():
+        for parameter in model.picture_lap.parameters():
+            parameter.mul_(1.5)
+    after = model.pool(with_pictures).tokens
+    assert (after - before).abs().amax() > 1e-3
+    torch.testing.assert_close(
+        model.pool(given).tokens, trained_a_little("lap per modality").pool(given).tokens
+    )
