@@ -77,7 +77,10 @@ class Group:
             values["error of traits / without pictures"] = fmean(ratios)
         outside = [side.outside for side in self.seeing if side.outside is not None]
         if outside:
-            values["PSNR outside dB"] = fmean(outside)
+            # of the mean error: a flat background that comes back to the bit would make a mean of decibels infinite
+            values["PSNR outside dB"] = -10 * math.log10(
+                max(fmean(10 ** (-each / 10) for each in outside), 1e-12)
+            )
         return Row(name=name, rates=_tally(self.seeing).rates(), values=values)
 
 
