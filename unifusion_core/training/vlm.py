@@ -29,7 +29,7 @@ from ..vlm.tiny import MEAN, STD, build_vlm, read_tokenizer, save_vlm
 from ..world import edits, wordings
 from ..world.german import german_prompt
 from ..world.render import render
-from ..world.restyle import RESTYLE_KINDS, restyle, restyled_scene
+from ..world.restyle import RESTYLE_KINDS, restyle, restyled
 from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, sample_scene
 from .loop import Task
 
@@ -129,7 +129,7 @@ def with_random_style(rng: random.Random, sample: Sample) -> Sample:
     name = rng.choice(("terse", "detailed", "keep everything else", "translate to English", "free", "free"))
     if name == "free":
         text, changes = restyle(rng, rng.choice(RESTYLE_KINDS))
-        target = restyled_scene(sample.target, changes)
+        target = restyled(sample.target, changes)
         return replace(sample, style=text, target=target, meant=frozenset())
     if name == "translate to English" and not sample.sources:
         sample = replace(sample, prompt=german_prompt(rng, sample.target))

@@ -84,16 +84,7 @@ def sample_edit(rng: random.Random, kind: str, held_out: bool | None = False) ->
         change = _CHANGES[kind](rng, source)
         if held_out is None or change.target.held_out == held_out:
             break
-    instruction, requirement = _INSTRUCTIONS[kind](rng, source, change)
-    return Edit(
-        kind=kind,
-        sources=(source,),
-        instruction=finish(rng, instruction),
-        target=change.target,
-        requirement=requirement,
-        touched=change.touched,
-        origin=change.origin,
-    )
+    return _put_into_words(rng, kind, source, change)
 
 
 def sample_edit_into(rng: random.Random, target: Scene) -> Edit:
@@ -108,6 +99,10 @@ def sample_edit_into(rng: random.Random, target: Scene) -> Edit:
         source, change = _backwards(rng, kind, target)
         if not source.held_out:
             break
+    return _put_into_words(rng, kind, source, change)
+
+
+def _put_into_words(rng: random.Random, kind: str, source: Scene, change: _Change) -> Edit:
     instruction, requirement = _INSTRUCTIONS[kind](rng, source, change)
     return Edit(
         kind=kind,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import TypeVar
 
 from .requirements import Requirement
 from .scenes import BACKGROUNDS, COLORS, SIZES, Scene
 from .wordings import INDIRECT
+
+T = TypeVar("T", Scene, Requirement)
 
 RESTYLE_KINDS = ("color", "size", "background")
 
@@ -27,21 +30,11 @@ def restyle(rng: random.Random, kind: str) -> tuple[str, dict[str, str]]:
     return f"{rng.choice(forms)}.", {kind: value}
 
 
-def restyled_scene(scene: Scene, changes: dict[str, str]) -> Scene:
-    """The scene with what a style sets."""
+def restyled(wanted: T, changes: dict[str, str]) -> T:
+    """The scene, or what a prompt fixes about one, with what a style sets."""
     objects = {key: value for key, value in changes.items() if key != "background"}
     return replace(
-        scene,
-        objects=tuple(replace(o, **objects) for o in scene.objects),
-        background=changes.get("background", scene.background),
-    )
-
-
-def restyled_requirement(requirement: Requirement, changes: dict[str, str]) -> Requirement:
-    """What a prompt fixes, and over it what a style sets."""
-    objects = {key: value for key, value in changes.items() if key != "background"}
-    return replace(
-        requirement,
-        objects=tuple(replace(o, **objects) for o in requirement.objects),
-        background=changes.get("background", requirement.background),
+        wanted,
+        objects=tuple(replace(o, **objects) for o in wanted.objects),
+        background=changes.get("background", wanted.background),
     )

@@ -143,20 +143,23 @@ class Wording:
 
 def caption(scene: Scene) -> str:
     """The canonical full caption, in the scene's order: "big red circle at top left, white background."."""
-    objects = [f"{o.size} {o.color} {o.shape} at {o.position}" for o in scene.objects]
-    return ", ".join([*objects, f"{scene.background} background."])
+    return _list_objects(scene, [f"{o.size} {o.color} {o.shape}" for o in scene.objects])
 
 
 def brief_caption(scene: Scene) -> str:
     """A caption that leaves the sizes open: "red circle at top left, white background."."""
-    objects = [f"{o.color} {o.shape} at {o.position}" for o in scene.objects]
-    return ", ".join([*objects, f"{scene.background} background."])
+    return _list_objects(scene, [f"{o.color} {o.shape}" for o in scene.objects])
 
 
 def colorless_caption(scene: Scene) -> str:
     """A caption for objects in colours without a name: "big circle at top left, white background."."""
-    objects = [f"{o.size} {o.shape} at {o.position}" for o in scene.objects]
-    return ", ".join([*objects, f"{scene.background} background."])
+    return _list_objects(scene, [f"{o.size} {o.shape}" for o in scene.objects])
+
+
+def _list_objects(scene: Scene, names: Sequence[str]) -> str:
+    """Each object by its name and its place, then the background."""
+    placed = [f"{name} at {o.position}" for name, o in zip(names, scene.objects, strict=True)]
+    return ", ".join([*placed, f"{scene.background} background."])
 
 
 def sentence_caption(scene: Scene) -> str:

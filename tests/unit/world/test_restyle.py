@@ -6,7 +6,7 @@ import pytest
 
 from unifusion_core.world.german import german_prompt
 from unifusion_core.world.requirements import Requirement, check
-from unifusion_core.world.restyle import RESTYLE_KINDS, restyle, restyled_requirement, restyled_scene
+from unifusion_core.world.restyle import RESTYLE_KINDS, restyle, restyled
 from unifusion_core.world.scenes import sample_scene
 from unifusion_core.world.wordings import INDIRECT, parse_caption
 
@@ -17,15 +17,15 @@ def test_a_style_sets_one_thing_of_the_whole_scene(kind: str) -> None:
     for _ in range(100):
         scene = sample_scene(rng, held_out=None)
         text, changes = restyle(rng, kind)
-        changed = restyled_scene(scene, changes)
+        changed = restyled(scene, changes)
         ((name, value),) = changes.items()
         assert name == kind
         assert value in text or any(phrase in text for phrase in INDIRECT.get(value, ()))
         assert {
             changed.background if kind == "background" else getattr(o, kind) for o in changed.objects
         } == {value}
-        assert restyled_scene(changed, changes) == changed
-        assert check(restyled_requirement(Requirement.of(scene), changes), changed).exact
+        assert restyled(changed, changes) == changed
+        assert check(restyled(Requirement.of(scene), changes), changed).exact
 
 
 def test_german_bends_its_adjectives() -> None:
