@@ -45,16 +45,18 @@ class AutoencoderTask(Task):
         latent_penalty: float = 0.05,
         object_share: float = 0.0,
         free_color_share: float = 0.0,
+        size_shares: tuple[float, ...] = (1.0,) * len(ASPECT_SIZES),
         start: Path | None = None,
         decoder_only: bool = False,
     ) -> None:
         """`object_share` of the crops are centred near an object (most often a small, a star or a cross: what is hardest to
         draw), the others anywhere. `free_color_share` of the pictures have objects in colours between the named ones: a
         decoder that knows the seven alone jumps between them, and a drawn latent that is a little off shows as a stain.
-        `start`: weights to go on from; `decoder_only` leaves the latents as they are, so that a
+        `size_shares`: how often each of `ASPECT_SIZES` is drawn. `start`: weights to go on from; `decoder_only` leaves the latents as they are, so that a
         generator trained on them stays valid."""
         self.seed, self.crop = seed, crop
         self.object_share, self.free_color_share = object_share, free_color_share
+        self.size_shares = size_shares
         self.settings = {
             "seed": seed,
             "crop": crop,
@@ -63,6 +65,7 @@ class AutoencoderTask(Task):
             "latent_penalty": latent_penalty,
             "object_share": object_share,
             "free_color_share": free_color_share,
+            "size_shares": size_shares,
             "start": start.name if start else None,
             "decoder_only": decoder_only,
         }
@@ -77,7 +80,7 @@ class AutoencoderTask(Task):
 
     def item(self, index: int) -> Tensor:
         rng = random.Random(f"autoencoder-{self.seed}-{index}")
-        width, height = rng.choice(ASPECT_SIZES)
+        width, height = rng.choices(ASPECT_SIZES, self.size_shares)[0]
         scene = sample_scene(rng, max_objects=9)
         if rng.random() < self.free_color_share:
             scene = with_free_colors(rng, scene)

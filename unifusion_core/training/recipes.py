@@ -72,6 +72,28 @@ def tiny_vae_decoder() -> Recipe:
     return task, replace(AUTOENCODER_LOOP, num_steps=6000, decay_steps=3000)
 
 
+def tiny_vae_outlines() -> Recipe:
+    """Go on with the decoder alone, on the two sizes whose shapes have the fewest latents."""
+    task = AutoencoderTask(
+        seed=5,
+        crop=40,
+        start=VAE,
+        latent_noise=0.3,
+        object_share=0.9,
+        free_color_share=0.3,
+        size_shares=(0.2, 0.4, 0.4),
+        decoder_only=True,
+    )
+    return task, replace(
+        AUTOENCODER_LOOP,
+        num_steps=5000,
+        batch_size=6,
+        muon_learning_rate=0.004,
+        decay_steps=2000,
+        evaluate_every=1000,
+    )
+
+
 def tiny_vlm() -> Recipe:
     """The embedded VLM. Once it read pictures (after 6000 steps), rewrites and references got a larger share of the mix."""
     config = LoopConfig(
@@ -158,6 +180,37 @@ def tiny_vlm_looks() -> Recipe:
         },
         tile_shares=(0.8, 0.1, 0.1),
         style_share=0.12,
+        start=VLM,
+    )
+    return task, config
+
+
+def tiny_vlm_details() -> Recipe:
+    """Go on with the embedded VLM: its picture tokens must tell what they cover, exact place, size and shade included; more
+    prompts that say where things stand to each other."""
+    config = LoopConfig(
+        num_steps=2800,
+        batch_size=16,
+        learning_rate=7e-4,
+        muon_learning_rate=0.004,
+        weight_decay=0.1,
+        decay_steps=1200,
+        ema_decay=0.998,
+        evaluate_every=700,
+        checkpoint_every=200,
+    )
+    task = VLMTask(
+        seed=4,
+        batch_size=config.batch_size,
+        mix={"rewrite": 0.33, "describe": 0.1, "edit": 0.28, "reference": 0.18, "look": 0.11},
+        tokenizer=VLM,
+        cell_weight=0.1,
+        meant_weight=0.1,
+        detail_weight=0.5,
+        rewrite_shares={"full": 2, "terse": 2, "relation": 10, "count": 1, "indirect": 3, "caption": 0.5},
+        edit_shares={"remove": 2, "recolor": 1.5, "move": 1.5, "reshape": 1.5, "background": 0.5, "in_order": 1.5},
+        tile_shares=(0.45, 0.25, 0.3),
+        style_share=0.08,
         start=VLM,
     )
     return task, config
@@ -294,9 +347,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-vae-sharpen": tiny_vae_sharpen,
     "tiny-vae-colors": tiny_vae_colors,
     "tiny-vae-decoder": tiny_vae_decoder,
+    "tiny-vae-outlines": tiny_vae_outlines,
     "tiny-vlm": tiny_vlm,
     "tiny-vlm-edits": tiny_vlm_edits,
     "tiny-vlm-looks": tiny_vlm_looks,
+    "tiny-vlm-details": tiny_vlm_details,
     "tiny": tiny,
     "tiny-sharpen": tiny_sharpen,
     "tiny-edits": tiny_edits,

@@ -1,13 +1,15 @@
 """Train the embedded VLM: captions of pictures, rewrites of prompts, edits and references, all into one target caption.
 
-It stands for a pretrained VLM that knows its world, so it may see held-out pairs and several pictures. Two train-time heads speed
-up what is slowest to learn: one on the picture tokens must name what stands in the cell a token looks at, one on the token before
-the answer must tell which objects, of which picture, the instruction means.
+It stands for a pretrained VLM that knows its world, so it may see held-out pairs and several pictures. Train-time heads teach
+what answers alone teach too slowly, or never. On the picture tokens, one must name what stands in the cell a token looks at, one
+must tell the pixels that it covers and the unnamed traits of what stands there: no answer speaks of those, but a real VLM's
+picture tokens hold them. On the token before the answer, one must tell which objects, of which picture, the instruction means.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,18 +27,31 @@ from ..vlm.backbone import VLMBackbone
 from ..vlm.folder import load_vlm
 from ..vlm.prompts import VLMInputs
 from ..vlm.template import TINY_TEMPLATE, TINY_VLM
-from ..vlm.tiny import MEAN, STD, build_vlm, read_tokenizer, save_vlm
+from ..vlm.tiny import MEAN, STD, TOKENS_PER_SIDE, build_vlm, read_tokenizer, save_vlm
 from ..world import edits, wordings
 from ..world.german import german_prompt
 from ..world.render import render
 from ..world.restyle import RESTYLE_KINDS, restyle, restyled
-from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, sample_scene
+from ..world.scenes import (
+    ASPECT_SIZES,
+    BACKGROUNDS,
+    COLORS,
+    MAX_OFFSET,
+    MAX_SCALE,
+    MAX_SHADE,
+    SHAPES,
+    SIZES,
+    Scene,
+    sample_scene,
+)
 from .loop import Task
 
 TILE_COUNTS = (1, 5, 10)  # max_tiles: thumbnail alone, 2 x 2 and 3 x 3 tiles beside it
 NUM_CELLS, MAX_SOURCES = 9, 3
 REWRITE_SHARES = {"full": 4, "terse": 3, "relation": 2, "count": 1, "indirect": 4, "caption": 1}
 MEANT_LAYER = 4  # of 6: the layers behind it can use what the head asks for
+PIXELS_PER_SIDE = 4  # of a picture token's part of its tile, as the head must tell it
+NUM_TRAITS = 6
 CELL_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # 0 = an empty cell
 
 
@@ -60,6 +75,7 @@ class VLMBatch:
 
     chat: VLMInputs
     cells: Int[Tensor, "P 4"]  # labels of each picture token, in the order of the batch
+    traits: Float[Tensor, "P 6"]  # of the object in each picture token's cell, NaN for an empty one
     meant: Float[
         Tensor, "B cells"
     ]  # 1 for each cell of each picture with an object that the instruction means
@@ -71,6 +87,7 @@ class VLMBatch:
             self,
             chat=self.chat.to(device),
             cells=self.cells.to(device, **how),
+            traits=self.traits.to(device, **how),
             meant=self.meant.to(device, **how),
         )
 
@@ -143,7 +160,7 @@ class VLMTask(Task):
     """Batches of one kind each (so that lengths are alike); the mix is drawn per batch."""
 
     name = "vlm"
-    not_muon = ("embed_tokens", "embeddings", "cell_head", "meant_head")
+    not_muon = ("embed_tokens", "embeddings", "cell_head", "detail_head", "meant_head")
 
     def __init__(
         self,
@@ -154,18 +171,21 @@ class VLMTask(Task):
         tokenizer: Path,
         cell_weight: float = 0.3,
         meant_weight: float = 0.0,
+        detail_weight: float = 0.0,
         rewrite_shares: dict[str, float] | None = None,
         edit_shares: dict[str, float] | None = None,
         tile_shares: tuple[float, float, float] = (0.55, 0.25, 0.2),
         style_share: float = 0.0,
         start: Path | None = None,
     ) -> None:
-        """`mix`: shares of the tasks; `rewrite_shares`: of the kinds of prompts (`REWRITE_SHARES` if not given);
+        """`mix`: shares of the tasks; `detail_weight`: of the head that tells what a picture token
+        covers; `rewrite_shares`: of the kinds of prompts (`REWRITE_SHARES` if not given);
         `edit_shares`: of the kinds among edits, references and looks (1 if not named); `tile_shares`: how many
         batches have each of `TILE_COUNTS`; `style_share`: of the chats, how many have a style;
         `start`: a VLM folder to go on from."""
         self.seed, self.batch_size, self.mix = seed, batch_size, mix
         self.cell_weight, self.meant_weight = cell_weight, meant_weight
+        self.detail_weight = detail_weight
         self.rewrite_shares = rewrite_shares or REWRITE_SHARES
         self.edit_shares, self.tile_shares, self.style_share = edit_shares or {}, tile_shares, style_share
         self.settings = {
@@ -173,6 +193,7 @@ class VLMTask(Task):
             "mix": mix,
             "cell_weight": cell_weight,
             "meant_weight": meant_weight,
+            "detail_weight": detail_weight,
             "rewrite_shares": self.rewrite_shares,
             "edit_shares": self.edit_shares,
             "tile_shares": tile_shares,
@@ -194,6 +215,7 @@ class VLMTask(Task):
             {
                 "vlm": vlm,
                 "cell_head": nn.Linear(width, sum(CELL_LABELS)),
+                "detail_head": nn.Linear(width, 3 * PIXELS_PER_SIDE**2 + NUM_TRAITS),
                 "meant_head": nn.Linear(width, MAX_SOURCES * NUM_CELLS),
             }
         )
@@ -235,17 +257,20 @@ class VLMTask(Task):
                 )
             )
         chat = self.backbone.prepare(requests, TINY_TEMPLATE, items[0].max_tiles)
-        cells = [torch.zeros(0, 4, dtype=torch.long)]
+        cells, traits = [torch.zeros(0, 4, dtype=torch.long)], [torch.zeros(0, NUM_TRAITS)]
         for sample, roles, positions in zip(items, chat.roles, chat.positions, strict=True):
             for number, scene in enumerate(sample.sources, start=1):
                 mine = (roles == TokenRole.PICTURE) & (positions[:, 0] == number)
                 cells.append(cell_labels(scene, positions[mine, 1:]))
+                traits.append(cell_traits(scene, positions[mine, 1:]))
         meant = torch.zeros(len(items), MAX_SOURCES * NUM_CELLS)
         for row, sample in enumerate(items):
             for source, index in sample.meant:
                 cell_row, column = sample.sources[source].objects[index].cell
                 meant[row, source * NUM_CELLS + 3 * cell_row + column] = 1
-        return VLMBatch(chat=chat, cells=torch.cat(cells), meant=meant, kind=items[0].kind)
+        return VLMBatch(
+            chat=chat, cells=torch.cat(cells), traits=torch.cat(traits), meant=meant, kind=items[0].kind
+        )
 
     # ------------------------------------------------------------------ loss
 
@@ -287,6 +312,10 @@ class VLMTask(Task):
             )
             parts["loss_cells"] = float(cell.detach())
             loss = loss + self.cell_weight * cell
+            if self.detail_weight:
+                pixels, traits = detail_errors(model["detail_head"](seen), batch)
+                parts |= {"pixels_mse": float(pixels.detach()), "traits_mse": float(traits.detach())}
+                loss = loss + self.detail_weight * (pixels + traits)
             if self.meant_weight:
                 guesses = model["meant_head"](decision)
                 meant = F.binary_cross_entropy_with_logits(guesses, batch.meant, reduction="sum") / len(
@@ -331,6 +360,31 @@ def tokenizer_texts(seed: int) -> list[str]:
     """What the tokenizer's vocabulary is made from."""
     rng = random.Random(f"tokenizer-{seed}")
     return [*wordings.corpus(rng, 8000), *edits.corpus(rng, 6000)]
+
+
+def cell_traits(scene: Scene, centres: Float[Tensor, "P 2"]) -> Float[Tensor, "P 6"]:
+    """Place, size and shade of the object in the cell that each picture token's centre lies in, each in -1..1; NaN if empty."""
+    traits = torch.full((3, 3, NUM_TRAITS), math.nan)
+    for obj in scene.objects:
+        own = obj.traits
+        traits[obj.cell] = torch.tensor(
+            (own.dx / MAX_OFFSET, own.dy / MAX_OFFSET, (own.scale - 1) / MAX_SCALE)
+            + tuple(part / MAX_SHADE for part in own.shade)
+        )
+    row, column = (centres * 3).long().clamp(max=2).unbind(1)
+    return traits[row, column]
+
+
+def detail_errors(guesses: Float[Tensor, "P X"], batch: VLMBatch) -> tuple[Tensor, Tensor]:
+    """Mean squared errors of the pixels that each picture token covers, and of the traits of what stands there."""
+    tiles = batch.chat.pixel_inputs["pixel_values"]  # G 3 S S
+    side = tiles.shape[-1] // TOKENS_PER_SIDE
+    told = F.avg_pool2d(tiles, side // PIXELS_PER_SIDE)
+    told = told.unfold(2, PIXELS_PER_SIDE, PIXELS_PER_SIDE).unfold(3, PIXELS_PER_SIDE, PIXELS_PER_SIDE)
+    told = told.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)  # P 3*4*4
+    pixels, traits = guesses.split((told.shape[1], NUM_TRAITS), 1)
+    known = ~batch.traits.isnan()
+    return F.mse_loss(pixels, told), F.mse_loss(traits[known], batch.traits[known])
 
 
 def cell_labels(scene: Scene, centres: Float[Tensor, "P 2"]) -> Int[Tensor, "P 4"]:
