@@ -19,8 +19,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -86,6 +88,7 @@ class Comfy:
 
     port: int
     base: Path
+    process_id: int = 0
 
     @property
     def input_dir(self) -> Path:
@@ -281,18 +284,22 @@ class Graph(dict[str, Any]):
         """Latents for exact comparisons, see `Comfy.latents`."""
         self.add("SaveLatent", samples=samples, filename_prefix="latent")
 
-    def save_picture(self, samples: list[Any]) -> None:
+    def save_picture(self, samples: list[Any], prefix: str = "picture") -> None:
         """Decode with the embedded VAE and save, see `Comfy.images`."""
         vae = self.add("VAELoader", vae_name=BUILT_IN_VAE)
-        self.add(
-            "SaveImage", images=self.add("VAEDecode", samples=samples, vae=vae), filename_prefix="picture"
-        )
+        self.add("SaveImage", images=self.add("VAEDecode", samples=samples, vae=vae), filename_prefix=prefix)
 
 
 @pytest.fixture
-def graph() -> Graph:
+def new_graph() -> Callable[[], Graph]:
+    """Makes empty graphs."""
+    return Graph
+
+
+@pytest.fixture
+def graph(new_graph: Callable[[], Graph]) -> Graph:
     """An empty graph."""
-    return Graph()
+    return new_graph()
 
 
 @pytest.fixture(scope="session")
@@ -320,23 +327,25 @@ def comfyui_python(comfyui_home: Path) -> str:
     return str(python) if python.exists() else sys.executable
 
 
-@pytest.fixture(scope="session")
-def comfy(
-    comfyui_home: Path, comfyui_python: str, tmp_path_factory: pytest.TempPathFactory
+@contextmanager
+def serving(
+    home: Path, python: str, base: Path, *, name: str = "comfyui-unifusion", flags: Sequence[str] = ()
 ) -> Iterator[Comfy]:
-    """A ComfyUI server with this pack installed and nothing else, for the whole session."""
-    base = tmp_path_factory.mktemp("comfyui")
+    """A ComfyUI server with this pack installed under `name` in `base` and nothing else; what already lies there stays."""
     for folder in FOLDERS:
-        (base / folder).mkdir()
-    (base / "custom_nodes" / "comfyui-unifusion").symlink_to(PACK, target_is_directory=True)
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    pack = base / "custom_nodes" / name
+    if not pack.exists():
+        pack.symlink_to(PACK, target_is_directory=True)
 
     server = Comfy(_free_port(), base)
-    command = [comfyui_python, "main.py", *FLAGS]
+    command = [python, "main.py", *FLAGS, *flags]
     command += ["--port", str(server.port), "--base-directory", str(base)]
     with (base / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=comfyui_home, env=ENVIRONMENT | os.environ, stdout=log, stderr=subprocess.STDOUT
+            command, cwd=home, env=ENVIRONMENT | os.environ, stdout=log, stderr=subprocess.STDOUT
         )
+    server.process_id = process.pid
     try:
         _wait_until_ready(server, process)
         yield server
@@ -347,3 +356,18 @@ def comfy(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def comfy(
+    comfyui_home: Path, comfyui_python: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Comfy]:
+    """A ComfyUI server for the whole session."""
+    with serving(comfyui_home, comfyui_python, tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
+
+
+@pytest.fixture
+def serve(comfyui_home: Path, comfyui_python: str) -> Callable[..., AbstractContextManager[Comfy]]:
+    """`serve(base, ...)`: a server of one's own, for tests of what surrounds it."""
+    return partial(serving, comfyui_home, comfyui_python)

@@ -52,8 +52,8 @@ class AutoencoderTask(Task):
         """`object_share` of the crops are centred near an object (most often a small, a star or a cross: what is hardest to
         draw), the others anywhere. `free_color_share` of the pictures have objects in colours between the named ones: a
         decoder that knows the seven alone jumps between them, and a drawn latent that is a little off shows as a stain.
-        `size_shares`: how often each of `ASPECT_SIZES` is drawn. `start`: weights to go on from; `decoder_only` leaves the latents as they are, so that a
-        generator trained on them stays valid."""
+        `size_shares`: how often each of `ASPECT_SIZES` is drawn. `start`: weights to go on from; `decoder_only` leaves the
+        latents as they are, so that a generator trained on them stays valid."""
         self.seed, self.crop = seed, crop
         self.object_share, self.free_color_share = object_share, free_color_share
         self.size_shares = size_shares

@@ -71,10 +71,15 @@ PICTURE_CHATS = {  # share of each kind of chat about a picture, by task
 }
 FORMS = {wordings.caption: 0.88, wordings.brief_caption: 0.04, wordings.sentence_caption: 0.08}  # of rewrites
 TILE_COUNTS = (1, 5, 10)  # max_tiles
-TILE_SHARES = (0.4, 0.3, 0.3)
+TILE_SHARES = (0.3, 0.25, 0.45)
 PROMPT_KINDS = {"full": 4, "caption": 3, "terse": 2, "relation": 2, "count": 1, "indirect": 2}
 HARDER = {"star": 2.0, "cross": 1.5}  # whose outlines are most often too soft to be read
-ASPECT_SHARES = (0.7, 0.15, 0.15)
+POOL_SHARES = (
+    0.7,
+    0.15,
+    0.15,
+)  # of `ASPECT_SIZES` among the scenes of a pool: another value makes its file worthless
+SIZE_SHARES = (0.6, 0.2, 0.2)  # of `ASPECT_SIZES` among the batches
 IGNORED = -100  # cross_entropy's own label for what does not count
 PATCH_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # 0 = no object
 
@@ -82,7 +87,7 @@ PATCH_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUND
 def pool_scene(seed: int, number: int) -> tuple[Scene, tuple[int, int]]:
     """Scene `number` of the pool and the size (width, height) it is drawn at; never a held-out pair."""
     rng = random.Random(f"pool-{seed}-{number}")
-    size = rng.choices(ASPECT_SIZES, ASPECT_SHARES)[0]
+    size = rng.choices(ASPECT_SIZES, POOL_SHARES)[0]
     count = rng.choices((1, 2, 3), (0.2, 0.35, 0.45))[0]
     scene = sample_scene(rng, num_objects=count)
     return wordings.with_equal_objects(rng, scene) if rng.random() < 0.08 else scene, size
@@ -223,6 +228,8 @@ class GeneratorTask(Task):
             "start": start.name if start else None,
             "chats": CHATS,
             "picture_chats": PICTURE_CHATS,
+            "tile_shares": TILE_SHARES,
+            "size_shares": SIZE_SHARES,
             "vlm_fingerprint": backbone.fingerprint,
         }
         self.backbone, self.autoencoder = backbone, autoencoder.to(memory_format=torch.channels_last).eval()
@@ -263,7 +270,7 @@ class GeneratorTask(Task):
 
     def item(self, index: int) -> Sample:
         group = random.Random(f"generator-group-{self.seed}-{index // self.batch_size}")
-        size = group.choices(ASPECT_SIZES, ASPECT_SHARES)[0]
+        size = group.choices(ASPECT_SIZES, SIZE_SHARES)[0]
         task = group.choices(list(self.tasks), list(self.tasks.values()))[0]
         max_tiles = group.choices(TILE_COUNTS, TILE_SHARES)[0]
         rng = random.Random(f"generator-{self.seed}-{index}")

@@ -208,7 +208,14 @@ def tiny_vlm_details() -> Recipe:
         meant_weight=0.1,
         detail_weight=0.5,
         rewrite_shares={"full": 2, "terse": 2, "relation": 10, "count": 1, "indirect": 3, "caption": 0.5},
-        edit_shares={"remove": 2, "recolor": 1.5, "move": 1.5, "reshape": 1.5, "background": 0.5, "in_order": 1.5},
+        edit_shares={
+            "remove": 2,
+            "recolor": 1.5,
+            "move": 1.5,
+            "reshape": 1.5,
+            "background": 0.5,
+            "in_order": 1.5,
+        },
         tile_shares=(0.45, 0.25, 0.3),
         style_share=0.08,
         start=VLM,
@@ -262,6 +269,34 @@ def tiny_edits() -> Recipe:
         free_pool_size=2000,
         time_means=(1.0, -0.5),
         tasks={"text": 0.62, "edit": 0.18, "reconstruct": 0.06, "free colors": 0.14},
+        start=GENERATOR,
+    )
+
+
+def tiny_details() -> Recipe:
+    """Go on with the embedded generator on a VLM whose picture tokens tell what they cover: more reconstructions and edits, more
+    tiles."""
+    loop = LoopConfig(
+        num_steps=2400,
+        batch_size=8,
+        learning_rate=1e-3,
+        muon_learning_rate=0.005,
+        weight_decay=0.05,
+        warmup_steps=50,
+        decay_steps=1100,
+        ema_decay=0.998,
+        evaluate_every=800,
+        checkpoint_every=200,
+    )
+    return _generator(
+        TINY,
+        loop,
+        seed=2,
+        noises=4,
+        pool_size=4000,
+        free_pool_size=2000,
+        time_means=(1.0, -0.5),
+        tasks={"text": 0.54, "edit": 0.22, "reconstruct": 0.12, "free colors": 0.12},
         start=GENERATOR,
     )
 
@@ -355,6 +390,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny": tiny,
     "tiny-sharpen": tiny_sharpen,
     "tiny-edits": tiny_edits,
+    "tiny-details": tiny_details,
     "tiny-short": tiny_short,
     "tiny-short-joint": tiny_short_joint,
     "tiny-short-last-layer": tiny_short_last_layer,

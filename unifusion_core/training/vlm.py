@@ -367,10 +367,8 @@ def cell_traits(scene: Scene, centres: Float[Tensor, "P 2"]) -> Float[Tensor, "P
     traits = torch.full((3, 3, NUM_TRAITS), math.nan)
     for obj in scene.objects:
         own = obj.traits
-        traits[obj.cell] = torch.tensor(
-            (own.dx / MAX_OFFSET, own.dy / MAX_OFFSET, (own.scale - 1) / MAX_SCALE)
-            + tuple(part / MAX_SHADE for part in own.shade)
-        )
+        place_and_size = (own.dx / MAX_OFFSET, own.dy / MAX_OFFSET, (own.scale - 1) / MAX_SCALE)
+        traits[obj.cell] = torch.tensor((*place_and_size, *(part / MAX_SHADE for part in own.shade)))
     row, column = (centres * 3).long().clamp(max=2).unbind(1)
     return traits[row, column]
 
