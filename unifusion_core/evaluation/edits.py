@@ -13,15 +13,12 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm import tqdm
 
 from ..contracts import VLMRequest
 from ..pipeline import DrawSettings, Picture, Pipeline
 from ..world import edits
-from ..world.render import object_geometry, render
+from ..world.render import object_geometry, render, render_tensor
 from ..world.requirements import Requirement
 from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene
 from ..world.scorer import TraitError, psnr, read_picture, trait_errors
@@ -110,7 +107,8 @@ def draw_group(pipeline: Pipeline, instructions: Sequence[edits.Edit]) -> Group:
     bar = tqdm(total=len(instructions), desc="edits", leave=False, disable=None)
     for part in chunks(list(enumerate(instructions)), BATCH):
         requests = [
-            VLMRequest(prompt=e.instruction, pictures=[as_input(s) for s in e.sources]) for _, e in part
+            VLMRequest(prompt=e.instruction, pictures=[render_tensor(s, *SIZE) for s in e.sources])
+            for _, e in part
         ]
         attempts = draw_attempts(pipeline, requests, [seed for seed, _ in part], rewriting=True, blind=True)
         for (_, edit), attempt in zip(part, attempts, strict=True):
@@ -126,7 +124,7 @@ def reconstruct(pipeline: Pipeline, scenes: Sequence[Scene], tiles: int) -> Row:
     judgements, likeness = [], []
     settings = DrawSettings(max_tiles=tiles)
     for part in chunks(list(enumerate(scenes)), BATCH):
-        requests = [VLMRequest(prompt="", pictures=[as_input(scene)]) for _, scene in part]
+        requests = [VLMRequest(prompt="", pictures=[render_tensor(scene, *SIZE)]) for _, scene in part]
         attempts: list[Attempt] = draw_attempts(
             pipeline, requests, [seed for seed, _ in part], rewriting=False, settings=settings
         )
@@ -169,11 +167,6 @@ def outside_of(objects: set[SceneObject]) -> np.ndarray:
         rows = slice(max(0, int(y - reach)), int(y + reach) + 1)
         mask[rows, max(0, int(x - reach)) : int(x + reach) + 1] = False
     return mask
-
-
-def as_input(scene: Scene) -> Float[Tensor, "3 H W"]:
-    """The scene as an input picture, 0..1."""
-    return torch.from_numpy(render(scene, *SIZE)).permute(2, 0, 1).float() / 255
 
 
 def _tally(sides: Sequence[Side]) -> Tally:

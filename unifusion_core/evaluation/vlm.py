@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from ..contracts import VLMRequest
 from ..vlm.backbone import VLMBackbone
 from ..vlm.template import TINY_TEMPLATE
 from ..world import edits, wordings
-from ..world.render import render
+from ..world.render import render_tensor
 from ..world.requirements import Requirement
 from ..world.scenes import ASPECT_SIZES, Scene, sample_scene
 from .suite import Row, Sampling, Subject, chunks
@@ -40,9 +38,7 @@ class Task:
     size: tuple[int, int] = ASPECT_SIZES[0]  # of the source pictures
 
     def request(self) -> VLMRequest:
-        pictures = [
-            torch.from_numpy(render(s, *self.size)).permute(2, 0, 1).float() / 255 for s in self.sources
-        ]
+        pictures = [render_tensor(s, *self.size) for s in self.sources]
         return VLMRequest(prompt=self.prompt, pictures=pictures)
 
 

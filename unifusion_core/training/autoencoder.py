@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_autoencoder
 from ..models.autoencoder import Autoencoder
-from ..world.render import object_geometry, render
+from ..world.render import object_geometry, render, render_tensor
 from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene, with_free_colors
 from ..world.scorer import read_picture
 from .loop import Task
@@ -119,7 +119,7 @@ class AutoencoderTask(Task):
     def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
         rng = random.Random("autoencoder-evaluation")
         scenes = [sample_scene(rng, held_out=True) for _ in range(24)]
-        pixels = torch.stack([torch.from_numpy(render(s)).permute(2, 0, 1) for s in scenes]).float() / 255
+        pixels = torch.stack([render_tensor(s) for s in scenes])
         pixels = pixels.to(memory_format=torch.channels_last)
         latents = model.encode(pixels)
         decoded = model.decode(latents).clamp(0, 1)
@@ -139,9 +139,7 @@ class AutoencoderTask(Task):
         rng = random.Random("autoencoder-evaluation-exact")
         scenes = [sample_scene(rng, held_out=True) for _ in range(48)]
         free = [with_free_colors(rng, sample_scene(rng)) for _ in range(16)]
-        pixels = (
-            torch.stack([torch.from_numpy(render(s)).permute(2, 0, 1) for s in scenes + free]).float() / 255
-        )
+        pixels = torch.stack([render_tensor(s) for s in scenes + free])
         latents = model.encode(pixels.to(memory_format=torch.channels_last))
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents.device)
         scores = {}

@@ -37,7 +37,7 @@ from ..sampling import draw_noise, sample
 from ..vlm.backbone import VLMBackbone
 from ..vlm.prompts import kept_features
 from ..world import edits, wordings
-from ..world.render import object_geometry, render
+from ..world.render import object_geometry, render_tensor
 from ..world.requirements import Requirement, check
 from ..world.scenes import (
     ASPECT_SIZES,
@@ -120,10 +120,10 @@ def read_pool(
         pictures: dict[tuple[int, int], list[Tensor]] = {size: [] for size in ASPECT_SIZES}
         for number in range(start, min(start + 64, count)):
             scene, size = scene_at(seed, number)
-            pictures[size].append(torch.from_numpy(render(scene, *size)).permute(2, 0, 1))
+            pictures[size].append(render_tensor(scene, *size))
         for size, group in pictures.items():
             if group:
-                pixels = (torch.stack(group).float() / 255).contiguous(memory_format=torch.channels_last)
+                pixels = torch.stack(group).contiguous(memory_format=torch.channels_last)
                 with torch.no_grad():
                     parts[size].append(autoencoder.encode(pixels).half().contiguous())
     pool = {size: torch.cat(part) for size, part in parts.items() if part}
@@ -323,7 +323,7 @@ class GeneratorTask(Task):
         text = wordings.colorless_caption(scene) if task == "free colors" else draw_rewrite(rng, target)
         return VLMRequest(
             prompt=prompt,
-            pictures=[picture_tensor(source, size)] if kind != "words alone" else [],
+            pictures=[render_tensor(source, *size)] if kind != "words alone" else [],
             decoded=text if kind in ("rewrite", "words alone") else None,
         )
 
@@ -405,7 +405,7 @@ class GeneratorTask(Task):
         """A chat of the kind "rewrite", "prompt" or "edit", and the scene that it asks for."""
         if kind == "edit":
             edit = edits.sample_edit(rng, rng.choice(edits.EDIT_KINDS), held_out)
-            pictures = [picture_tensor(edit.sources[0], ASPECT_SIZES[0])]
+            pictures = [render_tensor(edit.sources[0], *ASPECT_SIZES[0])]
             text = wordings.caption(edit.target)
             return VLMRequest(prompt=edit.instruction, pictures=pictures, decoded=text), edit.target
         wording = wordings.word_scene(rng, sample_scene(rng, held_out=held_out), "full")
@@ -448,11 +448,6 @@ def draw_rewrite(rng: random.Random, scene: Scene) -> str:
     return rng.choices(list(FORMS), list(FORMS.values()))[0](scene)
 
 
-def picture_tensor(scene: Scene, size: tuple[int, int]) -> Float[Tensor, "3 H W"]:
-    """The scene as an input picture, 0..1."""
-    return torch.from_numpy(render(scene, *size)).permute(2, 0, 1).float() / 255
-
-
 def foreground(scene: Scene, size: tuple[int, int]) -> Float[Tensor, "h w"]:
     """1 (more for `HARDER` shapes) on latent cells within one cell of an object's bounding box, 0 elsewhere."""
     width, height = size
@@ -493,10 +488,7 @@ def patch_labels(scene: Scene, size: tuple[int, int], patch_size: int) -> Int[Te
 def preview_factors(autoencoder: Autoencoder) -> tuple[list[list[float]], list[float]]:
     """Least-squares map from a latent cell to its mean colour in -1..1: what ComfyUI's quick previews need."""
     rng = random.Random("preview")
-    pixels = (
-        torch.stack([torch.from_numpy(render(sample_scene(rng))).permute(2, 0, 1) for _ in range(48)]).float()
-        / 255
-    )
+    pixels = torch.stack([render_tensor(sample_scene(rng)) for _ in range(48)])
     latents = autoencoder.encode(pixels).movedim(1, -1).flatten(0, -2)
     colors = F.avg_pool2d(pixels, DOWNSCALE).movedim(1, -1).flatten(0, -2) * 2 - 1
     solution = torch.linalg.lstsq(torch.cat([latents, torch.ones(len(latents), 1)], 1), colors).solution

@@ -30,7 +30,7 @@ from ..vlm.template import TINY_TEMPLATE, TINY_VLM
 from ..vlm.tiny import MEAN, STD, TOKENS_PER_SIDE, build_vlm, read_tokenizer, save_vlm
 from ..world import edits, wordings
 from ..world.german import german_prompt
-from ..world.render import render
+from ..world.render import render_tensor
 from ..world.restyle import RESTYLE_KINDS, restyle, restyled
 from ..world.scenes import (
     ASPECT_SIZES,
@@ -247,7 +247,7 @@ class VLMTask(Task):
             pictures = []
             for scene in sample.sources:
                 width, height = ASPECT_SIZES[len(sample.prompt) % len(ASPECT_SIZES)]
-                pictures.append(torch.from_numpy(render(scene, width, height)).permute(2, 0, 1).float() / 255)
+                pictures.append(render_tensor(scene, width, height))
             requests.append(
                 VLMRequest(
                     prompt=sample.prompt,

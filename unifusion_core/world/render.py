@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from .scenes import BACKGROUNDS, CELL_CENTERS, SIZES, Scene, SceneObject
 
@@ -101,3 +104,8 @@ def render(scene: Scene, width: int = 128, height: int = 128) -> Array:
         region = canvas[top:bottom, left:right]
         region += cover * (np.array(obj.rgb, np.float32) - region)
     return np.round(canvas).astype(np.uint8)
+
+
+def render_tensor(scene: Scene, width: int = 128, height: int = 128) -> Float[Tensor, "3 H W"]:
+    """The picture of a scene as models read it, 0..1."""
+    return torch.from_numpy(render(scene, width, height)).permute(2, 0, 1).float() / 255
