@@ -21,7 +21,13 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor, nn
 
-from ..unifusion_core.checkpoint import CONFIG_KEY, config_to_json, read_tensors, split_generator_tensors
+from ..unifusion_core.checkpoint import (
+    CONFIG_KEY,
+    config_to_json,
+    read_config,
+    read_tensors,
+    split_generator_tensors,
+)
 from ..unifusion_core.errors import CheckpointError, ConfigError, ShapeError
 from ..unifusion_core.flow.schedule import build_schedule
 from ..unifusion_core.models.layers import Build
@@ -297,6 +303,16 @@ class HostModel(comfy.model_base.Krea2):
 # Loading and finding ------------------------------------------------------------------------------
 
 
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a generator file. ComfyUI maps them, so that it can stream the weights from disk; before, the
+    core refuses what is no safetensors file or does not fit."""
+    read_config(path)
+    if path.suffix.lower() not in (".safetensors", ".sft"):
+        return read_tensors(path)  # ComfyUI would unpickle a file of another name
+    tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    return tensors, metadata or {}
+
+
 def load_model(path: Path, weight_type: str = "default", disable_dynamic: bool = False) -> Any:
     """A generator file as a MODEL (ModelPatcher): ComfyUI's own steps, with the core's strict reading of the file.
 
@@ -304,7 +320,7 @@ def load_model(path: Path, weight_type: str = "default", disable_dynamic: bool =
 
     Raises CheckpointError for a file that is damaged or of another kind.
     """
-    tensors, config, training = split_generator_tensors(*read_tensors(path), path.name)
+    tensors, config, training = split_generator_tensors(*_read(path), path.name)
     parameters = comfy.utils.calculate_parameters(tensors)
     host_config = HostConfig(config, training, parameters)
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()

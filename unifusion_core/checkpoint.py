@@ -11,6 +11,7 @@ import json
 import re
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,21 @@ from .quantized import in_full, marked, without_parts
 
 FORMAT = 1  # raised when old files can no longer be read as they are
 CONFIG_KEY = "unifusion_config"  # metadata entry and tensor name alike
+NUMBERS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The types of numbers by their names in safetensors files."""
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # ComfyUI writes the first
 SUPPORTED = "supported are safetensors files of UniFusion, and of Krea 2 as one file (bf16, fp8) in its own or ComfyUI's layout"
 
@@ -86,6 +102,28 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises CheckpointError if the file is missing, damaged, cut short, or something else under that name (pickle, zip).
     """
+    return _read(path, "pt", lambda file, key: file.get_tensor(key))
+
+
+def read_layout(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As `read_tensors`, but without the numbers (on the meta device), however large the file is; rows of bytes, which hold
+    configurations, have theirs."""
+    return _read(path, "numpy", _without_numbers)
+
+
+def _without_numbers(file: Any, key: str) -> Tensor:
+    part = file.get_slice(key)
+    shape, name = part.get_shape(), part.get_dtype()
+    if name not in NUMBERS:
+        raise ValueError(f"{key} has numbers of type {name}")
+    if name == "U8" and len(shape) == 1:
+        return torch.from_numpy(file.get_tensor(key))
+    return torch.empty(shape, dtype=NUMBERS[name], device="meta")
+
+
+def _read(
+    path: Path, framework: str, tensor_of: Callable[[Any, str], Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.is_dir():
         raise CheckpointError(
             f"{path} is a folder, such as diffusers saves, and one file is needed: {SUPPORTED}"
@@ -93,8 +131,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}: check the name, or put the file there")
     try:
-        with safe_open(str(path), "pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        with safe_open(str(path), framework) as file:
+            return {k: tensor_of(file, k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except RuntimeError as error:  # torch's, when it maps the file
+        raise CheckpointError(
+            f"{path.name} needs more memory than the system grants ({error}): take a smaller file, or end other programs"
+        ) from error
     except (SafetensorError, OSError, ValueError) as error:
         with path.open("rb") as file:
             start = file.read(4)  # only now: a whole safetensors file may begin with any of these, too
@@ -109,6 +151,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{path.name} is damaged, cut short or no safetensors file ({error}): download or save it again"
         ) from error
+
+
+def read_config(path: Path) -> UniFusionConfig:
+    """What a generator file is, without its weights. Raises CheckpointError as `load_generator` does."""
+    return split_generator_tensors(*read_layout(path), path.name)[1]
 
 
 def split_generator_tensors(

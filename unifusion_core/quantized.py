@@ -56,8 +56,6 @@ def marked(tensors: dict[str, Tensor], metadata: Mapping[str, str], prefix: str 
 def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name, value in tensors.items():
         layer, _, last = name.rpartition(".")
-        if last == "scale_input" and value.numel() == 1 and value.item() == 1:
-            continue  # inputs that are not scaled
         yield (f"{layer}.{OLD_PARTS[last]}" if last in OLD_PARTS else name), value
 
 

@@ -6,8 +6,7 @@ diffusers is independent code for the same weights; its own conversion turns the
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unifusion_core.checkpoint import (
-    CONFIG_KEY,
     build_unifusion,
     load_generator,
     read_tensors,
@@ -33,7 +31,7 @@ from unifusion_core.flow.schedule import build_schedule
 from unifusion_core.models.dit import DiTConfig
 from unifusion_core.models.lap import LAPConfig
 from unifusion_core.models.layers import Build
-from unifusion_core.models.unifusion import UniFusion, UniFusionConfig
+from unifusion_core.models.unifusion import UniFusion
 from unifusion_core.presets import DRAWINGS, KREA_2
 from unifusion_core.sampling import sample
 
@@ -400,7 +398,7 @@ def test_a_shard_cut_short_is_refused(weights: dict[str, Tensor], write: Callabl
     path = write(weights, name="krea2-00001-of-00003")
     path.write_bytes(path.read_bytes()[:-1000])
 
-    with pytest.raises(CheckpointError, match="krea2-00001-of-00003.safetensors is damaged, cut short"):
+    with pytest.raises(CheckpointError, match=r"krea2-00001-of-00003\.safetensors is damaged, cut short"):
         load_generator(path)
 
 

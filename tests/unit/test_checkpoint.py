@@ -157,7 +157,7 @@ def test_other_kinds_of_files_are_named(file: Path, tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r"there is no file .*absent\.safetensors: check the name"):
         load_generator(tmp_path / "absent.safetensors")
-    with pytest.raises(CheckpointError, match="there is no file"):
+    with pytest.raises(CheckpointError, match="is a folder, such as diffusers saves, and one file is needed"):
         load_generator(tmp_path)
 
 
