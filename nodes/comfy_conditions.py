@@ -50,6 +50,7 @@ class SamplingCondition:
 
     def __init__(self, config: UniFusionConfig, tokens: Tensor, rest: Mapping[str, Any]) -> None:
         """`rest` is the conditioning's dictionary. Raises ShapeError for a conditioning of another model."""
+        self.joint = config.condition_attention == "joint"
         self.layers = (len(config.vlm.taps), config.vlm.hidden_size)
         self.pooled = tokens.shape[-1] == config.dit.hidden_size
         if not self.pooled and tokens.shape[-1] != self.layers[0] * self.layers[1]:
@@ -119,7 +120,8 @@ class Rows:
 
 
 class ConditionInBatch(comfy.conds.CONDRegular):
-    """`Rows` in ComfyUI's clothes. Conditions of any length may share a batch: padding is masked, and exact."""
+    """`Rows` in ComfyUI's clothes. Conditions of any length may share a batch: padding is masked, and exact. In joint form
+    only those without padding do: a second pass costs less than padded tokens and a mask, which fast kernels do not take."""
 
     cond: list[Rows]
 
@@ -127,7 +129,10 @@ class ConditionInBatch(comfy.conds.CONDRegular):
         return ConditionInBatch([Rows(rows.condition, batch_size) for rows in self.cond])
 
     def can_concat(self, other: ConditionInBatch) -> bool:
-        return True
+        conditions = [rows.condition for each in (self, other) for rows in each.cond]
+        lengths = {condition.tokens.shape[1] for condition in conditions}
+        padded = len(lengths) > 1 or any(condition.has_padding for condition in conditions)
+        return not (padded and conditions[0].joint)
 
     def concat(self, others: Sequence[ConditionInBatch]) -> list[Rows]:
         return [rows for each in (self, *others) for rows in each.cond]
@@ -161,9 +166,11 @@ def put_together(parts: Sequence[tuple[PreparedCondition, int]]) -> PreparedCond
             yield joined([k for k, _ in offered], 2), joined([v for _, v in offered], 2)
 
     ready = parts[0][0].keys_values is not None
+    lengths = {len(c.tokens[0]) for c in each}
     return PreparedCondition(
         conditioning=conditioning,
         grid=parts[0][0].grid,
+        has_padding=len(lengths) > 1 or any(prepared.has_padding for prepared, _ in parts),
         keys_values=keys_values() if ready else None,
     )
 

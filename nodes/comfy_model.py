@@ -21,11 +21,18 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor, nn
 
-from ..unifusion_core.checkpoint import CONFIG_KEY, config_to_json, read_tensors, split_generator_tensors
+from ..unifusion_core.checkpoint import (
+    CONFIG_KEY,
+    config_to_json,
+    read_config,
+    read_tensors,
+    split_generator_tensors,
+)
 from ..unifusion_core.errors import CheckpointError, ConfigError, ShapeError
 from ..unifusion_core.flow.schedule import build_schedule
 from ..unifusion_core.models.layers import Build
 from ..unifusion_core.models.unifusion import UniFusion, UniFusionConfig
+from ..unifusion_core.presets import DRAWN_WITH
 from ..unifusion_core.sizes import warn_of_other_size
 from .comfy_conditions import (
     EDITED,
@@ -37,7 +44,7 @@ from .comfy_conditions import (
     check_reads,
     put_together,
 )
-from .host import SMALL, WEIGHT_TYPES, missing_wire
+from .host import SMALL, WEIGHT_TYPES, missing_wire, warn_once
 from .sockets import Encoded
 
 logger = logging.getLogger(__name__)
@@ -63,11 +70,11 @@ class TinyLatents(comfy.latent_formats.LatentFormat):
 
 _NEUTRAL_FACTORS = [[0.3, 0.3, 0.3]] * 4 + [[0.0, 0.0, 0.0]] * 12  # shades of gray
 
-LATENTS: dict[str, tuple[Callable[[dict[str, Any]], comfy.latent_formats.LatentFormat], str]] = {
-    "unifusion-tiny": (TinyLatents, "shift 3"),
-    "qwen-image": (lambda training: comfy.latent_formats.Wan21(), "krea-2 turbo"),
+LATENTS: dict[str, Callable[[dict[str, Any]], comfy.latent_formats.LatentFormat]] = {
+    "unifusion-tiny": TinyLatents,
+    "qwen-image": lambda training: comfy.latent_formats.Wan21(),
 }
-"""Latent formats by `UniFusionConfig.latent_format`, each with the schedule that its models draw best with."""
+"""Latent formats by `UniFusionConfig.latent_format`."""
 
 
 def shift_of(schedule: str) -> float:
@@ -85,24 +92,22 @@ class HostAttention:
 
     def __init__(self) -> None:
         self.options: Options = {}
-        self.has_padding = True
 
     @contextmanager
-    def during(self, options: Options, *, has_padding: bool) -> Iterator[None]:
-        """For one call of the model: what users patched, and whether there is padding to hide. Without, faster kernels
-        may be taken."""
-        self.options, self.has_padding = options, has_padding
+    def during(self, options: Options) -> Iterator[None]:
+        """For one call of the model: what users patched."""
+        self.options = options
         try:
             yield
         finally:
-            self.options, self.has_padding = {}, True
+            self.options = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         heads = q.shape[1]
         if k.shape[1] != heads:
             k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
         if bias is not None:  # some kernels need the query axis written out
-            bias = bias.expand(len(q), -1, q.shape[2], -1) if self.has_padding else None
+            bias = bias.expand(len(q), -1, q.shape[2], -1)
         return optimized_attention(
             q, k, v, heads, mask=bias, skip_reshape=True, transformer_options=self.options
         )
@@ -118,7 +123,7 @@ class HostedUniFusion(UniFusion):
         operations: Any,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
-        image_model: str = "",
+        **for_comfyui: Any,
     ) -> None:
         attention = HostAttention()
         super().__init__(
@@ -155,13 +160,11 @@ class HostedUniFusion(UniFusion):
         patch = self.config.dit.patch_size
         latents = comfy.ldm.common_dit.pad_to_patch_size(flat, (patch, patch))
         grid = (latents.shape[-2] // patch, latents.shape[-1] // patch)
-        parts = []
-        for rows in conditions:
-            with self.attention.during(options, has_padding=rows.condition.has_padding):
-                parts.append((rows.condition.prepared(self, latents, grid, options.get(WEIGHTS)), rows.count))
-        lengths = {rows.condition.tokens.shape[1] for rows in conditions}
-        has_padding = len(lengths) > 1 or any(rows.condition.has_padding for rows in conditions)
-        with self.attention.during(options, has_padding=has_padding):
+        with self.attention.during(options):
+            parts = [
+                (rows.condition.prepared(self, latents, grid, options.get(WEIGHTS)), rows.count)
+                for rows in conditions
+            ]
             velocity = super().forward(latents, timesteps, put_together(parts), partial(_replaced, options))
         velocity = velocity[..., :height, :width]
         return velocity[:, :, None] if x.ndim == 5 else velocity
@@ -202,25 +205,27 @@ class HostConfig(comfy.supported_models_base.BASE):
                 f'the model draws latents of format "{config.latent_format}", this version knows {", ".join(LATENTS)}: '
                 "update the pack"
             )
-        latents, self.schedule = LATENTS[config.latent_format]
-        self.latent_format = partial(latents, training)  # the base class calls it
+        self.latent_format = partial(LATENTS[config.latent_format], training)  # the base class calls it
+        self.schedule = DRAWN_WITH[config.latent_format].schedule
         self.sampling_settings = {"shift": shift_of(self.schedule), "multiplier": 1000}
         self.supported_inference_dtypes = (
-            [torch.float32] if parameters < SMALL else [torch.bfloat16, torch.float32]
+            [torch.float32] if parameters < SMALL else [torch.bfloat16, torch.float16, torch.float32]
         )
         self.unifusion, self.training_record = config, training
-        super().__init__({"image_model": "unifusion", "unifusion": config})
+        # the module takes "unifusion"; "layers" is what ComfyUI's names of Krea 2's LoRAs are made from
+        super().__init__({"image_model": "unifusion", "unifusion": config, "layers": config.dit.num_blocks})
 
     def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> HostModel:
         return HostModel(self, device)
 
 
-class HostModel(comfy.model_base.BaseModel):
-    """The generator with ComfyUI's sampling around it."""
+class HostModel(comfy.model_base.Krea2):
+    """The generator with ComfyUI's sampling around it. To ComfyUI it is a Krea 2, whose parameter names all of UniFusion has:
+    so LoRAs in every layout that ComfyUI knows for Krea 2 apply. Of that class nothing else is used."""
 
     def __init__(self, model_config: HostConfig, device: torch.device | None = None) -> None:
-        super().__init__(
-            model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostedUniFusion
+        comfy.model_base.BaseModel.__init__(  # Krea 2's own would make ComfyUI's module of it
+            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostedUniFusion
         )
         # a condition's tokens weigh as much as latent tokens do: one patch each
         patch = model_config.unifusion.dit.patch_size
@@ -298,20 +303,44 @@ class HostModel(comfy.model_base.BaseModel):
 # Loading and finding ------------------------------------------------------------------------------
 
 
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a generator file. ComfyUI maps them, so that it can stream the weights from disk; before, the
+    core refuses what is no safetensors file or does not fit."""
+    read_config(path)
+    if path.suffix.lower() not in (".safetensors", ".sft"):
+        return read_tensors(path)  # ComfyUI would unpickle a file of another name
+    tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    return tensors, metadata or {}
+
+
 def load_model(path: Path, weight_type: str = "default", disable_dynamic: bool = False) -> Any:
     """A generator file as a MODEL (ModelPatcher): ComfyUI's own steps, with the core's strict reading of the file.
 
+    Layers that the file has in 8 bits with scales stay so, in ComfyUI's own layers for them.
+
     Raises CheckpointError for a file that is damaged or of another kind.
     """
-    tensors, config, training = split_generator_tensors(*read_tensors(path), path.name)
+    tensors, config, training = split_generator_tensors(*_read(path), path.name)
     parameters = comfy.utils.calculate_parameters(tensors)
     host_config = HostConfig(config, training, parameters)
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
     supported = host_config.supported_inference_dtypes
-    dtype = WEIGHT_TYPES[weight_type] or mm.unet_dtype(
-        model_params=parameters, supported_dtypes=supported, weight_dtype=comfy.utils.weight_dtype(tensors)
-    )
-    host_config.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, load_device, supported))
+    host_config.quant_config = comfy.utils.detect_layer_quantization(tensors, "")
+    if host_config.quant_config is None:
+        dtype = WEIGHT_TYPES[weight_type] or mm.unet_dtype(
+            model_params=parameters,
+            supported_dtypes=supported,
+            weight_dtype=comfy.utils.weight_dtype(tensors),
+        )
+        compute_dtype = mm.unet_manual_cast(dtype, load_device, supported)
+    else:
+        if WEIGHT_TYPES[weight_type] is not None:
+            warn_once(
+                f"{path.name} has 8-bit weights with scales, which stay as they are: weight_dtype is not used"
+            )
+        dtype = mm.unet_dtype(model_params=parameters, supported_dtypes=supported)
+        compute_dtype = mm.unet_manual_cast(None, load_device, supported)
+    host_config.set_inference_dtype(dtype, compute_dtype)
     model = host_config.get_model(tensors)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=load_device, offload_device=offload_device)
@@ -341,7 +370,7 @@ def pool(model: Any, encoded: Encoded) -> list[list[Any]]:
     mm.load_models_gpu([model], memory_required=8 * features.states.numel() * mm.dtype_size(torch.float32))
     module: HostedUniFusion = inner.diffusion_model
     options = model.model_options.get("transformer_options", {})
-    with module.attention.during(options, has_padding=not bool(features.mask.all())):
+    with module.attention.during(options):
         pooled = module.pool(features.to(model.load_device, inner.get_dtype_inference()))
     device = mm.intermediate_device()
     tokens = pooled.tokens.to(device, torch.float32)

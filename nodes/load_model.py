@@ -1,4 +1,4 @@
-"""UniFusionModelLoader: a generator file, or the embedded one, as a MODEL."""
+"""UniFusionModelLoader: a generator file, Krea 2's among them, or the embedded one, as a MODEL."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ class UniFusionModelLoader(io.ComfyNode):
             node_id="UniFusionModelLoader",
             display_name="Load UniFusion Model",
             category=CATEGORY,
-            description="Loads a UniFusion generator (layer pooling, refiner and diffusion transformer in one file).",
+            description="Loads a UniFusion generator (layer pooling, refiner and diffusion transformer in one file), or a file "
+            "of Krea 2 as it is downloaded (raw or turbo, bf16 or fp8).",
             search_aliases=["unifusion", "load diffusion model", "unet loader", "krea"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=host.generator_names(),
                     default=host.BUILT_IN,
-                    tooltip="A UniFusion file in models/diffusion_models, or the small model that comes with the pack.",
+                    tooltip="A UniFusion or Krea 2 file in models/diffusion_models, or the small model that comes with the pack.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -33,7 +34,7 @@ class UniFusionModelLoader(io.ComfyNode):
                     default="default",
                     advanced=True,
                     tooltip="How weights are kept in memory. 'default' suits your graphics card; fp8_e4m3fn halves the "
-                    "memory of 16 bit and costs some quality.",
+                    "memory of 16 bit and costs some quality. Files that are fp8 with scales stay as they are.",
                 ),
             ],
             outputs=[

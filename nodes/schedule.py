@@ -6,12 +6,20 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..unifusion_core.presets import DRAWINGS
 from .comfy_sampling import AUTOMATIC, SCHEDULE_NAMES, sigmas_for
 from .sockets import CATEGORY
 
+
+def _made_for(schedule: str) -> str:
+    drawing = DRAWINGS[schedule]
+    return f"'{schedule}' with {drawing.steps} steps and cfg {drawing.cfg:g}"
+
+
 SCHEDULE_TOOLTIP = (
     "At which times the model is called. 'automatic' is what the model draws best with; a larger shift spends more "
-    "steps on the layout; 'krea-2 raw' and 'krea-2 turbo' are for Krea 2's two checkpoints."
+    "steps on the layout. Krea 2's files do not tell which of the two they are, and 'automatic' takes them for turbo: choose "
+    f"{_made_for('krea-2 raw')} for raw, {_made_for('krea-2 turbo')} for turbo."
 )
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .errors import CheckpointError, ConfigError, PromptError, UniFusionError, VLMError
+from .errors import ConfigError, PromptError, UniFusionError, VLMError
 from .evaluation import SHIPPED_SUITES, SUITE_NAMES
 from .styles import STYLES, with_style
 
@@ -112,9 +112,20 @@ def _build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--size", type=_size, metavar="WxH", help="pixels; default 128x128, or the first picture's size"
     )
-    generate.add_argument("--steps", type=_positive, default=20, metavar="N", help="default 20")
     generate.add_argument(
-        "--cfg", type=_finite, default=2.0, metavar="X", help="guidance, 1 = off; default 2"
+        "--schedule",
+        metavar="NAME",
+        help='times of the steps: what the model is known to draw best with; for a Krea 2 file "krea-2 raw" or '
+        '"krea-2 turbo" (default: what suits the model, turbo for Krea 2)',
+    )
+    generate.add_argument(
+        "--steps", type=_positive, metavar="N", help="default: the schedule's; 20, Krea 2 raw 28, turbo 8"
+    )
+    generate.add_argument(
+        "--cfg",
+        type=_finite,
+        metavar="X",
+        help="guidance, 1 = off; default: the schedule's; 2, Krea 2 raw 5.5, turbo 1",
     )
     generate.add_argument(
         "--image-cfg",
@@ -369,18 +380,22 @@ def _generate(arguments: argparse.Namespace) -> None:
     from .pipeline import DrawSettings, Pipeline, write_picture_file
     from .vlm.prompts import join_features
 
+    _check_schedule(arguments.schedule)
     _check_style(arguments.style, arguments.rewrite is not False)
     jobs = list(_jobs(lines, arguments))  # read all before loading the models: mistakes show at once
     pipeline = Pipeline.load(arguments.model, arguments.vlm, arguments.vae)
     rewriting = pipeline.rewrites_by_default if arguments.rewrite is None else arguments.rewrite
     _check_style(arguments.style, rewriting)
     batches = list(_batches(jobs))
-    with _progress(arguments.steps * len(batches), "drawing") as step_done:
+    drawing = pipeline.drawing(arguments.schedule)
+    steps = arguments.steps or drawing.steps
+    with _progress(steps * len(batches), "drawing") as step_done:
         for batch in batches:
             settings = DrawSettings(
                 size=batch[0].size,
-                steps=arguments.steps,
-                cfg=arguments.cfg,
+                steps=steps,
+                cfg=drawing.cfg if arguments.cfg is None else arguments.cfg,
+                schedule=drawing.schedule,
                 image_cfg=1.0 if arguments.image_cfg is None else arguments.image_cfg,
                 max_tiles=arguments.max_tiles,
             )
@@ -411,6 +426,13 @@ def _generate(arguments: argparse.Namespace) -> None:
                 }
                 write_picture_file(job.path, picture, record)
                 print(job.path, flush=True)
+
+
+def _check_schedule(name: str | None) -> None:
+    from .flow.schedule import SCHEDULES
+
+    if name is not None and name not in SCHEDULES:
+        raise ConfigError(f'there is no schedule "{name}"; choose one of {", ".join(SCHEDULES)}')
 
 
 def _check_style(style: str, rewriting: bool) -> None:
@@ -468,14 +490,14 @@ def _rewrite(arguments: argparse.Namespace) -> None:
     lines = _lines(arguments)
     if arguments.prompts is None and arguments.out is not None:
         raise ConfigError("--out belongs to --prompts; a single rewrite is printed")
-    from .checkpoint import read_tensors, split_generator_tensors
+    from .checkpoint import read_config
     from .pipeline import generator_path, vlm_path
     from .rewriting import rewrite
     from .vlm.folder import load_vlm
 
     requests = [line.request(arguments.style) for line in lines]
     path = generator_path(arguments.model)
-    spec = split_generator_tensors(*read_tensors(path), path.name)[1].vlm  # whose chat template it is
+    spec = read_config(path).vlm  # whose chat template it is
     backbone = load_vlm(vlm_path(arguments.vlm))
     backbone.check_fits(spec)
     temperature = 0.0 if arguments.seed is None else VARIED_TEMPERATURE
@@ -608,20 +630,16 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from . import embedded
 
     path = embedded.GENERATOR if arguments.file == "tiny" else Path(arguments.file)
-    if path.is_dir():
+    if path.is_dir() and not _is_of_diffusers(path):
         title, facts, blocks = _vlm_facts(path)
     else:
-        from .checkpoint import CONFIG_KEY, read_tensors
+        from .checkpoint import read_layout
 
-        tensors, metadata = read_tensors(path)
-        if CONFIG_KEY in metadata or any(key.endswith(CONFIG_KEY) for key in tensors):
-            title, facts, blocks = _generator_facts(tensors, metadata, path.name)
-        elif "taesd_decoder.1.weight" in tensors:
+        tensors, metadata = read_layout(path)
+        if "taesd_decoder.1.weight" in tensors:
             title, facts, blocks = _vae_facts(tensors, metadata)
         else:
-            raise CheckpointError(
-                f"{path.name} is neither a UniFusion generator nor a VAE in the TAESD layout"
-            )
+            title, facts, blocks = _generator_facts(tensors, metadata, path.name)
     print(f"{path}: {title}")
     for name, fact in facts.items():
         print(f"{name:16} {fact}")
@@ -629,23 +647,47 @@ def _inspect(arguments: argparse.Namespace) -> None:
         print(f"{name}:\n{json.dumps(content, indent=1)}" if content else f"{name}: not recorded")
 
 
+def _is_of_diffusers(folder: Path) -> bool:
+    config = folder / "config.json"
+    whole = (folder / "model_index.json").is_file()
+    return whole or (
+        config.is_file() and '"_class_name"' in config.read_text(encoding="utf-8", errors="replace")
+    )
+
+
 _Facts = tuple[str, dict[str, Any], dict[str, dict[str, Any]]]  # title, one-line facts, JSON blocks
 
 
 def _generator_facts(tensors: dict[str, Tensor], metadata: dict[str, str], name: str) -> _Facts:
-    from .checkpoint import split_generator_tensors
+    from .checkpoint import CONFIG_KEY, split_generator_tensors
+    from .memory import SIZE, fits, gigabytes, taps_of_tiles, working_bytes
+    from .presets import DRAWN_WITH
+    from .quantized import without_parts
 
-    weights, config, training = split_generator_tensors(tensors, metadata, name)
+    stored, config, training = split_generator_tensors(tensors, metadata, name)
+    weights = without_parts(stored)
     spec, total = config.vlm, _count(weights.values())
     pooling = _count(t for key, t in weights.items() if key.startswith("txt"))
+    types = sorted({str(t.dtype).removeprefix("torch.") for t in weights.values()})
+    drawing = DRAWN_WITH.get(config.latent_format)
     facts = {
         "parameters": f"{_millions(total)}: LAP and refiner {_millions(pooling)}, DiT {_millions(total - pooling)}",
+        "weights": f"{gigabytes(sum(t.nbytes for t in stored.values()))} in the file ({', '.join(types)})",
         "VLM it needs": f"{spec.family}, {spec.num_layers} layers of width {spec.hidden_size}",
         "its weights": spec.fingerprint or "any of that size",
         "tapped layers": ", ".join(map(str, spec.taps)),
+        "their states": taps_of_tiles(config),
+        "latents": config.latent_format,
+        "drawn with": f"{drawing.schedule}, {drawing.steps} steps, cfg {drawing.cfg:g}"
+        if drawing
+        else "unknown",
         "trained sizes": ", ".join(f"{w}x{h}" for w, h in config.trained_sizes) or "not recorded",
+        "one step": f"about {gigabytes(working_bytes(config))} at {SIZE[0]}x{SIZE[1]}, beside the weights; of which fit",
+        **fits(config, total),
     }
-    return "UniFusion generator", facts, {"config": dataclasses.asdict(config), "training": training}
+    configured = any(key.endswith(CONFIG_KEY) for key in (*metadata, *tensors))
+    title = "UniFusion generator" if configured else "Krea 2 generator (raw or turbo, which no file tells)"
+    return title, facts, {"config": dataclasses.asdict(config), "training": training}
 
 
 def _vae_facts(tensors: dict[str, Tensor], metadata: dict[str, str]) -> _Facts:
@@ -658,7 +700,7 @@ def _vae_facts(tensors: dict[str, Tensor], metadata: dict[str, str]) -> _Facts:
 
 def _vlm_facts(folder: Path) -> _Facts:
     """From the folder's files alone: transformers would take seconds to import."""
-    from .checkpoint import read_tensors
+    from .checkpoint import read_layout
 
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -668,7 +710,7 @@ def _vlm_facts(folder: Path) -> _Facts:
     files = sorted(folder.glob("*.safetensors"))
     record = folder / "training.json"
     facts = {
-        "parameters": _millions(sum(_count(read_tensors(file)[0].values()) for file in files)),
+        "parameters": _millions(sum(_count(read_layout(file)[0].values()) for file in files)),
         "family": config.get("model_type"),
         "language model": f"{text.get('num_hidden_layers')} layers of width {text.get('hidden_size')}",
         "longest chat": f"{text.get('max_position_embeddings')} tokens",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from . import embedded
-from .checkpoint import load_autoencoder, load_generator
+from .checkpoint import load_autoencoder, load_generator, read_config
 from .contracts import Conditioning, VLMFeatures, VLMRequest
 from .errors import CheckpointError, ConfigError, ShapeError
 from .flow.schedule import build_schedule
 from .models.autoencoder import DOWNSCALE, Autoencoder
-from .models.unifusion import UniFusion
+from .models.unifusion import UniFusion, UniFusionConfig
+from .presets import DRAWINGS, DRAWN_WITH, Drawing
 from .rewriting import REWRITE_BY_DEFAULT, STATES_BY_DEFAULT, Rewrite, read, rewrite
 from .sampling import OnStep, draw_noise, sample
 from .sizes import check_size, warn_of_untrained_size
@@ -30,12 +31,10 @@ from .vlm.folder import load_vlm
 
 EMBEDDED = "tiny"  # what a user writes for the embedded model's parts
 SIZE = (128, 128)  # width, height
-STEPS = 20
-CFG = 2.0
-SCHEDULE = "shift 3"  # the embedded model decides nearly everything near t = 1
 MAX_TILES = 10
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
 LATENT_FORMAT = "unifusion-tiny"  # what an autoencoder in the TAESD layout decodes here
+_DRAWING = DRAWN_WITH[LATENT_FORMAT]
 PNG_KEY = "unifusion"  # one entry of JSON; "prompt" and "workflow" would be taken for ComfyUI's own
 
 Picture = UInt8[np.ndarray, "H W 3"]
@@ -46,10 +45,10 @@ class DrawSettings:
     """How a picture is drawn; the defaults are those that the embedded model is evaluated with."""
 
     size: tuple[int, int] = SIZE  # width, height in pixels, multiples of 8
-    steps: int = STEPS
-    cfg: float = CFG  # 1 = no guidance
+    steps: int = _DRAWING.steps
+    cfg: float = _DRAWING.cfg  # 1 = no guidance
     image_cfg: float = 1.0  # guidance by input pictures, apart from the text's; used with `picture_only`
-    schedule: str = SCHEDULE
+    schedule: str = _DRAWING.schedule
     max_tiles: int = MAX_TILES  # per input picture, thumbnail counted
 
 
@@ -69,12 +68,7 @@ class Pipeline:
         Raises VLMError for a VLM and CheckpointError for an autoencoder that the generator was not trained with.
         """
         backbone.check_fits(model.config.vlm)
-        channels, latent_format = model.config.dit.latent_channels, model.config.latent_format
-        if (channels, latent_format) != (autoencoder.latent_channels, LATENT_FORMAT):
-            raise CheckpointError(
-                f'This VAE decodes {autoencoder.latent_channels} channels of the format "{LATENT_FORMAT}", '
-                f'the generator draws {channels} of "{latent_format}": choose its own VAE, or draw in ComfyUI.'
-            )
+        _check_decodes(autoencoder, model.config)
         self.model, self.backbone = model, backbone
         self.autoencoder = autoencoder.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
         self.training = training or {}
@@ -93,9 +87,10 @@ class Pipeline:
 
         Raises CheckpointError or VLMError for what is missing, damaged, or does not fit.
         """
-        device = device or default_device()
-        generator, training = load_generator(generator_path(model), device=device, dtype=dtype)
+        device, path = device or default_device(), generator_path(model)
         autoencoder = load_autoencoder(vae_path(vae), device=device)
+        _check_decodes(autoencoder, read_config(path))  # before the weights, which may be many GB
+        generator, training = load_generator(path, device=device, dtype=dtype)
         return cls(generator, load_vlm(vlm_path(vlm), dtype, device), autoencoder, training=training)
 
     @property
@@ -107,6 +102,12 @@ class Pipeline:
     def dtype(self) -> torch.dtype:
         """What the generator computes in."""
         return self.model.first.weight.dtype
+
+    def drawing(self, schedule: str | None = None) -> Drawing:
+        """Schedule, steps and guidance: those that belong to a schedule of the user's, or what the generator draws best
+        with."""
+        usual = DRAWN_WITH[self.model.config.latent_format]
+        return usual if schedule is None else DRAWINGS.get(schedule, replace(usual, schedule=schedule))
 
     @property
     def rewrites_by_default(self) -> bool:
@@ -233,6 +234,15 @@ class Pipeline:
     def unconditional(self) -> Conditioning:
         """The empty prompt in the same template: what guidance leads away from. Encoded once."""
         return self.pool(self.read([VLMRequest(prompt="")]))
+
+
+def _check_decodes(autoencoder: Autoencoder, config: UniFusionConfig) -> None:
+    channels, latent_format = config.dit.latent_channels, config.latent_format
+    if (channels, latent_format) != (autoencoder.latent_channels, LATENT_FORMAT):
+        raise CheckpointError(
+            f'This VAE decodes {autoencoder.latent_channels} channels of the format "{LATENT_FORMAT}", '
+            f'the generator draws {channels} of "{latent_format}": choose its own VAE, or draw in ComfyUI.'
+        )
 
 
 def default_device() -> str:

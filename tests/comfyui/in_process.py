@@ -12,6 +12,7 @@ import gc
 import importlib.util
 import json
 import logging
+import math
 import sys
 import traceback
 import uuid
@@ -38,6 +39,7 @@ import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom_sampler
 import comfy_extras.nodes_model_advanced as model_advanced
 import torch
+from safetensors.torch import save_file
 
 import nodes as stock
 
@@ -57,7 +59,7 @@ def _import_pack() -> Any:
 
 _import_pack()
 
-from the_pack.nodes import comfy_clip, comfy_conditions, comfy_model, comfy_sampling, host
+from the_pack.nodes import comfy_clip, comfy_conditions, comfy_model, comfy_sampling, host, schedule
 from the_pack.nodes.sockets import Encoded
 from the_pack.unifusion_core import checkpoint, embedded, presets, rewriting
 from the_pack.unifusion_core.contracts import Conditioning, TokenRole, VLMFeatures, VLMRequest, VLMSpec
@@ -486,6 +488,225 @@ def edited_size_warning() -> list[str]:
     by_comfyui(model, positive, negative, torch.zeros(1, 16, 16, 16))
     pair = comfy_clip.encode(clip, "both", [torch.rand(2, 64, 96, 3)], 1)[1]
     return [*said, str(pair.edited)]
+
+
+# Krea 2 ---------------------------------------------------------------------------------------------
+
+KREA_CONFIG = replace(  # of the form that ComfyUI's own module has for every size
+    presets.KREA_2,
+    vlm=replace(presets.KREA_2.vlm, hidden_size=160, num_layers=9, taps=(2, 5, 8)),
+    lap=LAPConfig(num_heads=20, mlp_size=512),
+    dit=replace(presets.KREA_2.dit, hidden_size=256, num_blocks=2, num_heads=2, num_kv_heads=1, mlp_size=768),
+)
+KREA_LATENT = torch.zeros(1, 16, 1, 8, 14)
+
+
+def krea_weights() -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    shapes = {name: value.shape for name, value in UniFusion(KREA_CONFIG).state_dict().items()}
+    return {
+        name: torch.randn(shape, generator=random) * (shape[-1] ** -0.5 if len(shape) > 1 else 0.3)
+        for name, shape in shapes.items()
+    }
+
+
+def krea_file(layout: str = "full") -> Path:
+    """A small Krea 2 as it is published: names and numbers alone; layers in 8 bits as ComfyUI writes and wrote them."""
+    path = FOLDER / f"krea-{layout}.safetensors"
+    if path.exists():
+        return path
+    tensors = krea_weights()
+    mark = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    for name, value in list(tensors.items()):
+        layer, _, last = name.rpartition(".")
+        if layout == "full" or last != "weight" or not name.startswith("blocks."):
+            continue
+        scale = value.abs().max() / 448
+        tensors[name] = (value / scale).to(torch.float8_e4m3fn)
+        if layout == "marked":
+            tensors |= {f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": mark.clone()}
+        else:
+            tensors |= {f"{layer}.scale_weight": scale}
+    if layout == "old":
+        tensors["scaled_fp8"] = torch.zeros(2).to(torch.float8_e4m3fn)
+    save_file(tensors, str(path))
+    return path
+
+
+def krea_models(layout: str = "full") -> tuple[Any, Any]:
+    """The same file as our MODEL and as ComfyUI's own."""
+    path = krea_file(layout)
+    return comfy_model.load_model(path), comfy.sd.load_diffusion_model(str(path))
+
+
+def krea_states(length: int) -> torch.Tensor:
+    spec = KREA_CONFIG.vlm
+    random = torch.Generator().manual_seed(length)
+    return torch.randn(1, length, len(spec.taps) * spec.hidden_size, generator=random)
+
+
+def krea_drawn(
+    model: Any, sigmas: torch.Tensor, cfg: float, latent: torch.Tensor = KREA_LATENT
+) -> torch.Tensor:
+    """By stock SamplerCustom, for two prompts of unequal length."""
+    positive, negative = ([[krea_states(length), {}]] for length in (19, 6))
+    drawn = custom_sampler.SamplerCustom.execute(
+        model, True, SEED, cfg, positive, negative, comfy.samplers.sampler_object("euler"), sigmas,
+        {"samples": latent},
+    )  # fmt: skip
+    return drawn.args[0]["samples"]
+
+
+@case
+def krea_2_is_drawn_alike() -> dict[str, float]:
+    """Our MODEL against ComfyUI's own for the same file, schedules of both kinds, an odd size, a batch."""
+    ours, theirs = krea_models()
+    found = {}
+    for name in ("krea-2 raw", "krea-2 turbo"):
+        sigmas = comfy_sampling.sigmas_for(ours, {"samples": KREA_LATENT}, STEPS, name)
+        for cfg in (1.0, CFG):
+            found[f"{name}, cfg {cfg}"] = difference(
+                krea_drawn(ours, sigmas, cfg), krea_drawn(theirs, sigmas, cfg)
+            )
+    for name, latent in (("odd", torch.zeros(1, 16, 1, 7, 9)), ("batch", torch.zeros(3, 16, 1, 6, 8))):
+        found[name] = difference(
+            krea_drawn(ours, sigmas, CFG, latent), krea_drawn(theirs, sigmas, CFG, latent)
+        )
+    return found
+
+
+@case
+def krea_2_stock_sampler() -> float:
+    """KSampler as it comes: ComfyUI's own shift is turbo's (its grid of times is finer than ours, but five steps lie on both)."""
+    ours, theirs = krea_models()
+    states = [[[krea_states(length), {}]] for length in (19, 6)]
+    return difference(*(by_comfyui(model, *states, KREA_LATENT) for model in (ours, theirs)))
+
+
+@case
+def krea_2_schedules() -> dict[str, Any]:
+    """UniFusionSchedule's times against the published formula, and what stock SamplerCustom draws with them against the core."""
+    ours, _ = krea_models()
+    core = checkpoint.load_generator(krea_file())[0]
+    found: dict[str, Any] = {"automatic": []}
+    for name, mu in (("krea-2 raw", 0.5 + 0.65 * (28 - 256) / (6400 - 256)), ("krea-2 turbo", 1.15)):
+        sigmas = schedule.UniFusionSchedule.execute(ours, {"samples": KREA_LATENT}, 8, name).args[0]
+        uniform = torch.linspace(1, 1 / 8, 8)
+        published = math.exp(mu) / (math.exp(mu) + 1 / uniform - 1)
+        found[name] = difference(sigmas, torch.cat([published, torch.zeros(1)]))
+        automatic = comfy_sampling.sigmas_for(ours, {"samples": KREA_LATENT}, 8, comfy_sampling.AUTOMATIC)
+        found["automatic"].append(torch.equal(sigmas, automatic))
+        pooled = [core.pool(krea_features(length)) for length in (19, 6)]
+        noise = noise_for(KREA_LATENT)[:, :, 0]
+        expected = sample(core, pooled[0], noise, sigmas, negative=pooled[1], cfg=CFG)[:, :, None]
+        out = ours.get_model_object("latent_format").process_out(expected)
+        found[name + " drawn"] = difference(krea_drawn(ours, sigmas, CFG), out)
+    return found
+
+
+def krea_features(length: int) -> VLMFeatures:
+    spec = KREA_CONFIG.vlm
+    mask = torch.ones(1, length, dtype=torch.bool)
+    return VLMFeatures(
+        states=krea_states(length).unflatten(-1, (len(spec.taps), spec.hidden_size)),
+        mask=mask,
+        roles=mask.long(),
+        token_ids=mask.long(),
+        positions=torch.zeros(1, length, 3),
+    )
+
+
+def krea_loras() -> dict[str, dict[str, torch.Tensor]]:
+    """One LoRA in every layout that Krea 2's are published in."""
+    diffusers = {  # diffusers' names of layers
+        "blocks.1.attn.wq": "transformer_blocks.1.attn.to_q",
+        "blocks.0.attn.wo": "transformer_blocks.0.attn.to_out.0",
+        "blocks.0.attn.gate": "transformer_blocks.0.attn.to_gate",
+        "blocks.1.mlp.down": "transformer_blocks.1.ff.down",
+        "txtfusion.layerwise_blocks.0.attn.wk": "text_fusion.layerwise_blocks.0.attn.to_k",
+        "txtfusion.refiner_blocks.1.mlp.up": "text_fusion.refiner_blocks.1.ff.up",
+        "txtfusion.projector": "text_fusion.projector",
+        "txtmlp.1": "txt_in.linear_1",
+        "first": "img_in",
+        "tmlp.2": "time_embed.linear_2",
+        "tproj.1": "time_mod_proj",
+        "last.linear": "final_layer.linear",
+    }
+    random = torch.Generator().manual_seed(4)
+    weights = krea_weights()
+    parts = {
+        name: [torch.randn(size, generator=random) * 0.2 for size in ((3, weights[f"{name}.weight"].shape[1]),
+                                                                       (weights[f"{name}.weight"].shape[0], 3))]
+        for name in diffusers
+    }  # fmt: skip
+
+    def written(key: Callable[[str], str], down: str, up: str) -> dict[str, torch.Tensor]:
+        return {
+            f"{key(name)}.{suffix}.weight": value
+            for name, pair in parts.items()
+            for suffix, value in zip((down, up), pair, strict=True)
+        }
+
+    peft, kohya = ("lora_A", "lora_B"), ("lora_down", "lora_up")
+    return {
+        "diffusers": written(lambda name: f"transformer.{diffusers[name]}", *peft),
+        "diffusers, bare": written(lambda name: diffusers[name], *peft),
+        "diffusers below diffusion_model": written(lambda name: f"diffusion_model.{diffusers[name]}", *peft),
+        "diffusion_model": written(lambda name: f"diffusion_model.{name}", *peft),
+        "kohya": written(lambda name: f"lora_unet_{name.replace('.', '_')}", *kohya),
+        "lycoris": written(lambda name: f"lycoris_{diffusers[name].replace('.', '_')}", *kohya),
+    }
+
+
+@case
+def krea_2_loras() -> dict[str, Any]:
+    """Weights after stock LoraLoader: ours against ComfyUI's own, and which layers have changed."""
+    found = {}
+    (FOLDER / "models" / "loras").mkdir(parents=True, exist_ok=True)
+    for name, lora in krea_loras().items():
+        file = f"{name}.safetensors"
+        save_file(lora, str(FOLDER / "models" / "loras" / file))
+        weights = []
+        for model in krea_models():
+            (patched,) = stock.LoraLoaderModelOnly().load_lora_model_only(model, file, 0.7)
+            mm.load_models_gpu([patched], force_patch_weights=True)
+            weights.append({k: v.clone() for k, v in patched.model.diffusion_model.state_dict().items()})
+        plain = krea_weights()
+        changed = [k for k, v in weights[0].items() if not torch.equal(v, plain[k])]
+        found[name] = {
+            "changed": len(changed) == len(lora) // 2,
+            "same": all(torch.equal(v, weights[1][k]) for k, v in weights[0].items()),
+        }
+    return found
+
+
+@case
+def krea_2_in_8_bits() -> dict[str, Any]:
+    """Kept in 8 bits, drawn as by ComfyUI's own and as by the core with scaled-back weights; a LoRA on top; saved and opened."""
+    found: dict[str, Any] = {}
+    for layout in ("marked", "old"):
+        ours, theirs = krea_models(layout)
+        sigmas = comfy_sampling.sigmas_for(ours, {"samples": KREA_LATENT}, STEPS, "krea-2 turbo")
+        core = checkpoint.load_generator(krea_file(layout))[0]
+        pooled = [core.pool(krea_features(length)) for length in (19, 6)]
+        exact = sample(core, pooled[0], noise_for(KREA_LATENT)[:, :, 0], sigmas, negative=pooled[1], cfg=CFG)
+        drawn = krea_drawn(ours, sigmas, CFG)
+        out = ours.get_model_object("latent_format").process_out(exact[:, :, None])
+        weight = ours.model.diffusion_model.blocks[0].attn.wq.weight
+        found[layout] = {
+            "type": str(weight._qdata.dtype),
+            "theirs": difference(drawn, krea_drawn(theirs, sigmas, CFG)),
+            "core": difference(drawn, out),
+        }
+        comfy.sd.save_checkpoint(str(FOLDER / "krea-saved.safetensors"), ours, metadata={"format": "pt"})
+        again = comfy_model.load_model(FOLDER / "krea-saved.safetensors")
+        found[layout]["saved"] = difference(krea_drawn(again, sigmas, CFG), drawn)
+    lora = krea_loras()["diffusers"]
+    patched = []
+    for model in (ours, theirs):
+        with_lora, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+        patched.append(krea_drawn(with_lora, sigmas, CFG))
+    return found | {"lora": difference(*patched), "effect": difference(patched[0], drawn)}
 
 
 # The VLM --------------------------------------------------------------------------------------------

@@ -97,6 +97,33 @@ def test_smaller_weights_draw_nearly_the_same(measured: Callable[[str], Any]) ->
     assert 0 < found["fp16"] < found["bf16"] < found["fp8_e4m3fn"] < 0.5
 
 
+def test_krea_2_is_drawn_as_by_comfyui(measured: Callable[[str], Any]) -> None:
+    found = measured("krea_2_is_drawn_alike")
+    assert max(found.values()) <= PARITY, found
+    assert measured("krea_2_stock_sampler") <= PARITY
+
+
+def test_krea_2s_schedules_are_the_published_ones(measured: Callable[[str], Any]) -> None:
+    found = measured("krea_2_schedules")
+    assert found.pop("automatic") == [False, True]  # taken for turbo
+    assert max(found.values()) <= PARITY, found
+
+
+def test_krea_2s_loras_apply_as_to_comfyuis_own(measured: Callable[[str], Any]) -> None:
+    found = measured("krea_2_loras")
+    assert len(found) == 6
+    assert all(all(result.values()) for result in found.values()), found
+
+
+def test_krea_2_in_8_bits_stays_so(measured: Callable[[str], Any]) -> None:
+    found = measured("krea_2_in_8_bits")
+    for layout in ("marked", "old"):
+        assert found[layout].pop("type") == "torch.float8_e4m3fn"
+        assert max(found[layout].values()) <= PARITY, found
+    assert found["lora"] <= PARITY
+    assert found["effect"] > 100 * PARITY
+
+
 def test_an_untrained_size_is_warned_about_once(measured: Callable[[str], Any]) -> None:
     (sentence,) = measured("size_warning")
     assert "96 x 160" in sentence

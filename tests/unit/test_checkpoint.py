@@ -145,18 +145,19 @@ def test_a_renamed_pickle_is_refused_unopened(file: Path, zipped: bool) -> None:
 
 def test_other_kinds_of_files_are_named(file: Path, tmp_path: Path) -> None:
     file.write_bytes(b"GGUF\x03\x00\x00\x00")
-    with pytest.raises(CheckpointError, match="GGUF file: use the safetensors file"):
+    with pytest.raises(CheckpointError, match="GGUF file, which is not read: use the safetensors file"):
         load_generator(file)
 
     save_file({"lora.up": torch.ones(2)}, file)
     with pytest.raises(
-        CheckpointError, match="no UniFusion configuration: it is another kind of model; choose"
+        CheckpointError,
+        match="no UniFusion configuration and is no Krea 2 file: it is another kind of model; choose",
     ):
         load_generator(file)
 
     with pytest.raises(CheckpointError, match=r"there is no file .*absent\.safetensors: check the name"):
         load_generator(tmp_path / "absent.safetensors")
-    with pytest.raises(CheckpointError, match="there is no file"):
+    with pytest.raises(CheckpointError, match="is a folder, such as diffusers saves, and one file is needed"):
         load_generator(tmp_path)
 
 

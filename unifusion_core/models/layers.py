@@ -46,9 +46,11 @@ class Build:
         return nn.Parameter(torch.zeros(shape, device=self.device, dtype=self.dtype))
 
 
-def key_bias(mask: Bool[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"]:
-    """Additive attention bias that hides padded keys. Additive, because boolean masks mean different things to different
-    attention kernels."""
+def key_bias(mask: Bool[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
+    """Additive attention bias that hides padded keys; None without padding, for which there are faster kernels. Additive,
+    because boolean masks mean different things to different kernels."""
+    if bool(mask.all()):
+        return None
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return bias.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None, :]
 

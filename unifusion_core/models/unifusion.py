@@ -74,6 +74,7 @@ class PreparedCondition:
 
     conditioning: Conditioning
     grid: tuple[int, int]  # rows and columns of the latents' patches
+    has_padding: bool = True  # known without, steps need not look for it
     keys_values: KeysValues | None = None
 
     def repeat(self, count: int) -> PreparedCondition:
@@ -149,9 +150,9 @@ class UniFusion(nn.Module):
 
     def prepare(self, conditioning: Conditioning, grid: tuple[int, int]) -> PreparedCondition:
         """All of the condition that does not depend on the latents, for a latent grid of (rows, columns) patches."""
+        x, has_padding = conditioning.tokens, not bool(conditioning.mask.all())
         if self.config.condition_attention == "joint":
-            return PreparedCondition(conditioning=conditioning, grid=grid)
-        x = conditioning.tokens
+            return PreparedCondition(conditioning=conditioning, grid=grid, has_padding=has_padding)
         _, shared = self._time(x.new_zeros(1), x.dtype)
         turn = self._rotation(self._condition_positions(conditioning, grid))
         bias = key_bias(conditioning.mask, x.dtype)
@@ -159,7 +160,9 @@ class UniFusion(nn.Module):
         for block in self.blocks:
             x, offered = block.with_keys_values(x, shared, rotation=turn, bias=bias)
             keys_values.append(offered)
-        return PreparedCondition(conditioning=conditioning, grid=grid, keys_values=keys_values)
+        return PreparedCondition(
+            conditioning=conditioning, grid=grid, has_padding=has_padding, keys_values=keys_values
+        )
 
     def forward(
         self,
@@ -182,15 +185,18 @@ class UniFusion(nn.Module):
         conditioning = condition.conditioning
         num_condition = conditioning.tokens.shape[1]
         positions = patch_positions(rows, columns, x.device).expand(len(x), -1, -1)
+        bias = None
+        if condition.has_padding:
+            bias = key_bias(
+                torch.cat([conditioning.mask, conditioning.mask.new_ones(x.shape[:2])], 1), x.dtype
+            )
         if condition.keys_values is not None:
-            mask = torch.cat([conditioning.mask, conditioning.mask.new_ones(x.shape[:2])], 1)
-            turn, bias = self._rotation(positions), key_bias(mask, x.dtype)
+            turn = self._rotation(positions)
             for index, (block, offered) in enumerate(zip(self.blocks, condition.keys_values, strict=True)):
                 x = block_call(index, block)(x, shared, rotation=turn, bias=bias, prefix=offered)
         else:
-            mask = torch.cat([conditioning.mask, conditioning.mask.new_ones(x.shape[:2])], 1)
             own = self._condition_positions(conditioning, (rows, columns))
-            turn, bias = self._rotation(torch.cat([own, positions], 1)), key_bias(mask, x.dtype)
+            turn = self._rotation(torch.cat([own, positions], 1))
             x = torch.cat([conditioning.tokens.to(x.dtype), x], 1)
             for index, block in enumerate(self.blocks):
                 x = block_call(index, block)(x, shared, rotation=turn, bias=bias)
