@@ -110,7 +110,10 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--rewrite-text", metavar="TEXT", help="your own rewrite, taken as it is")
     generate.add_argument(
-        "--size", type=_size, metavar="WxH", help="pixels; default 128x128, or the first picture's size"
+        "--size",
+        type=_size,
+        metavar="WxH",
+        help="pixels; default: the first picture's size, or the model's (128x128, Krea 2 1024x1024)",
     )
     generate.add_argument(
         "--schedule",
@@ -140,6 +143,11 @@ def _build_parser() -> argparse.ArgumentParser:
         "--batch", type=_positive, default=1, metavar="N", help="pictures per prompt; default 1"
     )
     _add_part_options(generate)
+    generate.add_argument(
+        "--offload",
+        action="store_true",
+        help="weights wait in main memory and visit the graphics card layer by layer: slower, for cards too small for them",
+    )
     generate.add_argument(
         "--out", type=Path, help="PNG file (default: the next free unifusion-N.png); a folder with --prompts"
     )
@@ -226,7 +234,7 @@ def _add_part_options(parser: argparse.ArgumentParser, *, vae: bool = True) -> N
     parser.add_argument("--model", default="tiny", metavar="tiny|FILE", help="the generator")
     parser.add_argument("--vlm", default="tiny", metavar="tiny|DIR")
     if vae:
-        parser.add_argument("--vae", default="tiny", metavar="tiny|FILE")
+        parser.add_argument("--vae", default="tiny", metavar="tiny|FILE|DIR")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -377,17 +385,19 @@ class _Job:
 
 def _generate(arguments: argparse.Namespace) -> None:
     lines = _lines(arguments)
-    from .pipeline import DrawSettings, Pipeline, write_picture_file
+    from .checkpoint import read_config
+    from .pipeline import DrawSettings, Pipeline, generator_path, write_picture_file
+    from .presets import drawing_for
     from .vlm.prompts import join_features
 
     _check_schedule(arguments.schedule)
     _check_style(arguments.style, arguments.rewrite is not False)
-    jobs = list(_jobs(lines, arguments))  # read all before loading the models: mistakes show at once
-    pipeline = Pipeline.load(arguments.model, arguments.vlm, arguments.vae)
+    drawing = drawing_for(read_config(generator_path(arguments.model)), arguments.schedule)
+    jobs = list(_jobs(lines, arguments, drawing.size))  # read all before the models: mistakes show at once
+    pipeline = Pipeline.load(arguments.model, arguments.vlm, arguments.vae, offload=arguments.offload)
     rewriting = pipeline.rewrites_by_default if arguments.rewrite is None else arguments.rewrite
     _check_style(arguments.style, rewriting)
     batches = list(_batches(jobs))
-    drawing = pipeline.drawing(arguments.schedule)
     steps = arguments.steps or drawing.steps
     with _progress(steps * len(batches), "drawing") as step_done:
         for batch in batches:
@@ -440,9 +450,10 @@ def _check_style(style: str, rewriting: bool) -> None:
         raise ConfigError("--style says how to rewrite: add --rewrite, or leave --style out")
 
 
-def _jobs(lines: Sequence[_Line], arguments: argparse.Namespace) -> Iterator[_Job]:
+def _jobs(
+    lines: Sequence[_Line], arguments: argparse.Namespace, usual_size: tuple[int, int]
+) -> Iterator[_Job]:
     """`--batch` pictures per line, with seeds that count on."""
-    from .pipeline import SIZE
     from .sizes import check_size, size_of_picture, warn_of_other_size
 
     stem = _out_stem(arguments)
@@ -450,7 +461,7 @@ def _jobs(lines: Sequence[_Line], arguments: argparse.Namespace) -> Iterator[_Jo
         request = line.request(arguments.style, keep_rewrite=arguments.rewrite is not False)
         if arguments.image_cfg is not None and not request.pictures:
             raise ConfigError("--image-cfg guides by input pictures: give --image, or leave --image-cfg out")
-        size = arguments.size or (size_of_picture(request.pictures[0]) if request.pictures else SIZE)
+        size = arguments.size or (size_of_picture(request.pictures[0]) if request.pictures else usual_size)
         if len(request.pictures) == 1:
             warn_of_other_size(size, size_of_picture(request.pictures[0]))
         for number in range(arguments.batch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from . import embedded
-from .checkpoint import load_autoencoder, load_generator, read_config
+from .checkpoint import build_unifusion, load_autoencoder, load_generator, read_config
 from .contracts import Conditioning, VLMFeatures, VLMRequest
 from .errors import CheckpointError, ConfigError, ShapeError
 from .flow.schedule import build_schedule
 from .models.autoencoder import DOWNSCALE, Autoencoder
+from .models.layers import Build
+from .models.qwen_image_vae import QwenImageAutoencoder, load_qwen_image_vae
 from .models.unifusion import UniFusion, UniFusionConfig
-from .presets import DRAWINGS, DRAWN_WITH, Drawing
+from .presets import DRAWN_WITH
 from .rewriting import REWRITE_BY_DEFAULT, STATES_BY_DEFAULT, Rewrite, read, rewrite
 from .sampling import OnStep, draw_noise, sample
 from .sizes import check_size, warn_of_untrained_size
@@ -30,11 +32,10 @@ from .vlm.backbone import VLMBackbone
 from .vlm.folder import load_vlm
 
 EMBEDDED = "tiny"  # what a user writes for the embedded model's parts
-SIZE = (128, 128)  # width, height
 MAX_TILES = 10
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
-LATENT_FORMAT = "unifusion-tiny"  # what an autoencoder in the TAESD layout decodes here
-_DRAWING = DRAWN_WITH[LATENT_FORMAT]
+LARGE = 1_000_000_000  # parameters of a generator; from there on 16 bits are taken
+_DRAWING = DRAWN_WITH[Autoencoder.latent_format]
 PNG_KEY = "unifusion"  # one entry of JSON; "prompt" and "workflow" would be taken for ComfyUI's own
 
 Picture = UInt8[np.ndarray, "H W 3"]
@@ -44,7 +45,7 @@ Picture = UInt8[np.ndarray, "H W 3"]
 class DrawSettings:
     """How a picture is drawn; the defaults are those that the embedded model is evaluated with."""
 
-    size: tuple[int, int] = SIZE  # width, height in pixels, multiples of 8
+    size: tuple[int, int] = _DRAWING.size  # width, height in pixels, multiples of 8
     steps: int = _DRAWING.steps
     cfg: float = _DRAWING.cfg  # 1 = no guidance
     image_cfg: float = 1.0  # guidance by input pictures, apart from the text's; used with `picture_only`
@@ -59,18 +60,21 @@ class Pipeline:
         self,
         model: UniFusion,
         backbone: VLMBackbone,
-        autoencoder: Autoencoder,
+        autoencoder: Autoencoder | QwenImageAutoencoder,
         *,
         training: dict[str, Any] | None = None,
+        run_device: torch.device | str | None = None,
     ) -> None:
-        """`training`: the generator's record of how it was made.
+        """`training`: the generator's record of how it was made. `run_device`: where to compute, if the weights wait elsewhere.
 
         Raises VLMError for a VLM and CheckpointError for an autoencoder that the generator was not trained with.
         """
         backbone.check_fits(model.config.vlm)
         _check_decodes(autoencoder, model.config)
         self.model, self.backbone = model, backbone
-        self.autoencoder = autoencoder.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
+        if isinstance(autoencoder, Autoencoder):
+            autoencoder.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
+        self.autoencoder, self.run_device = autoencoder, run_device
         self.training = training or {}
 
     @classmethod
@@ -81,33 +85,41 @@ class Pipeline:
         vae: str | Path = EMBEDDED,
         *,
         device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
+        offload: bool = False,
     ) -> Pipeline:
-        """From files, "tiny" standing for the embedded ones; `device` None means a GPU if there is one.
+        """From files, "tiny" standing for the embedded ones; `device` None means a GPU if there is one, `dtype` None 32 bits, for
+        generators of a billion parameters bfloat16. `offload`: weights of generator and VLM wait in main memory, and visit the
+        device layer by layer (accelerate).
 
         Raises CheckpointError or VLMError for what is missing, damaged, or does not fit.
         """
         device, path = device or default_device(), generator_path(model)
-        autoencoder = load_autoencoder(vae_path(vae), device=device)
-        _check_decodes(autoencoder, read_config(path))  # before the weights, which may be many GB
-        generator, training = load_generator(path, device=device, dtype=dtype)
-        return cls(generator, load_vlm(vlm_path(vlm), dtype, device), autoencoder, training=training)
+        config = read_config(path)
+        autoencoder = load_vae(vae, device)
+        _check_decodes(autoencoder, config)  # before the weights, which may be many GB
+        dtype, home = dtype or default_dtype(config), "cpu" if offload else device
+        generator, training = load_generator(path, device=home, dtype=dtype)
+        backbone = load_vlm(vlm_path(vlm), dtype, home)
+        if not offload:
+            return cls(generator, backbone, autoencoder, training=training)
+        from accelerate import cpu_offload  # noqa: PLC0415  (takes time, and few need it)
+
+        backbone.check_fits(config.vlm)  # while its weights are in their place
+        for part in (generator, backbone.model):
+            cpu_offload(part, torch.device(device))
+        backbone.run_device = torch.device(device)
+        return cls(generator, backbone, autoencoder, training=training, run_device=device)
 
     @property
     def device(self) -> torch.device:
-        """Where the generator lies."""
-        return self.model.first.weight.device
+        """Where the generator computes."""
+        return torch.device(self.run_device) if self.run_device else self.model.first.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the generator computes in."""
         return self.model.first.weight.dtype
-
-    def drawing(self, schedule: str | None = None) -> Drawing:
-        """Schedule, steps and guidance: those that belong to a schedule of the user's, or what the generator draws best
-        with."""
-        usual = DRAWN_WITH[self.model.config.latent_format]
-        return usual if schedule is None else DRAWINGS.get(schedule, replace(usual, schedule=schedule))
 
     @property
     def rewrites_by_default(self) -> bool:
@@ -236,18 +248,25 @@ class Pipeline:
         return self.pool(self.read([VLMRequest(prompt="")]))
 
 
-def _check_decodes(autoencoder: Autoencoder, config: UniFusionConfig) -> None:
+def _check_decodes(autoencoder: Autoencoder | QwenImageAutoencoder, config: UniFusionConfig) -> None:
     channels, latent_format = config.dit.latent_channels, config.latent_format
-    if (channels, latent_format) != (autoencoder.latent_channels, LATENT_FORMAT):
+    if (channels, latent_format) != (autoencoder.latent_channels, autoencoder.latent_format):
         raise CheckpointError(
-            f'This VAE decodes {autoencoder.latent_channels} channels of the format "{LATENT_FORMAT}", '
-            f'the generator draws {channels} of "{latent_format}": choose its own VAE, or draw in ComfyUI.'
+            f'This VAE decodes {autoencoder.latent_channels} channels of the format "{autoencoder.latent_format}", '
+            f'the generator draws {channels} of "{latent_format}": choose its own VAE (--vae; for Krea 2 the folder vae/ of its '
+            "diffusers repository)."
         )
 
 
 def default_device() -> str:
     """A GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype(config: UniFusionConfig) -> torch.dtype:
+    """What a generator computes in: 16 bits for large ones, whose files have no more."""
+    count = sum(p.numel() for p in build_unifusion(config, Build(device="meta")).parameters())
+    return torch.bfloat16 if count >= LARGE else torch.float32
 
 
 # Parts --------------------------------------------------------------------------------------------
@@ -261,6 +280,12 @@ def generator_path(name: str | Path) -> Path:
 def vae_path(name: str | Path) -> Path:
     """The file of an autoencoder; "tiny" is the embedded one."""
     return embedded.VAE if name == EMBEDDED else Path(name)
+
+
+def load_vae(name: str | Path, device: torch.device | str) -> Autoencoder | QwenImageAutoencoder:
+    """A VAE: "tiny", a file in the TAESD layout, or diffusers' folder of the Qwen-Image VAE. Raises CheckpointError."""
+    path = vae_path(name)
+    return load_qwen_image_vae(path, device) if path.is_dir() else load_autoencoder(path, device=device)
 
 
 def vlm_path(name: str | Path) -> Path:

@@ -116,16 +116,16 @@ class Drawing:
     schedule: str  # a name of flow.schedule
     steps: int
     cfg: float  # 1 = no guidance; Krea's own scale counts from 0
+    size: tuple[int, int]  # width, height in pixels
 
 
 DRAWINGS = {
     drawing.schedule: drawing
     for drawing in (
-        Drawing(
-            schedule="shift 3", steps=20, cfg=2.0
-        ),  # the embedded model decides nearly everything near t = 1
-        Drawing(schedule="krea-2 turbo", steps=8, cfg=1.0),
-        Drawing(schedule="krea-2 raw", steps=28, cfg=5.5),
+        # the embedded model decides nearly everything near t = 1
+        Drawing(schedule="shift 3", steps=20, cfg=2.0, size=ASPECT_SIZES[0]),
+        Drawing(schedule="krea-2 turbo", steps=8, cfg=1.0, size=(1024, 1024)),
+        Drawing(schedule="krea-2 raw", steps=28, cfg=5.5, size=(1024, 1024)),
     )
 }
 """By schedule. No Krea 2 file tells whether it is raw or turbo: the user does, by the schedule."""
@@ -135,3 +135,9 @@ DRAWN_WITH = {
     "qwen-image": DRAWINGS["krea-2 turbo"],
 }
 """By `UniFusionConfig.latent_format`: what is taken if the user does not choose."""
+
+
+def drawing_for(config: UniFusionConfig, schedule: str | None = None) -> Drawing:
+    """What belongs to a schedule of the user's, or what the generator draws best with."""
+    usual = DRAWN_WITH[config.latent_format]
+    return usual if schedule is None else DRAWINGS.get(schedule, replace(usual, schedule=schedule))

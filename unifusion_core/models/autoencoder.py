@@ -47,6 +47,8 @@ def _blocks(count: int) -> list[nn.Module]:
 class Autoencoder(nn.Module):
     """Pictures in 0..1 to latents, eight pixels per cell and axis, and back."""
 
+    latent_format = "unifusion-tiny"
+
     def __init__(self, latent_channels: int = LATENT_CHANNELS) -> None:
         super().__init__()
         self.latent_channels = latent_channels

@@ -1,0 +1,68 @@
+"""The Qwen-Image VAE, whose latents Krea 2 draws, as diffusers has it.
+
+Only the command line needs it: in ComfyUI the stock VAELoader opens the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+
+CLASS_NAME = "AutoencoderKLQwenImage"
+
+
+class QwenImageAutoencoder(nn.Module):
+    """Latents in the scale that generators draw (mean 0, spread 1 per channel) to pictures in 0..1."""
+
+    latent_format = "qwen-image"
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+        self.latent_channels: int = vae.config.z_dim
+
+    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        """Eight pixels per cell and axis; not clamped to 0..1."""
+        mean, std = (
+            latents.new_tensor(values).view(1, -1, 1, 1)
+            for values in (self.vae.config.latents_mean, self.vae.config.latents_std)
+        )
+        video = (latents * std + mean)[:, :, None]  # of one frame
+        return self.vae.decode(video).sample[:, :, 0] / 2 + 0.5
+
+
+def load_qwen_image_vae(folder: Path, device: torch.device | str = "cpu") -> QwenImageAutoencoder:
+    """The VAE in a folder of diffusers' layout (`vae/` in the repositories of Qwen-Image and Krea 2). Raises CheckpointError."""
+    config = folder / "config.json"
+    try:
+        name = json.loads(config.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} is no VAE folder of diffusers (its config.json names no class): give the folder vae/ of Qwen-Image"
+        ) from error
+    if name != CLASS_NAME:
+        raise CheckpointError(
+            f"{folder} holds a {name}, an {CLASS_NAME} is needed: give the folder vae/ of Qwen-Image"
+        )
+    try:
+        from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (  # noqa: PLC0415  (optional)
+            AutoencoderKLQwenImage,
+        )
+    except ImportError as error:
+        raise CheckpointError(
+            'the Qwen-Image VAE needs the package diffusers: pip install "unifusion[krea]", or draw in ComfyUI'
+        ) from error
+    try:
+        vae = AutoencoderKLQwenImage.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the weights in {folder} are missing, damaged or do not fit ({error}): copy its files again"
+        ) from error
+    return QwenImageAutoencoder(vae).to(device).eval().requires_grad_(False)
