@@ -18,7 +18,7 @@ from .sockets import Encoded
 def vlm_spec(model: Any) -> VLMSpec:
     """What the generator behind a MODEL wire reads of its VLM: a UniFusion model says it itself, for ComfyUI's own Krea 2 it is
     known. Raises ConfigError for a model of another kind."""
-    module = getattr(getattr(model, "model", None), "diffusion_model", None)
+    module: Any = getattr(getattr(model, "model", None), "diffusion_model", None)
     if not isinstance(module, SingleStreamDiT):
         return hosted(model).model_config.unifusion.vlm
     if module.txtlayers != len(KREA_2.vlm.taps):
