@@ -63,7 +63,9 @@ import torch
 from comfy.ldm.wan.vae import WanVAE
 from safetensors.torch import save_file
 torch.manual_seed(0)
-vae = WanVAE(dim=8, z_dim=16, temperal_downsample=[False, True, True])
+vae = WanVAE(dim=8, z_dim=16, temperal_downsample=[False, True, True]).requires_grad_(False)
+for name, value in vae.named_parameters():
+    value.normal_(std=value[0].numel() ** -0.5) if "weight" in name else value.fill_("gamma" in name)
 save_file(vae.state_dict(), path)
 """
 
@@ -72,7 +74,9 @@ def save_generators(folder: Path) -> None:
     """The same weights as a bare file, such as Krea publishes, and as a file of ours."""
     model, random = UniFusion(SMALL), torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        std = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
+        std = (
+            2 * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3
+        )  # lively: every token has its effect
         parameter.data.normal_(std=std, generator=random)
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / STOCK)
     save_generator(model, folder / OURS, {"recipe": "random"}, dtype=torch.float32)
