@@ -1,6 +1,6 @@
 """ComfyUI's face of UniFusion: one node per file, no mathematics.
 
-`host`, `comfy_model` and `comfy_clip` are the adapter to ComfyUI; the other files hold a node each.
+`host` and the `comfy_*` files are the adapter to ComfyUI; the other files hold a node each.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import host
 from .encode import UniFusionImageEncode
+from .features_to_krea2 import UniFusionFeaturesToKrea2
 from .load_model import UniFusionModelLoader
 from .load_vlm import UniFusionVLMLoader
+from .picture_strength import UniFusionPictureStrength
 from .pool import UniFusionLAPPool
 from .reference_latent import UniFusionLatentFromReference
 from .rewrite import UniFusionVerifiRewrite
@@ -30,7 +32,9 @@ class UniFusionExtension(ComfyExtension):
             UniFusionVLMLoader,
             UniFusionImageEncode,
             UniFusionVerifiRewrite,
+            UniFusionPictureStrength,
             UniFusionLAPPool,
+            UniFusionFeaturesToKrea2,
             UniFusionLatentFromReference,
             UniFusionSchedule,
             UniFusionSampler,

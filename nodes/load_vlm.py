@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from . import host
 from .comfy_clip import load_clip
-from .comfy_model import hosted
+from .comfy_krea2 import vlm_spec
 from .sockets import CATEGORY
 
 
@@ -33,8 +33,8 @@ class UniFusionVLMLoader(io.ComfyNode):
                 ),
                 io.Model.Input(
                     "model",
-                    tooltip="The model from Load UniFusion Model: it says which layers of the VLM it reads, and how a "
-                    "prompt is laid out. LoRAs make no difference here.",
+                    tooltip="The model from Load UniFusion Model, or a Krea 2 model from ComfyUI's own loader: it says which "
+                    "layers of the VLM it reads, and how a prompt is laid out. LoRAs make no difference here.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -54,6 +54,4 @@ class UniFusionVLMLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str, model: Any, dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(
-            load_clip(host.vlm_path(folder), hosted(model).model_config.unifusion.vlm, dtype)
-        )
+        return io.NodeOutput(load_clip(host.vlm_path(folder), vlm_spec(model), dtype))

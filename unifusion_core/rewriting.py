@@ -1,8 +1,8 @@
 """VERIFI: the VLM writes down what the target picture shows, and the generator reads the states of those words.
 
 `states` says where the states come from. "one_pass": from the decoding pass itself, over [system, pictures, instruction,
-rewrite], nothing encoded twice (paper, section on VERIFI). "reencode": the rewrite takes the prompt's place in the model's own
-template, for generators that never saw states of an assistant turn.
+rewrite], nothing encoded twice (paper, section on VERIFI). "reencode": the rewrite takes the place of style and prompt in
+the model's own template, for generators that never saw states of an assistant turn; pictures stay where they were.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def read(
     `weights` tells states of the VLM's weights apart, where a host patches them."""
     _check_states(states)
     if states == "reencode":
-        requests = [r if r.decoded is None else replace(r, prompt=r.decoded, decoded=None) for r in requests]
+        # without the style, which spoke to the VLM that wrote; the pictures stay in view
+        requests = [
+            r if r.decoded is None else replace(r, prompt=r.decoded, style="", decoded=None) for r in requests
+        ]
     if not any(request.pictures for request in requests):
         features = backbone.encode(backbone.prepare(requests, spec.template, max_tiles), spec)
         return kept_features(features, spec.kept_tokens)

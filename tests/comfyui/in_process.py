@@ -59,7 +59,15 @@ def _import_pack() -> Any:
 
 _import_pack()
 
-from the_pack.nodes import comfy_clip, comfy_conditions, comfy_model, comfy_sampling, host, schedule
+from the_pack.nodes import (
+    comfy_clip,
+    comfy_conditions,
+    comfy_krea2,
+    comfy_model,
+    comfy_sampling,
+    host,
+    schedule,
+)
 from the_pack.nodes.sockets import Encoded
 from the_pack.unifusion_core import checkpoint, embedded, presets, rewriting
 from the_pack.unifusion_core.contracts import Conditioning, TokenRole, VLMFeatures, VLMRequest, VLMSpec
@@ -69,7 +77,7 @@ from the_pack.unifusion_core.models.lap import LAPConfig
 from the_pack.unifusion_core.models.unifusion import PreparedCondition, UniFusion, UniFusionConfig
 from the_pack.unifusion_core.sampling import sample
 from the_pack.unifusion_core.vlm.folder import load_vlm
-from the_pack.unifusion_core.vlm.prompts import kept_features
+from the_pack.unifusion_core.vlm.prompts import join_features, kept_features
 
 CONFIG = UniFusionConfig(
     vlm=VLMSpec(
@@ -872,6 +880,7 @@ def sentences() -> dict[str, str]:
     other_taps = replace(CONFIG.vlm, taps=(0, 1, 4))  # as many, so that no shape gives it away
     tokens, rest = comfy_conditions.flattened(features(5), other_taps)
     encoded_for_others = [[tokens, rest]]
+    unequal = join_features([features(5), features(3)])
 
     class OtherKind:
         model = torch.nn.Linear(1, 1)
@@ -888,6 +897,10 @@ def sentences() -> dict[str, str]:
         "other model": lambda: comfy_sampling.sigmas_for(OtherKind(), {"samples": LATENT}, 4, "uniform"),
         "other features": lambda: comfy_model.pool(model, Encoded(features(5), other_taps)),
         "other taps": lambda: by_comfyui(model, encoded_for_others, encoded_for_others, LATENT),
+        "unequal lengths for krea 2": lambda: comfy_krea2.krea2_conditioning(
+            Encoded(unequal, presets.KREA_2.vlm)
+        ),
+        "other features for krea 2": lambda: comfy_krea2.krea2_conditioning(Encoded(features(5), CONFIG.vlm)),
         "other vlm": lambda: comfy_clip.load_clip(embedded.VLM, other_vlm),
         "latent of other channels": lambda: by_comfyui(
             model, conditioning(features(5)), conditioning(features(5)), torch.ones(1, 4, 8, 8)

@@ -195,6 +195,8 @@ def test_a_latent_has_the_size_of_its_picture(measured: Callable[[str], Any]) ->
         ("other model", ["Linear", "Load UniFusion Model"]),
         ("other features", ["(0, 1, 4)", "(0, 1, 3)", "Load UniFusion VLM"]),
         ("other taps", ["(0, 1, 4)", "(0, 1, 3)", "Load UniFusion VLM"]),
+        ("unequal lengths for krea 2", ["5, 3 tokens", "one prompt at a time"]),
+        ("other features for krea 2", ["(0, 1, 3) of internvl", "of qwen3_vl", "Load UniFusion VLM"]),
         ("other vlm", ["number of layers is 6, 9 is needed"]),
         ("latent of other channels", ["4 channels", "16", "EmptySD3LatentImage"]),
     ],

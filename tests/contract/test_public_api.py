@@ -31,6 +31,7 @@ PUBLIC = {
     "presets": ("KREA_2", "TINY"),
     "rewriting": ("rewrite",),
     "sampling": ("draw_noise", "sample"),
+    "strength": ("with_strength",),
     "vlm.backbone": ("VLMBackbone", "Written"),
     "vlm.folder": ("load_vlm",),
     "vlm.prompts": ("VLMInputs", "kept_features"),

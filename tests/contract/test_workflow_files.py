@@ -32,6 +32,11 @@ STOCK = {
     "VAEEncode",
     "VAELoader",
 }
+LOADERS = {
+    "UniFusionModelLoader": "diffusion_models",
+    "UniFusionVLMLoader": "vlm",
+    "VAELoader": "vae",
+}
 NOTES = {"MarkdownNote", "Note"}  # of the front end, without a twin in the API form
 
 
@@ -93,6 +98,22 @@ def test_workflows_name_the_embedded_model_of_this_version(path: Path) -> None:
     named = set(re.findall(r"unifusion-tiny-\d+", path.read_text()))
 
     assert named <= {embedded.NAME}
+
+
+@pytest.mark.parametrize("path", UI, ids=lambda path: path.stem)
+def test_files_that_do_not_come_with_the_pack_are_named_with_their_places(path: Path) -> None:
+    """As ComfyUI's box for missing models reads it: file, address and folder stand with the node that loads it."""
+    for node in json.loads(path.read_text())["nodes"]:
+        if node["type"] in LOADERS:
+            file, models = node["widgets_values"][0], node["properties"].get("models", [])
+            if embedded.NAME in file:
+                assert models == []
+            else:
+                (model,) = models
+                assert model["name"] == file
+                assert model["url"].startswith("https://huggingface.co/")
+                assert model["url"].endswith(file)
+                assert model["directory"] == LOADERS[node["type"]]
 
 
 def test_no_workflow_needs_a_file_of_this_machine() -> None:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from unifusion_core import embedded
-from unifusion_core.contracts import VLMFeatures, VLMRequest
+from unifusion_core.contracts import TokenRole, VLMFeatures, VLMRequest
 from unifusion_core.errors import CheckpointError, ConfigError, PromptError, ShapeError, VLMError
 from unifusion_core.models.unifusion import UniFusion
 from unifusion_core.pipeline import (
@@ -27,7 +27,7 @@ from unifusion_core.pipeline import (
     read_picture_file,
     write_picture_file,
 )
-from unifusion_core.presets import TINY
+from unifusion_core.presets import KREA_2, TINY
 from unifusion_core.rewriting import attempt_rewrites, read, rewrite
 from unifusion_core.sizes import check_size, size_of_picture
 from unifusion_core.vlm.backbone import Written
@@ -219,6 +219,27 @@ def test_states_of_a_rewrite_may_be_encoded_in_the_prompts_place(
     assert torch.equal(done.features.states, expected.states)
     with pytest.raises(ConfigError, match='states is "both"; choose one_pass or reencode'):
         rewrite(pipeline.backbone, TINY.vlm, [RED], states="both")
+
+
+def test_an_edit_for_a_generator_without_assistant_turns_reads_pictures_and_rewrite(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Krea 2's way by default: the rewrite describes the target in the prompt's place, the pictures' tokens stay, and what told
+    the VLM how to write is gone."""
+    monkeypatch.setattr(pipeline.backbone, "write", writing("a big blue circle on white"))
+    spec, pictures = replace(TINY.vlm, kept_tokens=KREA_2.vlm.kept_tokens), [torch.rand(3, 48, 48)]
+    edit = VLMRequest(prompt="make it blue", pictures=pictures, style="keep everything else.")
+    (done,) = rewrite(pipeline.backbone, spec, [edit])
+    target = VLMRequest(prompt="a big blue circle on white", pictures=pictures)
+    expected = read(pipeline.backbone, spec, [target])
+    assert done.request.decoded == target.prompt
+    assert torch.equal(done.features.token_ids, expected.token_ids)
+    assert torch.equal(done.features.states, expected.states)
+    of_pictures = done.features.roles == TokenRole.PICTURE
+    assert int(of_pictures.sum()) >= pipeline.backbone.tokens_per_tile
+    assert torch.equal(done.features.positions[of_pictures][:, 0], torch.ones(int(of_pictures.sum())))
+    one_pass = read(pipeline.backbone, spec, [replace(edit, decoded=target.prompt)])
+    assert one_pass.states.shape != expected.states.shape
 
 
 # Picture files ------------------------------------------------------------------------------------
