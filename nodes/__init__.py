@@ -9,6 +9,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import host
 from .encode import UniFusionImageEncode
+from .inspect_layers import UniFusionLAPInspect
 from .load_model import UniFusionModelLoader
 from .load_vlm import UniFusionVLMLoader
 from .pool import UniFusionLAPPool
@@ -31,6 +32,7 @@ class UniFusionExtension(ComfyExtension):
             UniFusionImageEncode,
             UniFusionVerifiRewrite,
             UniFusionLAPPool,
+            UniFusionLAPInspect,
             UniFusionLatentFromReference,
             UniFusionSchedule,
             UniFusionSampler,
