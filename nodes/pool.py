@@ -36,6 +36,7 @@ class UniFusionLAPPool(io.ComfyNode):
                 io.String.Input(
                     "layer_gains",
                     default="",
+                    optional=True,
                     advanced=True,
                     tooltip="How much of each VLM layer is pooled: one number for each ('1, 1, 0.5, 1, 1') or some by their "
                     "layer ('3: 0.5'). They multiply the pooling weights: 1 is as trained, 0 leaves a layer out. Empty: "
