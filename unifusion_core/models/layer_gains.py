@@ -20,8 +20,8 @@ def read_layer_gains(text: str, taps: Sequence[int]) -> tuple[float, ...] | None
     named = [entry for entry in entries if ":" in entry]
     if named and len(named) < len(entries):
         raise ConfigError(
-            f'The layer gains "{text.strip()}" mix both ways of writing: give one number for each of the {len(taps)} layers, or '
-            "every number with its layer, such as 3: 0.5."
+            f"The layer gains mix both ways of writing: give one number for each of the {len(taps)} layers, or every number with "
+            f"its layer, such as {taps[-1]}: 0.5."
         )
     if named:
         gains = dict.fromkeys(taps, 1.0)
@@ -46,7 +46,9 @@ def read_layer_gains(text: str, taps: Sequence[int]) -> tuple[float, ...] | None
 def _layer(text: str, taps: Sequence[int]) -> int:
     known = {str(tap): tap for tap in taps}
     if text not in known:
-        raise ConfigError(f'There is no layer "{text}" to give a gain to: this model reads {_listed(taps)}.')
+        raise ConfigError(
+            f'There is no layer "{text:.40}" to give a gain to: this model reads {_listed(taps)}.'
+        )
     return known[text]
 
 
@@ -57,7 +59,7 @@ def _gain(text: str) -> float:
         gain = math.nan
     if not -LARGEST <= gain <= LARGEST:
         raise ConfigError(
-            f'The layer gain "{text}" is no number from {-LARGEST:g} to {LARGEST:g}: 1 is as trained, 0 leaves a layer out.'
+            f'The layer gain "{text:.40}" is no number from {-LARGEST:g} to {LARGEST:g}: 1 is as trained, 0 leaves a layer out.'
         )
     return gain
 
