@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,13 +50,20 @@ class LayerwiseAttentionPooling(nn.Module):
         self.tap_scales = config.tap_scales
 
     def forward(
-        self, states: Float[Tensor, "B T L D"], gains: Float[Tensor, " L"] | None = None
+        self, states: Float[Tensor, "B T L D"], gains: Sequence[float] | None = None
     ) -> Float[Tensor, "B T D"]:
         """`gains` multiply the projector's weights, one for each tap: 1 is as trained, 0 leaves a tap out of the sum, as in the
-        paper's study of layers. The blocks before it see all taps all the same."""
+        paper's study of layers. The blocks before it see all taps all the same. Raises ConfigError for another number of gains.
+        """
         (last,) = deque(self.block_states(states), maxlen=1)  # those before it need no memory
         x = rearrange(last, "N L D -> N D L")
-        pooled = self.projector(x if gains is None else x * gains.to(x))[..., 0]
+        if gains is not None:
+            if len(gains) != self.num_taps:
+                raise ConfigError(
+                    f"{len(gains)} layer gains were given for {self.num_taps} layers: give one for each"
+                )
+            x = x * x.new_tensor(gains)
+        pooled = self.projector(x)[..., 0]
         return rearrange(pooled, "(B T) D -> B T D", B=states.shape[0])
 
     def block_states(self, states: Float[Tensor, "B T L D"]) -> Iterator[Float[Tensor, "BT L D"]]:

@@ -111,7 +111,7 @@ class TextFusion(nn.Module):
         self,
         states: Float[Tensor, "B T L D"],
         mask: Bool[Tensor, "B T"],
-        layer_gains: Float[Tensor, " L"] | None = None,
+        layer_gains: Sequence[float] | None = None,
     ) -> Float[Tensor, "B T D"]:
         lap, refiner = self.stages
         return refiner(lap(states, layer_gains), mask)
@@ -153,15 +153,7 @@ class UniFusion(nn.Module):
         Raises ShapeError for features of another width or number of taps, ConfigError for another number of gains.
         """
         self.check_features(features)
-        gains = None
-        if layer_gains is not None:
-            num_taps = len(self.config.vlm.taps)
-            if len(layer_gains) != num_taps:
-                raise ConfigError(
-                    f"{len(layer_gains)} layer gains were given for {num_taps} layers: give one for each"
-                )
-            gains = features.states.new_tensor(layer_gains)
-        tokens = self.txtmlp(self.txtfusion(features.states, features.mask, gains))
+        tokens = self.txtmlp(self.txtfusion(features.states, features.mask, layer_gains))
         return Conditioning(tokens=tokens, mask=features.mask, positions=features.positions)
 
     def check_features(self, features: VLMFeatures) -> None:

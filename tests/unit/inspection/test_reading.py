@@ -34,7 +34,7 @@ def test_a_share_is_what_the_pooled_token_loses_without_the_layer(
     pooled = model.lap(features.states)[0]
 
     for tap in range(3):
-        without = model.lap(features.states, torch.ones(3).index_fill(0, torch.tensor([tap]), 0.0))[0]
+        without = model.lap(features.states, [float(each != tap) for each in range(3)])[0]
         lost = ((pooled - without) * pooled).sum(-1) / pooled.square().sum(-1)
         torch.testing.assert_close(shares[:, tap], lost, atol=1e-5, rtol=1e-4)
 
