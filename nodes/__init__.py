@@ -10,6 +10,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import host
 from .encode import UniFusionImageEncode
 from .features_to_krea2 import UniFusionFeaturesToKrea2
+from .inspect_layers import UniFusionLAPInspect
 from .load_model import UniFusionModelLoader
 from .load_vlm import UniFusionVLMLoader
 from .picture_strength import UniFusionPictureStrength
@@ -35,6 +36,7 @@ class UniFusionExtension(ComfyExtension):
             UniFusionPictureStrength,
             UniFusionLAPPool,
             UniFusionFeaturesToKrea2,
+            UniFusionLAPInspect,
             UniFusionLatentFromReference,
             UniFusionSchedule,
             UniFusionSampler,

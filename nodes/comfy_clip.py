@@ -211,7 +211,19 @@ def encode(clip: Any, prompt: str, pictures: Sequence[Tensor], max_tiles: int) -
     tokens = tokens_for(clip, prompt, pictures, max_tiles)
     with at_work(clip, tokens) as encoder:
         features = encoder.features(tokens, clip.patcher.patches_uuid)
-        return tokens, Encoded(features, encoder.spec, host.edited_size(one_by_one(pictures)))
+        return tokens, _encoded(encoder, features, one_by_one(pictures))
+
+
+def _encoded(encoder: VLMEncoder, features: VLMFeatures, pictures: Sequence[Tensor]) -> Encoded:
+    """Features with all that stands beside them on their wire."""
+    ids = features.token_ids[0].unique()
+    return Encoded(
+        features=features,
+        spec=encoder.spec,
+        edited=host.edited_size(pictures),
+        texts=dict(zip(ids.tolist(), encoder.backbone.token_texts(ids), strict=True)),
+        pictures=pictures,
+    )
 
 
 def rewrite(
@@ -255,7 +267,7 @@ def rewrite(
                 **how,
             )
     features = done.features.to(mm.intermediate_device())
-    return Encoded(features, spec, host.edited_size(request.pictures)), str(done.request.decoded)
+    return _encoded(encoder, features, request.pictures), str(done.request.decoded)
 
 
 def tokens_for(clip: Any, prompt: str, pictures: Sequence[Tensor], max_tiles: int) -> Tokens:

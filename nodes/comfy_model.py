@@ -28,8 +28,11 @@ from ..unifusion_core.checkpoint import (
     read_tensors,
     split_generator_tensors,
 )
+from ..unifusion_core.contracts import VLMFeatures
 from ..unifusion_core.errors import CheckpointError, ConfigError, ShapeError
 from ..unifusion_core.flow.schedule import build_schedule
+from ..unifusion_core.inspection import reading
+from ..unifusion_core.models.layer_gains import read_layer_gains
 from ..unifusion_core.models.layers import Build
 from ..unifusion_core.models.unifusion import UniFusion, UniFusionConfig
 from ..unifusion_core.presets import DRAWN_WITH
@@ -359,9 +362,9 @@ def hosted(model: Any) -> HostModel:
     return inner
 
 
-@torch.no_grad()
-def pool(model: Any, encoded: Encoded) -> list[list[Any]]:
-    """VLM features as a CONDITIONING of the model's own width, by the weights as the MODEL wire has patched them.
+@contextmanager
+def _at_work(model: Any, encoded: Encoded) -> Iterator[tuple[HostedUniFusion, VLMFeatures]]:
+    """The module behind a MODEL wire where it computes, patched as the wire says, and the features beside it.
 
     Raises ConfigError for a model of another kind, ShapeError for features that it does not read.
     """
@@ -371,7 +374,22 @@ def pool(model: Any, encoded: Encoded) -> list[list[Any]]:
     module: HostedUniFusion = inner.diffusion_model
     options = model.model_options.get("transformer_options", {})
     with module.attention.during(options):
-        pooled = module.pool(features.to(model.load_device, inner.get_dtype_inference()))
+        yield module, features.to(model.load_device, inner.get_dtype_inference())
+
+
+@torch.no_grad()
+def read_layers(model: Any, encoded: Encoded) -> reading.LayerReading:
+    """Which layers the model's LAP reads of one chat; raises as `_at_work` does."""
+    with _at_work(model, encoded) as (module, features):
+        return reading.read_layers(module, features)
+
+
+@torch.no_grad()
+def pool(model: Any, encoded: Encoded, layer_gains: str = "") -> list[list[Any]]:
+    """VLM features as a CONDITIONING of the model's own width, by the weights as the MODEL wire has patched them; each tap's part
+    by its gain. Raises as `_at_work` does, and ConfigError for gains that are none."""
+    with _at_work(model, encoded) as (module, features):
+        pooled = module.pool(features, read_layer_gains(layer_gains, encoded.spec.taps))
     device = mm.intermediate_device()
     tokens = pooled.tokens.to(device, torch.float32)
     rest = {MASK: pooled.mask.long().to(device), POSITIONS: pooled.positions.to(device)}

@@ -20,10 +20,28 @@ class UniFusionLAPPool(io.ComfyNode):
             display_name="Pool UniFusion Features",
             category=CATEGORY,
             description="Layerwise Attention Pooling and refiner: many VLM layers become one condition to draw by.",
-            search_aliases=["unifusion", "lap", "conditioning", "layerwise attention pooling"],
+            search_aliases=[
+                "unifusion",
+                "lap",
+                "conditioning",
+                "layerwise attention pooling",
+                "layer weights",
+                "gains",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The UniFusion model that will draw, with its LoRAs."),
-                Features.Input("features", tooltip="From Encode for UniFusion."),
+                Features.Input(
+                    "features", tooltip="From Encode for UniFusion or Rewrite for UniFusion (VERIFI)."
+                ),
+                io.String.Input(
+                    "layer_gains",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="How much of each VLM layer is pooled: one number for each ('1, 1, 0.5, 1, 1') or some by their "
+                    "layer ('3: 0.5'). They multiply the pooling weights: 1 is as trained, 0 leaves a layer out. Empty: "
+                    "as trained. Concerns this node alone: what CLIP Text Encode makes is pooled inside the MODEL.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(tooltip="For KSampler or the UniFusion Sampler, positive or negative.")
@@ -31,5 +49,5 @@ class UniFusionLAPPool(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, features: Encoded) -> io.NodeOutput:
-        return io.NodeOutput(pool(model, features))
+    def execute(cls, model: Any, features: Encoded, layer_gains: str = "") -> io.NodeOutput:
+        return io.NodeOutput(pool(model, features, layer_gains))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..unifusion_core.contracts import VLMFeatures, VLMSpec
 
@@ -17,8 +19,11 @@ Features = io.Custom("UNIFUSION_FEATURES")
 @dataclass(frozen=True)
 class Encoded:
     """Features, and what a generator must read for them to mean what it thinks: taps, template, kept tokens. `edited` is the
-    size (width, height) in which a single picture would be drawn anew; several pictures or none have no such size."""
+    size (width, height) in which a single picture would be drawn anew; several pictures or none have no such size. For looking
+    at them: the tokens' own texts by their vocabulary ids, and the pictures (C H W) that the VLM read."""
 
     features: VLMFeatures
     spec: VLMSpec
     edited: tuple[int, int] | None = None
+    texts: Mapping[int, str] = field(default_factory=dict)
+    pictures: Sequence[Tensor] = ()

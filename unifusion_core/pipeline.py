@@ -192,11 +192,12 @@ class Pipeline:
         on_step: OnStep | None = None,
         *,
         picture_only: VLMFeatures | None = None,
+        layer_gains: Sequence[float] | None = None,
     ) -> list[Picture]:
         """One picture per row of VLM features. A picture depends on its row and its seed, not on its neighbours in the batch.
 
         `picture_only`: the same pictures with an empty prompt; then text and pictures are guided apart, by
-        negative + image_cfg (picture_only - negative) + cfg (positive - picture_only).
+        negative + image_cfg (picture_only - negative) + cfg (positive - picture_only). `layer_gains` concern `features` alone.
 
         Raises and warns as `generate` does.
         """
@@ -214,7 +215,7 @@ class Pipeline:
         )  # whole patches; more is cut off
         schedule = build_schedule(settings.schedule, settings.steps, rows * columns)
 
-        condition = self.model.prepare(self.pool(features), (rows, columns))
+        condition = self.model.prepare(self.pool(features, layer_gains), (rows, columns))
         guided = settings.cfg != 1 or picture_only is not None
         negative = self.model.prepare(self.unconditional, (rows, columns)) if guided else None
         pictures = (
@@ -238,9 +239,9 @@ class Pipeline:
         return to_pictures(pixels[..., :height, :width])
 
     @torch.no_grad()
-    def pool(self, features: VLMFeatures) -> Conditioning:
-        """What the DiT reads: features pooled by LAP and refined."""
-        return self.model.pool(features.to(self.device, self.dtype))
+    def pool(self, features: VLMFeatures, layer_gains: Sequence[float] | None = None) -> Conditioning:
+        """What the DiT reads: features pooled by LAP and refined; `layer_gains` as in `UniFusion.pool`."""
+        return self.model.pool(features.to(self.device, self.dtype), layer_gains)
 
     @cached_property
     def unconditional(self) -> Conditioning:

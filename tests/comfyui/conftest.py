@@ -117,6 +117,17 @@ class Comfy:
         finally:
             connection.close()
 
+    def download(self, path: str) -> bytes:
+        """A file as the front end fetches it; it must be there."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            assert response.status == 200, f"{path}: {response.status}"
+            return response.read()
+        finally:
+            connection.close()
+
     def object_info(self) -> dict[str, Any]:
         """All node definitions, as the front end gets them."""
         return self.request("GET", "/object_info")[1]

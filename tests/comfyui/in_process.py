@@ -68,10 +68,12 @@ from the_pack.nodes import (
     host,
     schedule,
 )
+from the_pack.nodes.inspect_layers import UniFusionLAPInspect
 from the_pack.nodes.sockets import Encoded
 from the_pack.unifusion_core import checkpoint, embedded, presets, rewriting
 from the_pack.unifusion_core.contracts import Conditioning, TokenRole, VLMFeatures, VLMRequest, VLMSpec
 from the_pack.unifusion_core.flow.schedule import build_schedule
+from the_pack.unifusion_core.inspection import reading
 from the_pack.unifusion_core.models.dit import DiTConfig
 from the_pack.unifusion_core.models.lap import LAPConfig
 from the_pack.unifusion_core.models.unifusion import PreparedCondition, UniFusion, UniFusionConfig
@@ -869,6 +871,49 @@ def latents_from_pictures() -> list[Any]:
 # Sentences ------------------------------------------------------------------------------------------
 
 
+# Looking inside LAP ---------------------------------------------------------------------------------
+
+
+@case
+def layer_gains() -> dict[str, float]:
+    """Pooling with gains through the MODEL wire against the core; without any, and empty, it is as trained."""
+    core, model, given = core_model(), comfy_model_of(), Encoded(features(9, 4), CONFIG.vlm)
+
+    def against(text: str, gains: tuple[float, ...] | None) -> float:
+        return difference(comfy_model.pool(model, given, text)[0][0], core.pool(given.features, gains).tokens)
+
+    return {
+        "written out": against("1, 0, 0.5", (1.0, 0.0, 0.5)),
+        "named": against("3: 0.5", (1.0, 1.0, 0.5)),
+        "none": against("", None),
+        "effect": against("1, 0, 0.5", None),
+    }
+
+
+@case
+def layers_read() -> dict[str, Any]:
+    """What the inspecting node reads against the core, and with a LoRA on LAP; the embedded model looking at a picture."""
+    core, model, given = core_model(), comfy_model_of(), Encoded(features(9, 4), CONFIG.vlm)
+    expected, seen = reading.read_layers(core, given.features), comfy_model.read_layers(model, given)
+    patched = model.clone()
+    patched.add_patches(
+        {"diffusion_model.txtfusion.projector.weight": ("diff", (torch.tensor([[0.0, 3.0, 0.0]]),))}, 1.0
+    )
+    with_lora = comfy_model.read_layers(patched, given)
+    embedded_model = comfy_model.load_model(embedded.GENERATOR)
+    clip = comfy_clip.load_clip(embedded.VLM, embedded_model.model.model_config.unifusion.vlm)
+    _, encoded = comfy_clip.encode(clip, "make the $circle$ blue", pictures(), 5)
+    drawn, table = UniFusionLAPInspect.execute(embedded_model, encoded).args
+    return {
+        "shares": difference(seen.shares, expected.shares),
+        "attention": max(map(difference, seen.attention, expected.attention)),
+        "weight gained by a lora": float(with_lora.weights[1] - expected.weights[1]),
+        "shape": list(drawn.shape),
+        "range": [float(drawn.min()), float(drawn.max())],
+        "table": table,
+    }
+
+
 @case
 def sentences() -> dict[str, str]:
     """What a user reads who connects the wrong thing."""
@@ -896,6 +941,8 @@ def sentences() -> dict[str, str]:
         "other clip": lambda: comfy_clip.encode(OtherKind(), "", [], 5),
         "other model": lambda: comfy_sampling.sigmas_for(OtherKind(), {"samples": LATENT}, 4, "uniform"),
         "other features": lambda: comfy_model.pool(model, Encoded(features(5), other_taps)),
+        "other features looked at": lambda: comfy_model.read_layers(model, Encoded(features(5), other_taps)),
+        "gains for other layers": lambda: comfy_model.pool(model, Encoded(features(5), CONFIG.vlm), "1, 1"),
         "other taps": lambda: by_comfyui(model, encoded_for_others, encoded_for_others, LATENT),
         "unequal lengths for krea 2": lambda: comfy_krea2.krea2_conditioning(
             Encoded(unequal, presets.KREA_2.vlm)

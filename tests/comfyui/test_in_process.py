@@ -182,6 +182,26 @@ def test_a_latent_has_the_size_of_its_picture(measured: Callable[[str], Any]) ->
     ]
 
 
+def test_layer_gains_reach_the_pooling(measured: Callable[[str], Any]) -> None:
+    found = measured("layer_gains")
+    assert max(found["written out"], found["named"], found["none"]) <= PARITY
+    assert found["effect"] > 100 * PARITY
+
+
+def test_layers_are_looked_at_as_the_core_reads_them(measured: Callable[[str], Any]) -> None:
+    found = measured("layers_read")
+    assert max(found["shares"], found["attention"]) <= PARITY
+    assert found["weight gained by a lora"] == pytest.approx(3, abs=1e-4)
+    assert found["shape"][0] == 1
+    assert found["shape"][3] == 3
+    assert min(found["shape"][1:3]) > 500
+    assert 0 <= found["range"][0] < found["range"][1] <= 1
+    lines = [line.split()[:2] for line in found["table"].splitlines()]
+    assert lines.count(["picture", "1:"]) == lines.count(["picture", "2:"]) == 1
+    assert ["$", "prompt"] in lines
+    assert ["blue", "prompt"] in lines
+
+
 @pytest.mark.parametrize(
     ("attempt", "words"),
     [
@@ -194,6 +214,8 @@ def test_a_latent_has_the_size_of_its_picture(measured: Callable[[str], Any]) ->
         ("other clip", ["Linear", "Load UniFusion VLM"]),
         ("other model", ["Linear", "Load UniFusion Model"]),
         ("other features", ["(0, 1, 4)", "(0, 1, 3)", "Load UniFusion VLM"]),
+        ("other features looked at", ["(0, 1, 4)", "(0, 1, 3)", "Load UniFusion VLM"]),
+        ("gains for other layers", ["2 layer gains", "reads 3 layers (0, 1, 3)", "3: 0.5"]),
         ("other taps", ["(0, 1, 4)", "(0, 1, 3)", "Load UniFusion VLM"]),
         ("unequal lengths for krea 2", ["5, 3 tokens", "one prompt at a time"]),
         ("other features for krea 2", ["(0, 1, 3) of internvl", "of qwen3_vl", "Load UniFusion VLM"]),

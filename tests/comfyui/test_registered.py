@@ -5,6 +5,7 @@ pytest tests/comfyui/test_registered.py
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,7 @@ NODES = (
     "UniFusionPictureStrength",
     "UniFusionLAPPool",
     "UniFusionFeaturesToKrea2",
+    "UniFusionLAPInspect",
     "UniFusionSampler",
     "UniFusionSchedule",
     "UniFusionLatentFromReference",
@@ -57,6 +59,17 @@ def test_everything_is_explained(nodes: dict[str, Any]) -> None:
                 assert options.get("tooltip"), f"{name}.{socket}"
 
 
+def test_help_pages_are_served_with_their_pictures(comfy: Comfy, nodes: dict[str, Any]) -> None:
+    """From where the front end looks for them, about the inputs and outputs that ComfyUI itself lists."""
+    for name, node in nodes.items():
+        folder = "/extensions/" + node["python_module"].removeprefix("custom_nodes.") + "/docs/"
+        page = comfy.download(f"{folder}{name}.md").decode()
+        sockets = [socket for group in node["input"].values() for socket in group] + node["output_name"]
+        assert [socket for socket in sockets if f"| `{socket}` |" not in page] == [], name
+        (picture,) = re.findall(r"!\[.+\]\((.+)\)", page)
+        assert comfy.download(folder + picture).startswith(b"RIFF")
+
+
 def test_the_embedded_parts_stand_in_the_drop_downs(comfy: Comfy, nodes: dict[str, Any]) -> None:
     vaes = comfy.object_info()["VAELoader"]["input"]["required"]["vae_name"][0]
     assert [name for name in vaes if "unifusion" in name] == ["unifusion-tiny-1-vae.safetensors"]
@@ -75,6 +88,6 @@ def test_a_vlm_folder_appears_without_a_restart(comfy: Comfy) -> None:
 
 def test_workflows_are_offered_as_templates(comfy: Comfy) -> None:
     _, templates = comfy.request("GET", "/workflow_templates")
-    assert {"text_to_image_ksampler", "text_to_image_unifusion_sampler"} <= set(
+    assert {"text_to_image_ksampler", "text_to_image_unifusion_sampler", "look_inside"} <= set(
         templates["comfyui-unifusion"]
     )

@@ -31,6 +31,7 @@ EXPECTED = {  # what should come of prompts that are no captions; words that are
     "text_to_image_verifi": "small blue diamond at top left, big red circle at center, white background.",
     "text_to_image_style": "big green square at top left, small green star at right, white background.",
     "edit_picture": "small yellow star at top right, big blue circle at left, white background.",
+    "look_inside": "small yellow star at top right, big blue circle at left, white background.",
     "edit_with_mask": "small yellow star at top right, big red circle at left, big green square at bottom right, "
     "white background.",
     "two_references": "small blue star at top right, big red circle at left, black background.",

@@ -11,10 +11,13 @@ import torch
 from jaxtyping import TypeCheckError, install_import_hook
 
 with install_import_hook("unifusion_core", "beartype.beartype"):
-    from unifusion_core.contracts import ChatTemplate, VLMFeatures, VLMSpec
+    from unifusion_core.contracts import ChatTemplate, TokenRole, VLMFeatures, VLMSpec
     from unifusion_core.flow.path import interpolate, sample_training_times, velocity
     from unifusion_core.flow.schedule import SCHEDULES, build_schedule
     from unifusion_core.flow.solver import SOLVERS
+    from unifusion_core.inspection.layer_map import draw_layer_map
+    from unifusion_core.inspection.reading import read_layers
+    from unifusion_core.inspection.table import lines_of
     from unifusion_core.models.autoencoder import Autoencoder
     from unifusion_core.models.dit import DiTConfig
     from unifusion_core.models.lap import LAPConfig
@@ -86,6 +89,19 @@ def sampler() -> None:
         )
 
 
+def inspection() -> None:
+    """Layers read, with a picture among the tokens, with gains, and drawn."""
+    model, chat = UniFusion(CONFIG).requires_grad_(False), features(1)
+    initialize(model)
+    chat.roles[0, :4] = TokenRole.PICTURE
+    chat.positions[0, :4] = torch.tensor([[1, 0.25, 0.25], [1, 0.25, 0.75], [1, 0.75, 0.25], [1, 0.75, 0.75]])
+    chat.positions[0, 4:] = 0
+    model.pool(chat, (1.0, 0.5, 0.0))
+    draw_layer_map(
+        read_layers(model, chat), chat, lines_of(chat, ["a"] * 7), CONFIG.vlm.taps, [torch.rand(3, 8, 5)]
+    )
+
+
 def autoencoder() -> None:
     """Pixels to latents and back."""
     model = Autoencoder(5)
@@ -103,6 +119,6 @@ def wrong_axes_are_noticed() -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    for case in (generator, sampler, autoencoder, wrong_axes_are_noticed):
+    for case in (generator, sampler, inspection, autoencoder, wrong_axes_are_noticed):
         case()
         print(case.__name__)

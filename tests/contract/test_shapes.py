@@ -13,4 +13,10 @@ def test_public_calls_keep_the_shapes_they_state() -> None:
     result = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False)
 
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.split() == ["generator", "sampler", "autoencoder", "wrong_axes_are_noticed"]
+    assert result.stdout.split() == [
+        "generator",
+        "sampler",
+        "inspection",
+        "autoencoder",
+        "wrong_axes_are_noticed",
+    ]

@@ -5,14 +5,17 @@ Read from the files alone; tests/comfyui runs them in a real ComfyUI.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from unifusion_core import embedded
+
+if TYPE_CHECKING:
+    from conftest import NodeSchema
 
 ROOT = Path(__file__).resolve().parents[2]
 UI = sorted((ROOT / "workflows").glob("*.json"))
@@ -40,46 +43,21 @@ LOADERS = {
 NOTES = {"MarkdownNote", "Note"}  # of the front end, without a twin in the API form
 
 
-def own_nodes() -> dict[str, set[str]]:
-    """Node id -> input ids, read from the schemas in nodes/."""
-    found: dict[str, set[str]] = {}
-    for path in (ROOT / "nodes").glob("*.py"):
-        for schema in ast.walk(ast.parse(path.read_text())):
-            if isinstance(schema, ast.Call) and ast.unparse(schema.func).endswith("Schema"):
-                values = {k.arg: k.value for k in schema.keywords}
-                inputs = {
-                    call.args[0].value
-                    for call in ast.walk(values["inputs"])
-                    if isinstance(call, ast.Call)
-                    and ast.unparse(call.func).endswith("Input")
-                    and call.args
-                    and isinstance(call.args[0], ast.Constant)
-                }
-                for shared in ("pictures", "max_tiles"):  # by the nodes that take pictures
-                    if f"{shared}_input()" in ast.unparse(values["inputs"]):
-                        inputs.add(shared)
-                assert isinstance(values["node_id"], ast.Constant), path
-                found[values["node_id"].value] = inputs
-    return found
-
-
-OWN = own_nodes()
-
-
-def test_every_node_of_the_pack_is_prefixed_and_found() -> None:
-    assert OWN
-    assert all(node.startswith("UniFusion") for node in OWN)
+def test_every_node_of_the_pack_is_prefixed_and_found(own_nodes: dict[str, NodeSchema]) -> None:
+    assert own_nodes
+    assert all(node.startswith("UniFusion") for node in own_nodes)
 
 
 @pytest.mark.parametrize("path", API, ids=lambda path: path.stem)
-def test_api_workflows_use_known_nodes_and_wires(path: Path) -> None:
+def test_api_workflows_use_known_nodes_and_wires(path: Path, own_nodes: dict[str, NodeSchema]) -> None:
     graph = json.loads(path.read_text())
 
     for node in graph.values():
         kind = node["class_type"]
-        assert kind in OWN or kind in STOCK
-        if kind in OWN:
-            assert {name.partition(".")[0] for name in node["inputs"]} <= OWN[kind]
+        assert kind in own_nodes or kind in STOCK
+        if kind in own_nodes:
+            known = {socket.id for socket in own_nodes[kind].inputs}
+            assert {name.partition(".")[0] for name in node["inputs"]} <= known
         for value in node["inputs"].values():
             if isinstance(value, list):
                 assert value[0] in graph

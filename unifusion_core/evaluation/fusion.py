@@ -3,12 +3,15 @@ fusion designs), which know nothing of LAP and refiner, and LAP with weights of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..contracts import Conditioning, VLMFeatures
+from ..errors import ConfigError
 from ..models.lap import LayerwiseAttentionPooling
 from ..models.layers import Build, RMSNorm, key_bias, rotate
 from ..models.unifusion import PreparedCondition, UniFusion, UniFusionConfig
@@ -23,8 +26,10 @@ class _WithoutPooling(UniFusion):
         build, size = Build(), config.vlm.hidden_size
         self.tap_norms = nn.ModuleList(RMSNorm(size, build) for _ in config.vlm.taps)
 
-    def pool(self, features: VLMFeatures) -> Conditioning:
+    def pool(self, features: VLMFeatures, layer_gains: Sequence[float] | None = None) -> Conditioning:
         """Nothing is pooled: tokens "B T LD" are the states of all taps, each brought to unit size."""
+        if layer_gains is not None:
+            raise ConfigError("This design pools no layers: leave the layer gains away.")
         states = [norm(features.states[:, :, tap]) for tap, norm in enumerate(self.tap_norms)]
         return Conditioning(tokens=torch.cat(states, -1), mask=features.mask, positions=features.positions)
 
@@ -97,10 +102,12 @@ class LAPPerModality(UniFusion):
         taps, size = len(config.vlm.taps), config.vlm.hidden_size
         self.picture_lap = LayerwiseAttentionPooling(config.lap, num_taps=taps, size=size, build=Build())
 
-    def pool(self, features: VLMFeatures) -> Conditioning:
+    def pool(self, features: VLMFeatures, layer_gains: Sequence[float] | None = None) -> Conditioning:
         lap, refiner = self.txtfusion.stages
         pictures = features.positions[..., :1] > 0
-        pooled = torch.where(pictures, self.picture_lap(features.states), lap(features.states))
+        pooled = torch.where(
+            pictures, self.picture_lap(features.states, layer_gains), lap(features.states, layer_gains)
+        )
         return Conditioning(
             tokens=self.txtmlp(refiner(pooled, features.mask)),
             mask=features.mask,

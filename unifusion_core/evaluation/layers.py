@@ -1,12 +1,11 @@
-"""Layer dropout: what is left of a picture when some of the tapped VLM layers are silenced (the paper's study of layers, without
-any training for it; paper.md 1.3)."""
+"""Layer dropout: what is left of a picture when some of the tapped VLM layers are left out of the pooling (the paper's study of
+layers, without any training for it; paper.md 1.3)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
-from ..contracts import VLMFeatures, VLMRequest
+from ..contracts import VLMRequest
 from ..pipeline import DrawSettings, Pipeline
 from ..world import wordings
 from ..world.requirements import Requirement
@@ -24,26 +23,20 @@ def evaluate_layers(subject: Subject, sampling: Sampling) -> Iterator[Row]:
     rng = sampling.rng("layers")
     scenes = [draw_scene(rng, "full", 1 + i % 3, held_out=True) for i in range(sampling.samples)]
     taps = pipeline.model.config.vlm.taps
-    everything = range(len(taps))
-    yield draw_without(pipeline, scenes, "all layers", [])
-    for number, tap in enumerate(taps):
-        yield draw_without(pipeline, scenes, f"without layer {tap}", [number])
-    for number, tap in enumerate(taps):
-        yield draw_without(pipeline, scenes, f"layer {tap} alone", [n for n in everything if n != number])
+    yield draw_with_gains(pipeline, scenes, "all layers", [1.0] * len(taps))
+    for left_out in taps:
+        gains = [float(tap != left_out) for tap in taps]
+        yield draw_with_gains(pipeline, scenes, f"without layer {left_out}", gains)
+    for alone in taps:
+        gains = [float(tap == alone) for tap in taps]
+        yield draw_with_gains(pipeline, scenes, f"layer {alone} alone", gains)
 
 
-def draw_without(pipeline: Pipeline, scenes: Sequence[Scene], name: str, silent: Sequence[int]) -> Row:
-    """Pictures of the scenes with some taps of the condition set to zero."""
+def draw_with_gains(pipeline: Pipeline, scenes: Sequence[Scene], name: str, gains: Sequence[float]) -> Row:
+    """Pictures of the scenes with a gain on each layer's weight in the pooling of the condition."""
     pictures = []
     for group in chunks(list(enumerate(scenes)), BATCH):
         requests = [VLMRequest(prompt="", decoded=wordings.caption(scene)) for _, scene in group]
-        features = silenced(pipeline.read(requests), silent)
-        pictures += pipeline.draw(features, [seed for seed, _ in group], DrawSettings())
+        seeds = [seed for seed, _ in group]
+        pictures += pipeline.draw(pipeline.read(requests), seeds, DrawSettings(), layer_gains=gains)
     return Row.of(name, score_pictures(pictures, [Requirement.of(scene) for scene in scenes]))
-
-
-def silenced(features: VLMFeatures, taps: Sequence[int]) -> VLMFeatures:
-    """The same features with the states of some taps (counted from 0) set to zero."""
-    states = features.states.clone()
-    states[:, :, list(taps)] = 0
-    return replace(features, states=states)

@@ -5,7 +5,6 @@ A claim is a pair of rows, the one that the paper finds better first. What a run
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -95,14 +94,12 @@ FIGURES = (
 
 
 def check_page(suites: Sequence[str]) -> None:
-    """Raises ConfigError if these suites do not make a page, or nothing can plot it: better before they run than after."""
+    """Raises ConfigError if these suites do not make a page: better before they run than after."""
     missing = [name for name in PAGE_SUITES if name not in suites]
     if missing:
         raise ConfigError(
             f"the page needs the suites {', '.join(PAGE_SUITES)}: add {', '.join(missing)} to --suite"
         )
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError('the page needs matplotlib: pip install "unifusion[train]"')
 
 
 def write_page(report: Mapping[str, Any], page: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -38,6 +41,7 @@ class LayerwiseAttentionPooling(nn.Module):
             TransformerBlock(size, config.num_heads, config.mlp_size, build)
             for _ in range(config.num_layer_blocks)
         )
+        self.num_taps = num_taps
         self.projector = build.linear(num_taps, 1)
         if config.tap_scales and len(config.tap_scales) != num_taps:
             raise ConfigError(
@@ -45,11 +49,34 @@ class LayerwiseAttentionPooling(nn.Module):
             )
         self.tap_scales = config.tap_scales
 
-    def forward(self, states: Float[Tensor, "B T L D"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, states: Float[Tensor, "B T L D"], gains: Sequence[float] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """`gains` multiply the projector's weights, one for each tap: 1 is as trained, 0 leaves a tap out of the sum, as in the
+        paper's study of layers. The blocks before it see all taps all the same. Raises ConfigError for another number of gains.
+        """
+        (last,) = deque(self.block_states(states), maxlen=1)  # those before it need no memory
+        x = rearrange(last, "N L D -> N D L")
+        if gains is not None:
+            if len(gains) != self.num_taps:
+                raise ConfigError(
+                    f"{len(gains)} layer gains were given for {self.num_taps} layers: give one for each"
+                )
+            x = x * x.new_tensor(gains)
+        pooled = self.projector(x)[..., 0]
+        return rearrange(pooled, "(B T) D -> B T D", B=states.shape[0])
+
+    def block_states(self, states: Float[Tensor, "B T L D"]) -> Iterator[Float[Tensor, "BT L D"]]:
+        """What each block over the layers reads, and at last what the projector sums up; every token by itself."""
         if self.tap_scales:
             states = states / states.new_tensor(self.tap_scales)[:, None]
         x = rearrange(states, "B T L D -> (B T) L D")
+        yield x
         for block in self.layerwise_blocks:
             x = block(x)
-        pooled = self.projector(rearrange(x, "N L D -> N D L"))[..., 0]
-        return rearrange(pooled, "(B T) D -> B T D", B=states.shape[0])
+            yield x
+
+    def pooling_weights(self, like: Tensor) -> Float[Tensor, " L"]:
+        """The projector's weights in the type and on the device of `like`, asked of the layer itself, which a host may keep
+        elsewhere and patch."""
+        return self.projector(torch.eye(self.num_taps, dtype=like.dtype, device=like.device))[:, 0]

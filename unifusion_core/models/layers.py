@@ -134,10 +134,19 @@ class Attention(nn.Module):
         prefix: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B S M"]:
         """`forward` for keys and values that are already there."""
-        q = self.qknorm.qnorm(rearrange(self.wq(x), "B S (A K) -> B A S K", K=self.head_size))
         if prefix is not None:
             k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
-        return self.wo(self.attend(rotate(q, rotation), k, v, bias) * torch.sigmoid(self.gate(x)))
+        return self.wo(self.attend(self._queries(x, rotation), k, v, bias) * torch.sigmoid(self.gate(x)))
+
+    def weights(self, x: Float[Tensor, "B S M"]) -> Float[Tensor, "B A S S"]:
+        """How much every token attends to every other, without positions or padding: for looking, since `attend` never writes
+        it out. Rows sum to 1, in float32."""
+        q, (k, _) = self._queries(x, None), self.keys_values(x, None)
+        return torch.softmax(q.float() @ k.float().mT * self.head_size**-0.5, -1)
+
+    def _queries(self, x: Float[Tensor, "B S M"], rotation: Rotation | None) -> Float[Tensor, "B A S K"]:
+        q = self.qknorm.qnorm(rearrange(self.wq(x), "B S (A K) -> B A S K", K=self.head_size))
+        return rotate(q, rotation)
 
 
 class TransformerBlock(nn.Module):

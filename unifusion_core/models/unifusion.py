@@ -6,6 +6,7 @@ names stands in ARCHITECTURE.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -107,9 +108,14 @@ class TextFusion(nn.Module):
             refiner,
         )  # a tuple registers nothing: the layers above are theirs, under the public names
 
-    def forward(self, states: Float[Tensor, "B T L D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self,
+        states: Float[Tensor, "B T L D"],
+        mask: Bool[Tensor, "B T"],
+        layer_gains: Sequence[float] | None = None,
+    ) -> Float[Tensor, "B T D"]:
         lap, refiner = self.stages
-        return refiner(lap(states), mask)
+        return refiner(lap(states, layer_gains), mask)
 
 
 class UniFusion(nn.Module):
@@ -136,8 +142,23 @@ class UniFusion(nn.Module):
         self.last = FinalLayer(dit, build)
         self.tproj = nn.Sequential(nn.GELU("tanh"), build.linear(size, 6 * size, bias=True))
 
-    def pool(self, features: VLMFeatures) -> Conditioning:
-        """VLM features to the condition that the DiT reads: LAP, refiner, projection to the DiT's width."""
+    @property
+    def lap(self) -> LayerwiseAttentionPooling:
+        """The pooling alone, for looking inside."""
+        return self.txtfusion.stages[0]
+
+    def pool(self, features: VLMFeatures, layer_gains: Sequence[float] | None = None) -> Conditioning:
+        """VLM features to the condition that the DiT reads: LAP, refiner, projection to the DiT's width. `layer_gains`, one for
+        each tap, multiply LAP's pooling weights; None is as trained.
+
+        Raises ShapeError for features of another width or number of taps, ConfigError for another number of gains.
+        """
+        self.check_features(features)
+        tokens = self.txtmlp(self.txtfusion(features.states, features.mask, layer_gains))
+        return Conditioning(tokens=tokens, mask=features.mask, positions=features.positions)
+
+    def check_features(self, features: VLMFeatures) -> None:
+        """Refuse features of another VLM (ShapeError)."""
         taps, width = features.states.shape[-2:]
         spec = self.config.vlm
         if (taps, width) != (len(spec.taps), spec.hidden_size):
@@ -145,8 +166,6 @@ class UniFusion(nn.Module):
                 f"the features have {taps} layers of width {width}, this model reads {len(spec.taps)} layers of width "
                 f"{spec.hidden_size}: encode with the VLM it was trained with ({spec.family}, taps {spec.taps})"
             )
-        tokens = self.txtmlp(self.txtfusion(features.states, features.mask))
-        return Conditioning(tokens=tokens, mask=features.mask, positions=features.positions)
 
     def prepare(self, conditioning: Conditioning, grid: tuple[int, int]) -> PreparedCondition:
         """All of the condition that does not depend on the latents, for a latent grid of (rows, columns) patches."""

@@ -128,6 +128,10 @@ class VLMBackbone(nn.Module):
             self._fingerprint = fingerprint_of(tensors_in_files(self.folder) if self.folder else in_memory)
         return self._fingerprint
 
+    def token_texts(self, token_ids: Int[Tensor, " T"]) -> list[str]:
+        """Each token's own text, special tokens by their names."""
+        return [str(self.tokenizer.decode([token])) for token in token_ids.tolist()]
+
     def check_fits(self, spec: VLMSpec) -> None:
         """Refuse a VLM that the generator was not trained with: VLMError saying what was given and needed."""
         given = {

@@ -12,13 +12,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from unifusion_core.contracts import VLMRequest
 from unifusion_core.errors import ConfigError, PromptError
 from unifusion_core.evaluation import drawing, layers, report, swap, text_to_image, verifi, vlm
 from unifusion_core.evaluation.autoencoder import evaluate_autoencoder
@@ -209,10 +209,18 @@ def test_rewriting_is_compared_picture_by_picture(subject: Subject, monkeypatch:
     assert asked[0][0] == asked[1][0] != asked[2][0] == asked[3][0]
 
 
-def test_layers_are_silenced_one_by_one_and_all_but_one(
+def test_layers_are_left_out_one_by_one_and_all_but_one(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layers, "DrawSettings", partial(DrawSettings, steps=1))
+    drawn: list[list[float]] = []
+    draw = subject.pipeline.draw
+
+    def seen(*args: Any, layer_gains: list[float]) -> Any:
+        drawn.append(layer_gains)
+        return draw(*args, layer_gains=layer_gains)
+
+    monkeypatch.setattr(subject.pipeline, "draw", seen)
     rows = list(layers.evaluate_layers(subject, Sampling(samples=1)))
     taps = subject.pipeline.model.config.vlm.taps
     assert [row.name for row in rows] == [
@@ -220,8 +228,6 @@ def test_layers_are_silenced_one_by_one_and_all_but_one(
         *(f"without layer {tap}" for tap in taps),
         *(f"layer {tap} alone" for tap in taps),
     ]
-    features = subject.pipeline.read([VLMRequest(prompt="a red star")])
-    quiet = layers.silenced(features, [1, 2])
-    assert not quiet.states[:, :, 1:3].any()
-    assert torch.equal(quiet.states[:, :, 0], features.states[:, :, 0])
-    assert features.states[:, :, 1:3].any()
+    assert drawn[0] == [1.0] * len(taps)
+    assert drawn[1] == [0.0] + [1.0] * (len(taps) - 1)
+    assert drawn[-1] == [0.0] * (len(taps) - 1) + [1.0]

@@ -1,0 +1,108 @@
+"""A reading as text, and where its picture tokens lie: pytest tests/unit/inspection/test_table_and_map.py"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from unifusion_core.contracts import TokenRole, VLMFeatures
+from unifusion_core.inspection.layer_map import draw_layer_map, spread_over_picture
+from unifusion_core.inspection.reading import LayerReading
+from unifusion_core.inspection.table import lines_of, shown, write_table
+from unifusion_core.vlm.prompts import token_centres
+
+TAPS = (0, 1, 3)
+Features = Callable[..., VLMFeatures]
+
+
+@pytest.fixture
+def features(build_features: Features) -> VLMFeatures:
+    return build_features(4, num_picture=2)
+
+
+@pytest.fixture
+def reading() -> LayerReading:
+    shares = torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.3, 0.2], [0.25, 1.0, -0.25], [0.2, 0.2, 0.6]])
+    return LayerReading(
+        weights=torch.tensor([0.5, -1.44, 0.125]), shares=shares, attention=(shares.abs(), shares.abs())
+    )
+
+
+def test_words_stand_alone_and_pictures_together(features: VLMFeatures, reading: LayerReading) -> None:
+    lines = lines_of(features, ["<p>", "<p>", " red", "\n"])
+
+    told = write_table(reading, lines, TAPS).splitlines()
+
+    assert told[2].split() == ["token", "part", "layer", "0", "layer", "1", "layer", "3", "most", "from"]
+    assert told[3].split() == ["pooling", "weight", "+0.500", "-1.440", "+0.125"]
+    assert told[4].split("  ")[0] == "picture 1: mean of 2 tokens"
+    assert told[4].split()[-5:] == ["70", "20", "10", "layer", "0"]
+    assert told[5].split() == ["red", "prompt", "25", "100", "-25", "layer", "1"]
+    assert told[6].split() == ["\\n", "prompt", "20", "20", "60", "layer", "3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "visible"),
+    [
+        (" red", "red"),
+        ("  ", "(space)"),
+        ("", "(space)"),
+        ("a\tb", "a\\tb"),
+        (" 파란", "파란"),
+        ("$x$", "$x$"),
+    ],
+)
+def test_every_token_can_be_seen(text: str, visible: str) -> None:
+    assert shown(text) == visible
+
+
+def test_padding_has_no_line(build_features: Features) -> None:
+    features = build_features(4)
+    features.roles[0, 2:] = int(TokenRole.PADDING)
+
+    assert [line.tokens for line in lines_of(features, ["a"] * 4)] == [(0,), (1,)]
+
+
+def test_tiles_lie_over_the_thumbnail_in_their_places(build_features: Features) -> None:
+    """Two tiles side by side, of 2 x 1 and 2 x 2 tokens each to tell them apart, and the thumbnail last."""
+    left, right, all_of_it = (0, 0, 1, 0.5), (0, 0.5, 1, 1), (0, 0, 1, 1)
+    centres = torch.cat([token_centres(box, 2, 2) for box in (left, right, all_of_it)])
+    features = build_features(13, num_picture=12)
+    features.positions[0, :12, 1:] = centres
+    values = torch.arange(13.0)[:, None]
+
+    spread = spread_over_picture(values, features, 1, (4, 8))[..., 0]
+
+    rows = [[0, 0, 1, 1, 4, 4, 5, 5], [2, 2, 3, 3, 6, 6, 7, 7]]
+    assert spread.tolist() == [rows[0], rows[0], rows[1], rows[1]]
+    alone = replace(features, roles=torch.where(torch.arange(13) < 8, int(TokenRole.PROMPT), features.roles))
+    assert spread_over_picture(values, alone, 1, (2, 2))[..., 0].tolist() == [[8, 9], [10, 11]]
+
+
+def test_the_map_grows_with_the_tokens_and_holds_the_pictures(
+    features: VLMFeatures, reading: LayerReading
+) -> None:
+    lines = lines_of(
+        features, ["<p>", "<p>", "$ _^", "{\\frac"]
+    )  # no mathematics to be set, whatever a token says
+
+    bare = draw_layer_map(reading, features, lines, TAPS)
+    with_picture = draw_layer_map(reading, features, lines, TAPS, [torch.rand(4, 30, 50)])
+    longer = draw_layer_map(reading, features, [*lines, *lines, *lines], TAPS)
+
+    assert bare.dtype == np.uint8
+    assert bare.shape[2] == 3
+    assert with_picture.shape[0] > bare.shape[0]
+    assert longer.shape[0] > bare.shape[0]
+    assert bare.shape[1] == with_picture.shape[1] == longer.shape[1]
+    assert 0.2 < (bare < 250).any(-1).mean() < 0.8  # neither empty nor full
+
+
+def test_a_very_long_chat_still_fits_a_picture(features: VLMFeatures, reading: LayerReading) -> None:
+    lines = lines_of(features, ["a"] * 4) * 200
+
+    assert draw_layer_map(reading, features, lines, TAPS).shape[0] < 2**13
