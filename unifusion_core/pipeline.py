@@ -89,9 +89,11 @@ class Pipeline:
         """
         device, path = device or default_device(), generator_path(model)
         autoencoder = load_autoencoder(vae_path(vae), device=device)
-        _check_decodes(autoencoder, read_config(path))  # before the weights, which may be many GB
+        config = read_config(path)  # before the weights, which may be many GB
+        _check_decodes(autoencoder, config)
+        backbone = load_vlm(vlm_path(vlm), dtype, device, spec=config.vlm)
         generator, training = load_generator(path, device=device, dtype=dtype)
-        return cls(generator, load_vlm(vlm_path(vlm), dtype, device), autoencoder, training=training)
+        return cls(generator, backbone, autoencoder, training=training)
 
     @property
     def device(self) -> torch.device:
