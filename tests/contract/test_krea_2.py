@@ -366,6 +366,10 @@ def test_files_that_do_not_fit_are_refused_by_name(
     ("changes", "message"),
     [
         ({f"{EXAMPLE}.weight_scale": None}, f"{EXAMPLE} has no weight_scale"),
+        (
+            {f"{EXAMPLE}.weight_scale": torch.ones(96)},
+            f"{EXAMPLE} has a weight_scale of 96 numbers, one number",
+        ),
         ({f"{EXAMPLE}.weight_scale_2": torch.ones(())}, rf"1 unknown \['{EXAMPLE}.weight_scale_2'\]"),
         ({f"{EXAMPLE}.comfy_quant": b'{"format": "nvfp4"}'}, f"{EXAMPLE} is stored as nvfp4: take the bf16"),
         ({"blocks.1.mlp.none.comfy_quant": b'{"format": "float8_e4m3fn"}'}, "none has no weight_scale"),
