@@ -167,7 +167,7 @@ def load_clip(
     from ..unifusion_core.vlm.folder import load_vlm
 
     dtype = host.vlm_dtype(dtype_name, _parameters(folder))
-    backbone = load_vlm(folder, dtype=dtype)
+    backbone = load_vlm(folder, dtype=dtype, spec=spec)
     backbone.check_fits(spec)
     target = comfy.supported_models_base.ClipTarget(
         partial(VLMTokenizer, backbone, spec), partial(VLMEncoder, backbone, spec)

@@ -509,7 +509,7 @@ def _rewrite(arguments: argparse.Namespace) -> None:
     requests = [line.request(arguments.style) for line in lines]
     path = generator_path(arguments.model)
     spec = read_config(path).vlm  # whose chat template it is
-    backbone = load_vlm(vlm_path(arguments.vlm))
+    backbone = load_vlm(vlm_path(arguments.vlm), spec=spec)
     backbone.check_fits(spec)
     temperature = 0.0 if arguments.seed is None else VARIED_TEMPERATURE
     texts: list[str] = []

@@ -99,8 +99,8 @@ class Pipeline:
         autoencoder = load_vae(vae, device)
         _check_decodes(autoencoder, config)  # before the weights, which may be many GB
         dtype, home = dtype or default_dtype(config), "cpu" if offload else device
+        backbone = load_vlm(vlm_path(vlm), dtype, home, spec=config.vlm)
         generator, training = load_generator(path, device=home, dtype=dtype)
-        backbone = load_vlm(vlm_path(vlm), dtype, home)
         if not offload:
             return cls(generator, backbone, autoencoder, training=training)
         from accelerate import cpu_offload  # noqa: PLC0415  (takes time, and few need it)

@@ -26,7 +26,7 @@ OLD_PARTS = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
 def marked(tensors: dict[str, Tensor], metadata: Mapping[str, str], prefix: str = "") -> dict[str, Tensor]:
     """The tensors with a mark at each layer in 8 bits. `prefix`: what has been taken off the tensors' names.
 
-    Raises CheckpointError for formats other than `FORMATS`, or if a layer has no scale.
+    Raises CheckpointError for formats other than `FORMATS`, or if a layer has not one scale.
     """
     formats: dict[str, Any] = {}
     if LISTED in metadata:
@@ -48,8 +48,12 @@ def marked(tensors: dict[str, Tensor], metadata: Mapping[str, str], prefix: str 
         kind = json.loads(bytes(tensors[f"{layer}.{MARK}"].tolist())).get("format")
         if kind not in FORMATS:
             raise CheckpointError(f"{layer} is stored as {kind}: take the bf16 or the fp8 file of this model")
-        if f"{layer}.weight_scale" not in tensors:
-            raise CheckpointError(f"{layer} has no weight_scale: download or save the file again")
+        scale = tensors.get(f"{layer}.weight_scale")
+        if scale is None or scale.numel() != 1:
+            given = "no weight_scale" if scale is None else f"a weight_scale of {scale.numel()} numbers"
+            raise CheckpointError(
+                f"{layer} has {given}, one number is needed: take another file of this model"
+            )
     return tensors
 
 

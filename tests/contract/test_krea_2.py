@@ -18,6 +18,7 @@ from diffusers.loaders.single_file_utils import convert_krea2_transformer_checkp
 from diffusers.pipelines.krea2.pipeline_krea2 import calculate_shift
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import Qwen3VLConfig
 
 from unifusion_core.checkpoint import (
     build_unifusion,
@@ -26,7 +27,7 @@ from unifusion_core.checkpoint import (
     split_generator_tensors,
 )
 from unifusion_core.contracts import VLMFeatures
-from unifusion_core.errors import CheckpointError
+from unifusion_core.errors import CheckpointError, VLMError
 from unifusion_core.flow.schedule import build_schedule
 from unifusion_core.models.dit import DiTConfig
 from unifusion_core.models.lap import LAPConfig
@@ -34,6 +35,7 @@ from unifusion_core.models.layers import Build
 from unifusion_core.models.unifusion import UniFusion
 from unifusion_core.presets import DRAWINGS, KREA_2
 from unifusion_core.sampling import sample
+from unifusion_core.vlm.folder import load_vlm
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 PARITY = 1e-4  # of the largest value, in float32
@@ -364,6 +366,10 @@ def test_files_that_do_not_fit_are_refused_by_name(
     ("changes", "message"),
     [
         ({f"{EXAMPLE}.weight_scale": None}, f"{EXAMPLE} has no weight_scale"),
+        (
+            {f"{EXAMPLE}.weight_scale": torch.ones(96)},
+            f"{EXAMPLE} has a weight_scale of 96 numbers, one number",
+        ),
         ({f"{EXAMPLE}.weight_scale_2": torch.ones(())}, rf"1 unknown \['{EXAMPLE}.weight_scale_2'\]"),
         ({f"{EXAMPLE}.comfy_quant": b'{"format": "nvfp4"}'}, f"{EXAMPLE} is stored as nvfp4: take the bf16"),
         ({"blocks.1.mlp.none.comfy_quant": b'{"format": "float8_e4m3fn"}'}, "none has no weight_scale"),
@@ -400,6 +406,14 @@ def test_a_shard_cut_short_is_refused(weights: dict[str, Tensor], write: Callabl
 
     with pytest.raises(CheckpointError, match=r"krea2-00001-of-00003\.safetensors is damaged, cut short"):
         load_generator(path)
+
+
+def test_a_vlm_of_another_size_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    """Qwen3-VL-8B, where Krea 2 needs 4B; the folder has no weights at all."""
+    Qwen3VLConfig(text_config={"hidden_size": 4096, "num_hidden_layers": 36}).save_pretrained(tmp_path)
+
+    with pytest.raises(VLMError, match=r"its hidden size is 4096, 2560 is needed. Load the VLM that"):
+        load_vlm(tmp_path, spec=KREA_2.vlm)
 
 
 def memory_of_our_own() -> int:

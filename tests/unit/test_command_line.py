@@ -6,10 +6,12 @@ PYTHONPATH=. python -m pytest --import-mode=importlib tests/unit/test_command_li
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -220,7 +222,11 @@ def test_an_edit_in_another_size_than_its_picture_is_drawn_with_a_warning(
             "add designs, verifi, edits, layers to --suite",
         ),
         (["evaluate", "--suite", "vlm", "taste"], 'there is no suite "taste"; choose from text-to-image'),
+        (["generate", "x", "--schedule", "karras"], 'there is no schedule "karras"; choose one of uniform'),
         (["inspect", "nowhere"], "there is no file nowhere"),
+        (["inspect", "diffusers"], "diffusers is a folder, such as diffusers saves"),
+        (["generate", "x", "--model", "diffusers"], "diffusers is a folder, such as diffusers saves"),
+        (["generate", "x", "--model", "krea2.gguf"], "krea2.gguf is a GGUF file, which is not read"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_status_2(
@@ -231,6 +237,9 @@ def test_a_mistake_ends_in_one_sentence_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "diffusers").mkdir()
+    (tmp_path / "diffusers" / "model_index.json").write_text('{"_class_name": "Krea2Pipeline"}')
+    (tmp_path / "krea2.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -353,6 +362,68 @@ def test_inspect_tells_each_kind_of_file(
         assert main(["inspect", str(path)]) == 0
         printed = capsys.readouterr().out
         assert all(word in printed for word in (*words, '"recipe": "random"')), printed
+
+
+@pytest.fixture
+def krea_2_file(tmp_path: Path) -> Path:
+    """Krea 2's true layout: a header of 430 weights and a hole of 25.6 GB, which takes no room on the disk."""
+    from unifusion_core.checkpoint import build_unifusion
+    from unifusion_core.models.layers import Build
+    from unifusion_core.presets import KREA_2
+
+    header: dict[str, Any] = {}
+    end = 0
+    for name, value in build_unifusion(KREA_2, Build(device="meta")).state_dict().items():
+        start, end = end, end + 2 * value.numel()
+        header[name] = {"dtype": "BF16", "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    path = tmp_path / "krea2.safetensors"
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return path
+
+
+def test_inspect_tells_what_a_krea_2_file_needs(
+    krea_2_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(krea_2_file)]) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "Krea 2 generator (raw or turbo",
+        "12820.07 M: LAP and refiner 396.92 M",
+        "25.6 GB in the file (bfloat16)",
+        "qwen3_vl, 36 layers of width 2560",
+        "122.9 kB per token",
+        "10: 243.3 MB",
+        "krea-2 turbo, 8 steps, cfg 1",
+        "8 bit whole",
+    ):
+        assert words in printed
+    shares = dict(re.findall(r"on (\d+) GB +16 bit (whole|\d+%)", printed))
+    assert shares == {"8": "28%", "12": "43%", "16": "59%", "24": "90%", "48": "whole"}
+
+
+def test_a_krea_2_file_is_drawn_in_comfyui_alone(
+    krea_2_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said before 25.6 GB of weights are read: they would not fit into this test's memory."""
+    assert main(["generate", "x", "--model", str(krea_2_file)]) == 2
+    assert 'draws 16 of "qwen-image": choose its own VAE, or draw in ComfyUI' in capsys.readouterr().err
+
+
+def test_schedule_brings_its_steps_and_guidance(random_weights: SimpleNamespace, tmp_path: Path) -> None:
+    def settings(*options: str) -> list[Any]:
+        out = tmp_path / "picture.png"
+        command = ["generate", "a red circle", "--no-rewrite", "--size", "32x32", "--out", str(out)]
+        assert main([*command, *options, *random_weights.options]) == 0
+        made = json.loads(Image.open(out).text["unifusion"])["settings"]
+        return [made["schedule"], made["steps"], made["cfg"]]
+
+    assert settings("--steps", "2") == ["shift 3", 2, 2.0]
+    assert settings("--schedule", "krea-2 turbo") == ["krea-2 turbo", 8, 1.0]
+    assert settings("--schedule", "krea-2 raw", "--steps", "1") == ["krea-2 raw", 1, 5.5]
+    assert settings("--schedule", "uniform", "--steps", "1", "--cfg", "1") == ["uniform", 1, 1.0]
 
 
 def test_help_needs_no_torch_and_inspecting_a_generator_no_transformers(

@@ -98,6 +98,13 @@ class DiTBlock(nn.Module):
         x = x + post_gate * self.mlp((1 + post_scale) * self.postnorm(x) + post_shift)
         return x, (k, v)
 
+    def offered(
+        self, x: Float[Tensor, "B S M"], shared: Float[Tensor, "#B 1 M6"], rotation: Rotation
+    ) -> tuple[Tensor, Tensor]:
+        """The keys and values alone, of tokens whose output nobody needs."""
+        pre_scale, pre_shift, *_ = self.mod(shared)
+        return self.attn.keys_values((1 + pre_scale) * self.prenorm(x) + pre_shift, rotation)
+
 
 class FinalModulation(nn.Module):
     """Scale and shift of the last norm."""

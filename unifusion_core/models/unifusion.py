@@ -217,9 +217,14 @@ class UniFusion(nn.Module):
             own = self._condition_positions(conditioning, (rows, columns))
             turn = self._rotation(torch.cat([own, positions], 1))
             x = torch.cat([conditioning.tokens.to(x.dtype), x], 1)
-            for index, block in enumerate(self.blocks):
+            *early, last = self.blocks
+            for index, block in enumerate(early):
                 x = block_call(index, block)(x, shared, rotation=turn, bias=bias)
-            x = x[:, num_condition:]
+            # what the last block would make of the condition is not read
+            offered = last.offered(x[:, :num_condition], shared, turn[:, :, :num_condition])
+            x = block_call(len(early), last)(
+                x[:, num_condition:], shared, rotation=turn[:, :, num_condition:], bias=bias, prefix=offered
+            )
         return from_patches(self.last(x, time), patch, rows, columns)
 
     def _time(

@@ -46,6 +46,19 @@ class Written:
     features: VLMFeatures | None
 
 
+def check_size_fits(spec: VLMSpec, family: str, hidden_size: int, num_layers: int) -> None:
+    """Refuse a VLM of another family or size than the generator was trained with: VLMError saying what was given and needed."""
+    given = {"family": family, "hidden size": hidden_size, "number of layers": num_layers}
+    needed = {"family": spec.family, "hidden size": spec.hidden_size, "number of layers": spec.num_layers}
+    wrong = [name for name in given if given[name] != needed[name]]
+    if wrong:
+        raise VLMError(
+            "This VLM does not fit the generator: "
+            + "; ".join(f"its {name} is {given[name]}, {needed[name]} is needed" for name in wrong)
+            + ". Load the VLM that the generator was trained with."
+        )
+
+
 class VLMBackbone(nn.Module):
     """A VLM of transformers with its tokenizer, frozen.
 
@@ -134,19 +147,7 @@ class VLMBackbone(nn.Module):
 
     def check_fits(self, spec: VLMSpec) -> None:
         """Refuse a VLM that the generator was not trained with: VLMError saying what was given and needed."""
-        given = {
-            "family": self.family_name,
-            "hidden size": self.hidden_size,
-            "number of layers": self.num_layers,
-        }
-        needed = {"family": spec.family, "hidden size": spec.hidden_size, "number of layers": spec.num_layers}
-        wrong = [name for name in given if given[name] != needed[name]]
-        if wrong:
-            raise VLMError(
-                "This VLM does not fit the generator: "
-                + "; ".join(f"its {name} is {given[name]}, {needed[name]} is needed" for name in wrong)
-                + ". Load the VLM that the generator was trained with."
-            )
+        check_size_fits(spec, self.family_name, self.hidden_size, self.num_layers)
         self._check_taps(spec.taps)
         single_token(self.tokenizer, spec.template.end, "end")
         self._check_picture_token(spec.template)

@@ -9,10 +9,17 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from ..contracts import VLMSpec
 from ..errors import VLMError
-from .backbone import VLMBackbone
+from .backbone import VLMBackbone, check_size_fits
 from .families import find_family
 
 
@@ -21,11 +28,12 @@ def load_vlm(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     tile_size: int | None = None,
+    spec: VLMSpec | None = None,
 ) -> VLMBackbone:
     """Load a VLM from a local folder in Hugging Face's layout; no download, no code of the folder is run.
 
     `device="auto"` lets accelerate spread a big model over what there is. `tile_size` is for families that
-    do not fix it.
+    do not fix it. With a generator's `spec`, a VLM of another size is refused before its weights are read.
 
     Raises VLMError for a folder that is missing, incomplete, damaged, of an unsupported type, or that
     brings its own code.
@@ -48,6 +56,9 @@ def load_vlm(
                 f'{folder / name} asks to run code of the folder ("auto_map"), which is never done; take the '
                 "version of this model that transformers supports by itself (its name often ends in -hf)."
             )
+    if spec is not None:
+        text = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        check_size_fits(spec, model_type, text.hidden_size, text.num_hidden_layers)
     tokenizer = _load_tokenizer(folder)
     model = _load_model(folder, dtype, device)
     return VLMBackbone(
