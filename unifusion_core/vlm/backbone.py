@@ -1,11 +1,12 @@
 """The frozen VLM: hidden states of its layers for the generator, and text for VERIFI.
 
 One set of weights serves both. A folder is loaded in `folder.py`; what differs between VLM families is in
-`families.py`.
+`families/`.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
@@ -78,6 +79,9 @@ class VLMBackbone(nn.Module):
         self.picture_states: RecentlyUsed[Kept] = RecentlyUsed(STATES_LIMIT)
         self.picture_tiles: RecentlyUsed[Tiles] = RecentlyUsed(TILES_LIMIT)
         self._fingerprint = ""
+        # transformers calls it `past_key_values` up to 5.23
+        parameters = inspect.signature(self._base().forward).parameters
+        self._cache_keyword = "cache" if "cache" in parameters else "past_key_values"
         self.requires_grad_(False)
         self.eval()
 
@@ -302,14 +306,13 @@ class VLMBackbone(nn.Module):
         layers = decoder_layers(self.model)
         hidden: Tensor | None = None
         with TapReader(layers, taps, whole=whole) if taps else nullcontext() as reader:
-            hidden = self._base()(
+            hidden = self._run(
                 input_ids=inputs.token_ids[:, tokens],
                 attention_mask=inputs.mask[:, : tokens.stop],
                 position_ids=positions[..., tokens],
-                past_key_values=cache,
-                use_cache=cache is not None,
+                cache=cache,
                 **({} if tokens.start else inputs.pixel_inputs),
-            ).last_hidden_state
+            )
         return _Pass(states=reader.states if reader else None, hidden=hidden, cache=cache)
 
     # Text -----------------------------------------------------------------------------------------
@@ -394,13 +397,12 @@ class VLMBackbone(nn.Module):
             # the padding between a chat and its answer stays masked; positions go on where the chat ended
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             with TapReader(decoder_layers(self.model), taps, whole=True) if taps else nullcontext() as reader:
-                last = self._base()(
+                last = self._run(
                     input_ids=torch.tensor(token_ids, device=mask.device)[:, None],
                     attention_mask=mask,
                     position_ids=(next_position + step - 1)[..., None],
-                    past_key_values=read.cache,
-                    use_cache=True,
-                ).last_hidden_state[:, -1]
+                    cache=read.cache,
+                )[:, -1]
             if reader is not None:
                 states.append(reader.states)
         texts = [
@@ -429,6 +431,12 @@ class VLMBackbone(nn.Module):
 
     def _base(self) -> Any:
         return cast(Any, self.model).model
+
+    def _run(self, *, cache: DynamicCache | None, **inputs: Tensor) -> Tensor:
+        """The model without its head; keys and values of earlier tokens are read from the cache, new ones put into it."""
+        return self._base()(
+            **inputs, **{self._cache_keyword: cache}, use_cache=cache is not None
+        ).last_hidden_state
 
     def _embedding(self) -> nn.Embedding:
         return cast(nn.Embedding, self.model.get_input_embeddings())
