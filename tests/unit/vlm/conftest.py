@@ -5,12 +5,15 @@ A new family needs an entry in `build_config` and in `FAMILY_NAMES`; all tests o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
     InternVLConfig,
@@ -123,3 +126,25 @@ def all_vlms(folders: dict[str, Path]) -> dict[str, VLMBackbone]:
 @pytest.fixture(params=FAMILY_NAMES)
 def vlm(request: pytest.FixtureRequest, all_vlms: dict[str, VLMBackbone]) -> VLMBackbone:
     return all_vlms[request.param]
+
+
+@torch.no_grad()
+def _reference_states(vlm: VLMBackbone, arguments: dict[str, Tensor]) -> Tensor:
+    model: Any = vlm.model
+    hidden = [
+        each.clone() for each in model(**arguments, output_hidden_states=True, use_cache=False).hidden_states
+    ]
+    # transformers 5 records them before Qwen3-VL's deep-stack addition, 4 adds into what it has recorded
+    with_deep_stack = vlm.family_name == "qwen3_vl" and "pixel_values" in arguments
+    if with_deep_stack and not transformers.__version__.startswith("4."):
+        is_picture = arguments["input_ids"] == model.config.image_token_id
+        pictures = {name: arguments[name] for name in ("pixel_values", "image_grid_thw")}
+        for layer, added in enumerate(model.model.get_image_features(**pictures).deepstack_features):
+            hidden[layer + 1][is_picture] += torch.cat(added)
+    return torch.stack(hidden[:-1], dim=2)
+
+
+@pytest.fixture
+def reference_states() -> Callable[[VLMBackbone, dict[str, Tensor]], Tensor]:
+    """What each decoder layer reads, from transformers' own hidden states, for arguments of its own: B T layers D."""
+    return _reference_states

@@ -35,6 +35,7 @@ from unifusion_core.vlm.prompts import VLMInputs, kept_features
 from unifusion_core.vlm.tiling import split_into_tiles
 
 NUM_LAYERS, WIDTH, MAX_LENGTH = 4, 64, 400  # as conftest.py builds them
+Reference = Callable[[VLMBackbone, dict[str, Tensor]], Tensor]
 
 
 @pytest.fixture
@@ -55,41 +56,24 @@ def mixed_requests() -> list[VLMRequest]:
     ]
 
 
-TRANSFORMERS = int(transformers.__version__.split(".")[0])
-
-
 def huggingface_inputs(vlm: VLMBackbone, inputs: VLMInputs) -> dict[str, Tensor]:
     """What transformers itself would be given (it counts the positions)."""
     arguments = {"input_ids": inputs.token_ids, "attention_mask": inputs.mask.long(), **inputs.pixel_inputs}
-    if vlm.family_name != "internvl" and TRANSFORMERS > 4:
+    if vlm.family_name != "internvl" and not transformers.__version__.startswith("4."):
         arguments["mm_token_type_ids"] = (inputs.roles == TokenRole.PICTURE).int()
     return arguments
-
-
-@torch.no_grad()
-def reference_states(vlm: VLMBackbone, inputs: VLMInputs) -> Tensor:
-    """What each decoder layer reads, from transformers' own hidden states: B T layers D."""
-    model: Any = vlm.model
-    hidden = model(**huggingface_inputs(vlm, inputs), output_hidden_states=True).hidden_states[:-1]
-    hidden = [each.clone() for each in hidden]
-    # transformers 5 records them before the deep-stack addition, 4 adds into what it has recorded
-    if vlm.family_name == "qwen3_vl" and inputs.pixel_inputs and TRANSFORMERS > 4:
-        is_picture = inputs.roles == TokenRole.PICTURE
-        for layer, added in enumerate(
-            model.model.get_image_features(**inputs.pixel_inputs).deepstack_features
-        ):
-            hidden[layer + 1][is_picture] += torch.cat(added)
-    return torch.stack(hidden, dim=2)
 
 
 # Hidden states
 
 
 @pytest.mark.parametrize("taps", [(0, 1, 2, 3), (2,), (0, 3), (1, 2)])
-def test_taps_are_what_the_layers_read(vlm: VLMBackbone, taps: tuple[int, ...]) -> None:
+def test_taps_are_what_the_layers_read(
+    vlm: VLMBackbone, reference_states: Reference, taps: tuple[int, ...]
+) -> None:
     inputs = vlm.prepare(mixed_requests(), max_tiles=5)
     features = vlm.encode(inputs, taps)
-    expected = reference_states(vlm, inputs)[:, :, list(taps)]
+    expected = reference_states(vlm, huggingface_inputs(vlm, inputs))[:, :, list(taps)]
     torch.testing.assert_close(features.states[inputs.mask], expected[inputs.mask], atol=1e-5, rtol=0)
     assert not features.states[~inputs.mask].any()
     assert not features.states.requires_grad
@@ -108,7 +92,9 @@ def test_deep_stack_is_part_of_what_the_second_layer_reads(all_vlms: dict[str, V
     torch.testing.assert_close(states[~is_picture], left[0][0][~is_picture])
 
 
-def test_later_layers_are_not_run_and_the_model_works_afterwards(vlm: VLMBackbone) -> None:
+def test_later_layers_are_not_run_and_the_model_works_afterwards(
+    vlm: VLMBackbone, reference_states: Reference
+) -> None:
     layers = decoder_layers(vlm.model)
     calls = [0] * len(layers)
 
@@ -120,14 +106,14 @@ def test_later_layers_are_not_run_and_the_model_works_afterwards(vlm: VLMBackbon
 
     hooks = [layer.register_forward_hook(counter(index)) for index, layer in enumerate(layers)]
     inputs = vlm.prepare(mixed_requests())
-    before = reference_states(vlm, inputs)
+    before = reference_states(vlm, huggingface_inputs(vlm, inputs))
     calls[:] = [0] * len(layers)
     vlm.encode(inputs, (0, 2))
     assert calls == [1, 1, 0, 0]
     for hook in hooks:
         hook.remove()
     assert not any(layer._forward_pre_hooks for layer in layers)
-    assert torch.equal(reference_states(vlm, inputs), before)
+    assert torch.equal(reference_states(vlm, huggingface_inputs(vlm, inputs)), before)
 
 
 def test_hooks_are_gone_after_an_error(vlm: VLMBackbone) -> None:
@@ -648,6 +634,25 @@ def truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def two_shards(folder: Path) -> tuple[Path, Path]:
+    """The weights in two files with an index, as large models are published."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    shards = [folder / f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    where = {name: shards[index % 2].name for index, name in enumerate(names)}
+    for shard in shards:
+        held = {name: weights[name] for name in names if where[name] == shard.name}
+        save_file(held, shard, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return shards[0], shards[1]
+
+
+def half_downloaded(folder: Path) -> None:
+    shard = two_shards(folder)[1]
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+
+
 BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "There is no VLM folder"),
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json, so it is no VLM folder"),
@@ -670,6 +675,8 @@ BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "weights in .* are missing, damaged"),
     "truncated": (truncate, "weights in .* are missing, damaged"),
+    "half a shard": (half_downloaded, "weights in .* are missing, damaged .*copy the model's files again"),
+    "a shard missing": (lambda f: two_shards(f)[1].unlink(), "weights in .* are missing, damaged"),
     "missing keys": (
         lambda f: break_weights(f, drop_weights),
         r"missing keys model\.language_model\.layers\.0\.mlp\.up_proj\.weight, .* and 1 more",
@@ -698,6 +705,22 @@ def test_broken_folders_are_refused(folders: dict[str, Path], tmp_path: Path, ca
     damage(folder)
     with pytest.raises(VLMError, match=told):
         load_vlm(folder)
+
+
+def test_shards_open_as_one_file_does(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["internvl"], tmp_path / "vlm")
+    two_shards(folder)
+    assert load_vlm(folder).model.num_parameters() == load_vlm(folders["internvl"]).model.num_parameters()
+
+
+def test_code_in_a_folder_is_never_run(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["qwen3_vl"], tmp_path / "vlm")
+    ran = tmp_path / "ran"
+    (folder / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass Model: ...\nclass Config: ...\n")
+    rewrite_config(folder, auto_map={"AutoConfig": "code.Config", "AutoModel": "code.Model"})
+    with pytest.raises(VLMError, match='"auto_map"'):
+        load_vlm(folder)
+    assert not ran.exists()
 
 
 def test_tile_size_is_free_only_where_the_family_leaves_it_free(folders: dict[str, Path]) -> None:
