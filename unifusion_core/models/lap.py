@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .layers import Build, TransformerBlock
+
+CHUNK = 8_000_000
+"""How many numbers of the states are pooled at a time where no gradient is wanted: a block holds some ten times as many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,10 +50,18 @@ class LayerwiseAttentionPooling(nn.Module):
         self.tap_scales = config.tap_scales
 
     def forward(self, states: Float[Tensor, "B T L D"]) -> Float[Tensor, "B T D"]:
+        """Tokens do not see each other, so that without gradients they go through in chunks, for less memory."""
+        tokens = rearrange(states, "B T L D -> (B T) L D")
+        if torch.is_grad_enabled():
+            pooled = self._pool(tokens)
+        else:
+            at_a_time = max(1, CHUNK // (states.shape[2] * states.shape[3]))
+            pooled = torch.cat([self._pool(chunk) for chunk in tokens.split(at_a_time)])
+        return rearrange(pooled, "(B T) D -> B T D", B=states.shape[0])
+
+    def _pool(self, x: Float[Tensor, "N L D"]) -> Float[Tensor, "N D"]:
         if self.tap_scales:
-            states = states / states.new_tensor(self.tap_scales)[:, None]
-        x = rearrange(states, "B T L D -> (B T) L D")
+            x = x / x.new_tensor(self.tap_scales)[:, None]
         for block in self.layerwise_blocks:
             x = block(x)
-        pooled = self.projector(rearrange(x, "N L D -> N D L"))[..., 0]
-        return rearrange(pooled, "(B T) D -> B T D", B=states.shape[0])
+        return self.projector(rearrange(x, "N L D -> N D L"))[..., 0]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from unifusion_core.errors import ConfigError
 from unifusion_core.models.lap import LAPConfig, LayerwiseAttentionPooling
@@ -87,3 +92,54 @@ def test_tap_scales_are_one_for_each_tap() -> None:
 def test_a_lap_without_heads_is_refused() -> None:
     with pytest.raises(ConfigError, match="0 heads"):
         LAPConfig(num_heads=0, mlp_size=8)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made inside it that are still alive, and the most that there were at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {each.untyped_storage()._cdata for each in tree_leaves((args, kwargs)) if _is_tensor(each)}
+        for each in filter(_is_tensor, tree_leaves(made)):
+            storage = each.untyped_storage()
+            if storage._cdata not in given | self.known:  # no view of something older
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return made
+
+    def _gone(self, key: int, num_bytes: int) -> None:
+        self.known.discard(key)
+        self.now -= num_bytes
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_tokens_of_many_layers_need_little_memory(dtype: torch.dtype) -> None:
+    """At true size, on the device that has shapes but no numbers: 10 taps x 2,560 tokens x 4096."""
+    config = LAPConfig(num_heads=32, mlp_size=11008, tap_scales=(1.0,) * 10)
+    lap = LayerwiseAttentionPooling(config, num_taps=10, size=4096, build=Build(device="meta", dtype=dtype))
+    states = torch.empty(1, 2560, 10, 4096, device="meta", dtype=dtype)
+    with torch.no_grad(), LiveBytes() as memory:
+        pooled = lap(states)
+    print(f"{dtype}: {memory.peak / states.nbytes:.2f} of the taps")
+    assert memory.now == pooled.nbytes  # the counter lets go of what is gone
+    assert memory.peak < 1.5 * states.nbytes
+
+
+def test_chunks_pool_as_the_whole_does(
+    lap: LayerwiseAttentionPooling, states: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = lap(states)
+    monkeypatch.setattr("unifusion_core.models.lap.CHUNK", 4 * L * D)
+    with torch.no_grad():
+        torch.testing.assert_close(lap(states), whole, atol=1e-6, rtol=1e-6)

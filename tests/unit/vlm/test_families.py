@@ -8,17 +8,14 @@ tiles of the right size, positions counted by its model.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, InternVLConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
@@ -27,7 +24,6 @@ from unifusion_core.errors import VLMError
 from unifusion_core.presets import KREA_2
 from unifusion_core.vlm.backbone import VLMBackbone
 from unifusion_core.vlm.families import FAMILIES
-from unifusion_core.vlm.folder import load_vlm
 from unifusion_core.vlm.tiling import Tiles
 
 PARITY = 1e-4  # of the largest value, in float32
@@ -137,27 +133,6 @@ def test_tiles_are_prepared_as_transformers_own_processor_does(vlm: VLMBackbone)
     for name, values in inputs.pixel_inputs.items():
         assert values.shape == expected[name].shape
         np.testing.assert_allclose(values, expected[name], atol=1e-6)
-
-
-def as_published(folder: Path) -> None:
-    """Qwen2.5-VL's files name their weights as transformers did before 4.52."""
-    weights = load_file(folder / "model.safetensors")
-    renamed = {
-        name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): weight
-        for name, weight in weights.items()
-    }
-    assert renamed.keys() != weights.keys()
-    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def test_qwen2_5_vl_opens_as_it_is_published(
-    folders: dict[str, Path], all_vlms: dict[str, VLMBackbone], tmp_path: Path
-) -> None:
-    folder = shutil.copytree(folders["qwen2_5_vl"], tmp_path / "vlm")
-    as_published(folder)
-    loaded, vlm = load_vlm(folder, tile_size=24), all_vlms["qwen2_5_vl"]
-    inputs = vlm.prepare([TILES], max_tiles=5)
-    assert torch.equal(loaded.encode(inputs, TAPS).states, vlm.encode(inputs, TAPS).states)
 
 
 # Real sizes: (width, layers, what the vision tower has), as in the config.json of each
