@@ -1,6 +1,6 @@
 """ComfyUI's face of UniFusion: one node per file, no mathematics.
 
-`host`, `comfy_model` and `comfy_clip` are the adapter to ComfyUI; the other files hold a node each.
+`host` and the files `comfy_*` are the adapter to ComfyUI; the other files hold a node each.
 """
 
 from __future__ import annotations

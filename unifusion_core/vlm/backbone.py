@@ -20,34 +20,19 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..contracts import ChatTemplate, TokenRole, VLMFeatures, VLMRequest, VLMSpec
-from ..errors import ConfigError, PromptError, VLMError
+from ..errors import VLMError
+from .base import BaseVLM, Written
 from .choosing import draw_generators, pick_tokens
-from .families import VLMFamily, decoder_layers, find_family
+from .families import decoder_layers, find_family
 from .fingerprint import fingerprint_of, tensors_in_files
 from .picture_states import STATES_LIMIT, TILES_LIMIT, Kept, RecentlyUsed, digest
-from .prompts import PictureLayout, VLMInputs, build_chat, single_token, token_centres
+from .prompts import VLMInputs, single_token
 from .taps import TapReader
-from .tiling import Tiles, split_into_tiles
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """What the VLM wrote to a batch of chats.
-
-    texts      one per chat
-    ended      whether each ended by itself, and not at the limit
-    features   tapped states of all tokens of the chats and of what was written, taken while it was written: the end
-               token is not among them. Rows have padding between chat and answer. None if no taps were asked for.
-    """
-
-    texts: list[str]
-    ended: list[bool]
-    features: VLMFeatures | None
-
-
-class VLMBackbone(nn.Module):
+class VLMBackbone(BaseVLM, nn.Module):
     """A VLM of transformers with its tokenizer, frozen.
 
     Built by `folder.load_vlm`, or around a model in memory (training, tests). `run_device` is where inputs are
@@ -68,16 +53,16 @@ class VLMBackbone(nn.Module):
     ) -> None:
         """`normalisation` and `tile_size` default to the family's; VLMError for a contradictory config."""
         super().__init__()
-        self.family_name: str = model.config.model_type
-        self.family: VLMFamily = find_family(self.family_name)
+        self.family_name = model.config.model_type
+        self.family = find_family(self.family_name)
         self.tokenizer = tokenizer
         self.folder = folder
         self.model = model
-        self.tile_size: int = self.family.tile_size(model.config, tile_size)
-        self.token_grid: tuple[int, int] = self.family.token_grid(model.config, self.tile_size)
+        self.tile_size = self.family.tile_size(model.config, tile_size)
+        self.token_grid = self.family.token_grid(model.config, self.tile_size)
         self.normalisation = normalisation or self.family.normalisation
         self.picture_states: RecentlyUsed[Kept] = RecentlyUsed(STATES_LIMIT)
-        self.picture_tiles: RecentlyUsed[Tiles] = RecentlyUsed(TILES_LIMIT)
+        self.picture_tiles = RecentlyUsed(TILES_LIMIT)
         self._fingerprint = ""
         # transformers calls it `past_key_values` up to 5.23
         parameters = inspect.signature(self._base().forward).parameters
@@ -107,19 +92,14 @@ class VLMBackbone(nn.Module):
         return self.text_config.num_hidden_layers
 
     @property
+    def picture_id(self) -> int:
+        """The token in whose places pictures stand."""
+        return cast(Any, self.model.config).image_token_id
+
+    @property
     def max_length(self) -> int:
         """Most tokens that a chat may have."""
         return self.text_config.max_position_embeddings
-
-    @property
-    def tokens_per_tile(self) -> int:
-        """Picture tokens that one tile becomes."""
-        return self.token_grid[0] * self.token_grid[1]
-
-    @property
-    def template(self) -> ChatTemplate:
-        """The family's own chat format."""
-        return self.family.template
 
     @property
     def fingerprint(self) -> str:
@@ -147,34 +127,13 @@ class VLMBackbone(nn.Module):
                 + "; ".join(f"its {name} is {given[name]}, {needed[name]} is needed" for name in wrong)
                 + ". Load the VLM that the generator was trained with."
             )
-        self._check_taps(spec.taps)
+        self.check_taps(spec.taps)
         single_token(self.tokenizer, spec.template.end, "end")
-        self._check_picture_token(spec.template)
+        self.check_picture_token(spec.template)
         if spec.fingerprint and spec.fingerprint != self.fingerprint:
             raise VLMError(
                 f"This VLM has the right size but other weights (fingerprint {self.fingerprint[:12]}, "
                 f"{spec.fingerprint[:12]} is needed). Load the VLM that came with the generator."
-            )
-
-    def _check_taps(self, taps: Sequence[int]) -> None:
-        wrong = [tap for tap in taps if not 0 <= tap < self.num_layers]
-        if wrong or not taps or list(taps) != sorted(set(taps)):
-            raise VLMError(
-                f"Taps {list(taps)} were asked for; this VLM has {self.num_layers} layers: "
-                f"give one or more of 0..{self.num_layers - 1}, ascending and without repetition."
-            )
-
-    def _check_picture_token(self, template: ChatTemplate) -> None:
-        picture_id = single_token(self.tokenizer, template.picture_token, "picture_token")
-        if picture_id != self.model.config.image_token_id:
-            raise VLMError(
-                f'The template\'s picture_token "{template.picture_token}" is token {picture_id}, the VLM '
-                f"puts pictures at token {self.model.config.image_token_id}: "
-                "use the VLM that the template was made for."
-            )
-        if self.family.block_per_tile and not template.picture_prefix + template.picture_suffix:
-            raise VLMError(
-                f"A {self.family_name} template needs picture_prefix or picture_suffix to keep tiles apart."
             )
 
     # From requests to inputs ----------------------------------------------------------------------
@@ -182,42 +141,15 @@ class VLMBackbone(nn.Module):
     def prepare(
         self, requests: Sequence[VLMRequest], template: ChatTemplate | None = None, max_tiles: int = 10
     ) -> VLMInputs:
-        """Tile the pictures and lay out the chats; `template` defaults to the family's own.
-
-        Raises ShapeError for a picture that is none, PromptError for a chat that is too long, VLMError for
-        a template that does not fit this VLM.
-        """
-        template = template or self.template
-        tiles: list[tuple[Tiles, ...]] = []
-        for request in requests:
-            split = [self._split(picture, max_tiles) for picture in request.pictures]
-            tiles.append(tuple(each if template.thumbnail_last else each.thumbnail_first() for each in split))
-        if any(tiles):
-            self._check_picture_token(template)
-        layouts = [
-            [
-                PictureLayout(
-                    centres=tuple(token_centres(box, *self.token_grid) for box in each.boxes.tolist()),
-                    block_per_tile=self.family.block_per_tile,
-                )
-                for each in of_request
-            ]
-            for of_request in tiles
-        ]
-        chat = build_chat(self.tokenizer, template, requests, layouts, self.max_length)
-        pixels = [each.pixels for of_request in tiles for each in of_request]
-        return replace(chat, pixel_inputs=self._pixel_inputs(pixels), tiles=tuple(tiles))
-
-    def _split(self, picture: Tensor, max_tiles: int) -> Tiles:
-        """A picture's tiles; those of one that was seen before are not cut again."""
-        key = (digest(picture), max_tiles)
-        known = self.picture_tiles.get(key)
-        return known or self.picture_tiles.keep(key, split_into_tiles(picture, max_tiles, self.tile_size))
+        """As `BaseVLM.prepare`, with the model's own arguments for all tiles."""
+        chats = super().prepare(requests, template, max_tiles)
+        pixels = [each.pixels for of_request in chats.tiles for each in of_request]
+        return replace(chats, pixel_inputs=self._pixel_inputs(pixels))
 
     def forget_pictures(self) -> None:
         """Let go of what is kept of pictures that were read."""
+        super().forget_pictures()
         self.picture_states.clear()
-        self.picture_tiles.clear()
 
     def _pixel_inputs(self, pixels: list[Float[Tensor, "_ C S S"]]) -> dict[str, Tensor]:
         if not pixels:
@@ -250,7 +182,7 @@ class VLMBackbone(nn.Module):
         not. `weights` tells states of the weights apart, where a host patches them.
         """
         taps = tuple(taps.taps if isinstance(taps, VLMSpec) else taps)
-        self._check_taps(taps)
+        self.check_taps(taps)
         inputs = inputs.to(self._device())
         states = self._read(inputs, taps, whole=False, reuse=reuse_pictures, weights=weights).states
         assert states is not None
@@ -366,9 +298,9 @@ class VLMBackbone(nn.Module):
         """
         taps = tuple(taps.taps if isinstance(taps, VLMSpec) else taps)
         if taps:
-            self._check_taps(taps)
+            self.check_taps(taps)
         generators = draw_generators(len(inputs.token_ids), temperature, seed)
-        self._check_room(inputs, max_new_tokens)
+        self.check_room(inputs, max_new_tokens)
         inputs = inputs.to(self._device())
         mask, lengths = inputs.mask, inputs.mask.sum(dim=1)
         positions = self._position_ids(inputs)
@@ -411,21 +343,6 @@ class VLMBackbone(nn.Module):
         ]
         features = _with_answers(inputs, states, written) if states else None
         return Written(texts=texts, ended=ended, features=features)
-
-    def _check_room(self, inputs: VLMInputs, max_new_tokens: int) -> None:
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
-        if bool(((inputs.roles == TokenRole.DECODED) | (inputs.roles == TokenRole.END)).any()):
-            raise PromptError(
-                "A chat has its rewrite already; give requests without `decoded` to have one written."
-            )
-        longest = int(inputs.mask.sum(dim=1).max())
-        if longest + max_new_tokens > self.max_length:
-            raise PromptError(
-                f"The longest chat has {longest} tokens and {max_new_tokens} new ones were asked for; "
-                f"this VLM takes {self.max_length} in all: set max_new_tokens to "
-                f"{max(0, self.max_length - longest)} or less, or give fewer tiles or a shorter prompt."
-            )
 
     # The model's parts ----------------------------------------------------------------------------
 

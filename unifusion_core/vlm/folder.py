@@ -48,14 +48,15 @@ def load_vlm(
                 f'{folder / name} asks to run code of the folder ("auto_map"), which is never done; take the '
                 "version of this model that transformers supports by itself (its name often ends in -hf)."
             )
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     model = _load_model(folder, dtype, device)
     return VLMBackbone(
         model, tokenizer, normalisation=_normalisation(folder), tile_size=tile_size, folder=folder
     )
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in a folder. Raises VLMError if there is none or it is damaged."""
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise VLMError(f"{folder} has no tokenizer (tokenizer.json); copy all files of the model into it.")
     try:

@@ -26,8 +26,9 @@ from transformers import (
 
 from unifusion_core.contracts import TokenRole, VLMFeatures, VLMRequest, VLMSpec
 from unifusion_core.errors import ConfigError, PromptError, ShapeError, VLMError
-from unifusion_core.vlm import backbone
-from unifusion_core.vlm.backbone import VLMBackbone, Written
+from unifusion_core.vlm import base
+from unifusion_core.vlm.backbone import VLMBackbone
+from unifusion_core.vlm.base import Written
 from unifusion_core.vlm.families import FAMILIES, decoder_layers
 from unifusion_core.vlm.folder import load_vlm
 from unifusion_core.vlm.picture_states import STATES_LIMIT, RecentlyUsed
@@ -467,7 +468,7 @@ def test_kept_pictures_stay_within_their_limit(internvl: VLMBackbone) -> None:
 def test_a_picture_is_cut_once(internvl: VLMBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     internvl.forget_pictures()
     cuts: list[int] = []
-    monkeypatch.setattr(backbone, "split_into_tiles", lambda *a: (cuts.append(1), split_into_tiles(*a))[1])
+    monkeypatch.setattr(base, "split_into_tiles", lambda *a: (cuts.append(1), split_into_tiles(*a))[1])
     seen = picture(48, 24, 1)
     first, again = (internvl.prepare([VLMRequest(prompt="a", pictures=[p])]) for p in (seen, seen.clone()))
     assert len(cuts) == 1
