@@ -138,6 +138,7 @@ def test_comfyuis_own_qwen3_vl_gives_what_the_folder_gives(measured: Callable[[s
     assert "QuantizedTensor" in found["kinds of weights"]
     assert found["words"]
     assert found["stopped"]
+    assert found["words before the stop"] > 1
     assert found["seeds"] == [True, False]
 
 

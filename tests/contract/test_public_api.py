@@ -31,7 +31,8 @@ PUBLIC = {
     "presets": ("KREA_2", "TINY"),
     "rewriting": ("rewrite",),
     "sampling": ("draw_noise", "sample"),
-    "vlm.backbone": ("VLMBackbone", "Written"),
+    "vlm.backbone": ("VLMBackbone",),
+    "vlm.base": ("BaseVLM", "Written"),
     "vlm.folder": ("load_vlm",),
     "vlm.prompts": ("VLMInputs", "kept_features"),
 }

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from unifusion_core.errors import ConfigError
+from unifusion_core.evaluation.live_bytes import LiveBytes
 from unifusion_core.models.lap import LAPConfig, LayerwiseAttentionPooling
 from unifusion_core.models.layers import Build
 
@@ -92,35 +88,6 @@ def test_tap_scales_are_one_for_each_tap() -> None:
 def test_a_lap_without_heads_is_refused() -> None:
     with pytest.raises(ConfigError, match="0 heads"):
         LAPConfig(num_heads=0, mlp_size=8)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside it that are still alive, and the most that there were at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        given = {each.untyped_storage()._cdata for each in tree_leaves((args, kwargs)) if _is_tensor(each)}
-        for each in filter(_is_tensor, tree_leaves(made)):
-            storage = each.untyped_storage()
-            if storage._cdata not in given | self.known:  # no view of something older
-                self.known.add(storage._cdata)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        return made
-
-    def _gone(self, key: int, num_bytes: int) -> None:
-        self.known.discard(key)
-        self.now -= num_bytes
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -315,6 +316,12 @@ def test_text_right_after_a_picture_equals_passes_without_a_cache(vlm: VLMBackbo
         )
     written = vlm.generate(inputs, max_new_tokens=8)
     assert written == [vlm.tokenizer.decode(expected, skip_special_tokens=True)]
+
+
+def test_nothing_is_called_by_a_name_that_transformers_gives_up(vlm: VLMBackbone) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        vlm.write(vlm.prepare(unanswered()), (0, 2), max_new_tokens=2)
 
 
 def test_sampling_is_reproducible_and_independent_of_neighbours(vlm: VLMBackbone) -> None:
