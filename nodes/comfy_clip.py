@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ..unifusion_core.contracts import VLMFeatures, VLMRequest, VLMSpec
-from ..unifusion_core.errors import ConfigError
 from ..unifusion_core.styles import with_style
 from . import host
 from .comfy_conditions import flattened
@@ -26,6 +25,7 @@ from .sockets import Encoded
 if TYPE_CHECKING:
     from ..unifusion_core.vlm.backbone import VLMBackbone
     from ..unifusion_core.vlm.prompts import VLMInputs
+    from .comfy_stock_clip import StockEncoder
 
 Tokens = dict[str, Any]  # {"inputs": VLMInputs}: what our tokenizer makes and our encoder reads
 DEFAULT_TILES = 10
@@ -103,21 +103,9 @@ class VLMEncoder(nn.Module):
         length = tokens["inputs"].token_ids.shape[1] if tokens else 1
         return length * self.backbone.hidden_size * mm.dtype_size(torch.float32) * 64
 
-    @torch.no_grad()
-    def features(self, tokens: Tokens, weights: Hashable = None) -> VLMFeatures:
-        """Tapped states of the kept tokens, on the device where values wait between nodes. Pictures that were read before
-        are not read again, if `weights` says which patches the VLM has."""
-        from ..unifusion_core.vlm.prompts import kept_features
-
-        host.stop_if_interrupted()
-        features = self.backbone.encode(
-            tokens["inputs"], self.spec, reuse_pictures=weights is not None, weights=weights
-        )
-        return kept_features(features, self.spec.kept_tokens).to(mm.intermediate_device())
-
     def encode_token_weights(self, tokens: Tokens) -> tuple[Tensor, None, dict[str, Any]]:
         """For stock nodes: flattened features, no pooled vector, and what else belongs to the condition."""
-        states, rest = flattened(self.features(tokens), self.spec)
+        states, rest = flattened(features_of(self, tokens), self.spec)
         return states, None, rest
 
     def generate(
@@ -187,16 +175,29 @@ def _load_patcher(folder: Path, spec: VLMSpec, dtype_name: str, disable_dynamic:
     return load_clip(folder, spec, dtype_name, disable_dynamic).patcher
 
 
-def encoder_of(clip: Any) -> VLMEncoder:
-    """The VLM behind a CLIP wire. Raises ConfigError for a text encoder of another kind."""
+@torch.no_grad()
+def features_of(encoder: VLMEncoder | StockEncoder, tokens: Tokens, weights: Hashable = None) -> VLMFeatures:
+    """Tapped states of the kept tokens, on the device where values wait between nodes. Pictures that were read before are not
+    read again, if `weights` says which patches the VLM has."""
+    from ..unifusion_core.vlm.prompts import kept_features
+
+    host.stop_if_interrupted()
+    features = encoder.backbone.encode(
+        tokens["inputs"], encoder.spec, reuse_pictures=weights is not None, weights=weights
+    )
+    return kept_features(features, encoder.spec.kept_tokens).to(mm.intermediate_device())
+
+
+def encoder_of(clip: Any) -> VLMEncoder | StockEncoder:
+    """The VLM behind a CLIP wire, ours or ComfyUI's. Raises ConfigError for a text encoder of another kind."""
+    from .comfy_stock_clip import StockEncoder
+
     inner = getattr(clip, "cond_stage_model", None)
-    if not isinstance(inner, VLMEncoder):
-        raise ConfigError(host.missing_wire("CLIP", type(inner).__name__, "Load UniFusion VLM"))
-    return inner
+    return inner if isinstance(inner, VLMEncoder) else StockEncoder(clip)
 
 
 @contextmanager
-def at_work(clip: Any, tokens: Tokens) -> Iterator[VLMEncoder]:
+def at_work(clip: Any, tokens: Tokens) -> Iterator[VLMEncoder | StockEncoder]:
     """The VLM behind a CLIP wire where it computes, loaded by the model manager."""
     encoder = encoder_of(clip)
     encoder.reset_clip_options()
@@ -210,11 +211,13 @@ def encode(clip: Any, prompt: str, pictures: Sequence[Tensor], max_tiles: int) -
     """One chat through the VLM: its tokens and its features."""
     tokens = tokens_for(clip, prompt, pictures, max_tiles)
     with at_work(clip, tokens) as encoder:
-        features = encoder.features(tokens, clip.patcher.patches_uuid)
+        features = features_of(encoder, tokens, clip.patcher.patches_uuid)
         return tokens, _encoded(encoder, features, one_by_one(pictures))
 
 
-def _encoded(encoder: VLMEncoder, features: VLMFeatures, pictures: Sequence[Tensor]) -> Encoded:
+def _encoded(
+    encoder: VLMEncoder | StockEncoder, features: VLMFeatures, pictures: Sequence[Tensor]
+) -> Encoded:
     """Features with all that stands beside them on their wire."""
     ids = features.token_ids[0].unique()
     return Encoded(
@@ -272,8 +275,9 @@ def rewrite(
 
 def tokens_for(clip: Any, prompt: str, pictures: Sequence[Tensor], max_tiles: int) -> Tokens:
     """One chat. Raises ConfigError for a text encoder of another kind."""
-    encoder_of(clip)
-    return clip.tokenize(prompt, images=pictures, max_tiles=max_tiles)
+    encoder = encoder_of(clip)
+    request = VLMRequest(prompt=prompt, pictures=one_by_one(pictures))
+    return {"inputs": encoder.backbone.prepare([request], encoder.spec.template, max_tiles)}
 
 
 def one_by_one(batches: Sequence[Tensor]) -> list[Tensor]:

@@ -56,7 +56,10 @@ class UniFusionImageEncode(io.ComfyNode):
             description="Reads a prompt, and any pictures it speaks of, with the VLM.",
             search_aliases=["unifusion", "text encode", "image encode", "prompt", "edit", "reference"],
             inputs=[
-                io.Clip.Input("clip", tooltip="The VLM from Load UniFusion VLM."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The VLM from Load UniFusion VLM; for Krea 2 also Qwen3-VL-4B from Load CLIP, type krea2.",
+                ),
                 io.String.Input(
                     "prompt",
                     multiline=True,

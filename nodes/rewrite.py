@@ -34,7 +34,10 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                 "vlm",
             ],
             inputs=[
-                io.Clip.Input("clip", tooltip="The VLM from Load UniFusion VLM."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The VLM from Load UniFusion VLM; for Krea 2 also Qwen3-VL-4B from Load CLIP, type krea2.",
+                ),
                 io.String.Input(
                     "prompt",
                     multiline=True,

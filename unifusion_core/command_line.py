@@ -187,7 +187,7 @@ def _build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=SHIPPED_SUITES,
         metavar="NAME",
-        help=f"one or more of {', '.join(SUITE_NAMES)}; default all but the designs, which compare training runs",
+        help=f"one or more of {', '.join(SUITE_NAMES)}; default all that judge the given model",
     )
     _add_part_options(evaluate)
     evaluate.add_argument(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from .contracts import VLMFeatures, VLMRequest, VLMSpec
 from .errors import ConfigError, PromptError
-from .vlm.backbone import VLMBackbone
+from .vlm.base import BaseVLM
 from .vlm.prompts import join_features, kept_features, one_row
 
 MAX_NEW_TOKENS = 128  # a caption of the small world has at most 50
@@ -32,7 +32,7 @@ class Rewrite:
 
 
 def read(
-    backbone: VLMBackbone,
+    backbone: BaseVLM,
     spec: VLMSpec,
     requests: Sequence[VLMRequest],
     *,
@@ -62,7 +62,7 @@ def read(
 
 
 def rewrite(
-    backbone: VLMBackbone,
+    backbone: BaseVLM,
     spec: VLMSpec,
     requests: Sequence[VLMRequest],
     *,
@@ -103,7 +103,7 @@ def rewrite(
 
 
 def attempt_rewrites(
-    backbone: VLMBackbone,
+    backbone: BaseVLM,
     spec: VLMSpec,
     requests: Sequence[VLMRequest],
     *,

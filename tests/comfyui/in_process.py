@@ -13,10 +13,11 @@ import importlib.util
 import json
 import logging
 import math
+import re
 import sys
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +37,13 @@ import comfy.hooks
 import comfy.model_management as mm
 import comfy.sample
 import comfy.samplers
+import comfy.sd
+import comfy.supported_models_base
 import comfy_extras.nodes_custom_sampler as custom_sampler
 import comfy_extras.nodes_model_advanced as model_advanced
 import torch
+import transformers
+from comfy.text_encoders import krea2, qwen3vl
 from safetensors.torch import save_file
 
 import nodes as stock
@@ -65,6 +70,7 @@ from the_pack.nodes import (
     comfy_krea2,
     comfy_model,
     comfy_sampling,
+    comfy_stock_clip,
     host,
     schedule,
 )
@@ -78,6 +84,7 @@ from the_pack.unifusion_core.models.dit import DiTConfig
 from the_pack.unifusion_core.models.lap import LAPConfig
 from the_pack.unifusion_core.models.unifusion import PreparedCondition, UniFusion, UniFusionConfig
 from the_pack.unifusion_core.sampling import sample
+from the_pack.unifusion_core.vlm.backbone import VLMBackbone
 from the_pack.unifusion_core.vlm.folder import load_vlm
 from the_pack.unifusion_core.vlm.prompts import join_features, kept_features
 
@@ -171,6 +178,11 @@ def difference(given: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference, in parts of the largest value."""
     assert given.shape == expected.shape, (given.shape, expected.shape)
     return float((given - expected).abs().max() / expected.abs().max())
+
+
+def by_tap(given: torch.Tensor, expected: torch.Tensor) -> float:
+    """`difference` of the worst layer (B T L D)."""
+    return max(difference(given[:, :, tap], expected[:, :, tap]) for tap in range(expected.shape[2]))
 
 
 LATENT = torch.zeros(1, 16, 8, 12)
@@ -787,6 +799,196 @@ def generation_is_interrupted() -> str:
     return "ran to its end"
 
 
+# ComfyUI's own Qwen3-VL -------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_qwen() -> Iterator[tuple[VLMBackbone, dict[str, torch.Tensor], dict[str, Any]]]:
+    """Qwen3-VL-4B but for its widths, random: a folder as the pack opens it, the same weights as they stand in ComfyUI's single
+    files, and ComfyUI's options for such a size. The pack reads that size while this lasts."""
+    vision = {"hidden_size": 32, "intermediate_size": 48, "depth": 3, "deepstack_visual_indexes": [0, 1, 2]}
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 151936,
+    }
+    config = transformers.Qwen3VLConfig(
+        vision_config=vision
+        | {"num_heads": 2, "patch_size": 16, "num_position_embeddings": 2304, "out_hidden_size": 64},
+        text_config=text
+        | {
+            "head_dim": 128,
+            "num_hidden_layers": 36,
+            "initializer_range": 0.3,  # lively, so that one word follows another
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 5e6,
+            "rope_scaling": {
+                "rope_type": "default",
+                "mrope_section": [24, 20, 20],
+                "mrope_interleaved": True,
+            },
+            "max_position_embeddings": 262144,
+            "tie_word_embeddings": True,
+        },
+        image_token_id=151655,
+        tie_word_embeddings=True,
+    )
+    folder = FOLDER / "qwen3_vl"
+    if not folder.exists():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForImageTextToText.from_config(config)
+        model.save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(
+            Path(qwen3vl.__file__).parent / "qwen25_tokenizer"
+        ).save_pretrained(folder)
+    plain = load_vlm(folder)
+    weights = {
+        name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): weight
+        for name, weight in plain.model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    before = qwen3vl.QWEN3VL_VISION["qwen3vl_4b"], dict(qwen3vl.QWEN3VL_VISION_COMMON), comfy_stock_clip.SPEC
+    qwen3vl.QWEN3VL_VISION["qwen3vl_4b"] = vision
+    qwen3vl.QWEN3VL_VISION_COMMON["num_heads"] = 2
+    comfy_stock_clip.SPEC = replace(presets.KREA_2.vlm, hidden_size=64)
+    try:
+        yield plain, weights, {"dtype": torch.float32, "qwen3vl_4b_model_config": text}
+    finally:
+        qwen3vl.QWEN3VL_VISION["qwen3vl_4b"], common, comfy_stock_clip.SPEC = before
+        qwen3vl.QWEN3VL_VISION_COMMON.update(common)
+
+
+def stock_clip(weights: dict[str, torch.Tensor], options: dict[str, Any], model: Any, tokens: Any) -> Any:
+    """What Load CLIP makes of a file with these weights."""
+    target = comfy.supported_models_base.ClipTarget(tokens, model(**comfy.sd.llama_detect([weights])))
+    return comfy.sd.CLIP(target, state_dict=[dict(weights)], model_options=options)
+
+
+def scaled_fp8(
+    weights: dict[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The language model's large weights in ComfyUI's layout for fp8, and what they are worth."""
+    stored, worth = {}, {}
+    for name, weight in weights.items():
+        if not name.startswith("model.layers.") or weight.ndim < 2:
+            stored[name] = worth[name] = weight
+            continue
+        layer = name.removesuffix(".weight")
+        scale = weight.abs().amax() / 448
+        stored[name] = (weight / scale).to(torch.float8_e4m3fn)
+        stored[f"{layer}.weight_scale"] = scale
+        says = json.dumps({"format": "float8_e4m3fn"}).encode()
+        stored[f"{layer}.comfy_quant"] = torch.tensor(list(says), dtype=torch.uint8)
+        worth[name] = stored[name].float() * scale
+    return stored, worth
+
+
+def set_weights(plain: VLMBackbone, weights: dict[str, torch.Tensor]) -> None:
+    """Put weights under ComfyUI's names into the folder's model."""
+    named = {
+        re.sub(r"^model\.", "model.language_model.", re.sub(r"^visual\.", "model.visual.", name)): weight
+        for name, weight in weights.items()
+        if not name.startswith("visual.")
+    }
+    missing = plain.model.load_state_dict(named, strict=False).unexpected_keys
+    assert not missing, missing
+
+
+@case
+def stock_text_encoder() -> dict[str, Any]:
+    """Features and text of the object that Load CLIP of type krea2 makes, against the folder with the same weights."""
+    found: dict[str, Any] = {}
+    images = [torch.rand(1, 448, 896, 3), torch.rand(1, 448, 448, 3)]  # cut without being resized
+    request = VLMRequest(prompt="make it (blue)", pictures=[i[0].movedim(-1, 0) for i in images])
+    with small_qwen() as (plain, weights, options):
+        clip = stock_clip(weights, options, krea2.te, krea2.Krea2Tokenizer)
+        spec = comfy_stock_clip.SPEC
+        for name, each in (("text", replace(request, pictures=())), ("pictures", request)):
+            tokens, given = comfy_clip.encode(clip, each.prompt, images if each.pictures else [], 5)
+            expected = rewriting.read(plain, spec, [each], max_tiles=5)
+            found[name] = by_tap(given.features.states, expected.states)
+            found[name + " rest"] = all(
+                torch.equal(getattr(given.features, field), getattr(expected, field))
+                for field in ("mask", "roles", "token_ids", "positions")
+            )
+        found["tiles"] = len(comfy_clip.tiles_of(tokens))
+        (stock_encoded,) = stock.CLIPTextEncode().encode(clip, "a red ball")
+        own = comfy_clip.encode(clip, "a red ball", [], 5)[1]
+        found["stock"] = difference(own.features.states.flatten(2), stock_encoded[0][0])
+        for states in ("one_pass", "reencode"):
+            given, _ = rewritten(clip, request.prompt, images, locked_text="a blue ball", states=states)
+            locked = replace(request, decoded="a blue ball")
+            expected = rewriting.read(plain, spec, [locked], max_tiles=5, states=states)
+            found[states] = by_tap(given.features.states, expected.states)
+        found |= written_alike(clip, plain, request)
+        stored, worth = scaled_fp8(weights)
+        quantised = stock_clip(stored, options, krea2.te, krea2.Krea2Tokenizer)
+        set_weights(plain, worth)
+        given = comfy_clip.encode(quantised, request.prompt, images, 5)[1]
+        plain.forget_pictures()
+        expected = rewriting.read(plain, spec, [request], max_tiles=5)
+        found["quantised"] = by_tap(given.features.states, expected.states)
+        kinds = {
+            type(m.weight).__name__ for m in quantised.cond_stage_model.modules() if hasattr(m, "weight")
+        }
+        found["kinds of weights"] = sorted(kinds)
+    return found
+
+
+def written_alike(clip: Any, plain: VLMBackbone, request: VLMRequest) -> dict[str, Any]:
+    """Greedy text, its states and where it ends, ComfyUI's generation against the backbone's."""
+    spec = comfy_stock_clip.SPEC
+    inputs = plain.prepare([request], spec.template, 5)
+    expected = plain.write(inputs, spec, max_new_tokens=6)
+    with comfy_clip.at_work(clip, {"inputs": inputs}) as encoder:
+        config = encoder.backbone.model.model.config
+        given = encoder.backbone.write(inputs, spec, max_new_tokens=6, seed=0)
+        words = expected.features.token_ids[0, -6:].tolist()
+        last = max(words.index(word) for word in words)
+        config.stop_tokens = [words[last]]  # the word that is the last to appear ends a text now
+        stopped = encoder.backbone.write(inputs, (), max_new_tokens=6, seed=0)
+        del config.stop_tokens
+        warm = [
+            encoder.backbone.write(inputs, (), max_new_tokens=6, temperature=2.0, seed=seed).texts
+            for seed in (1, 1, 2)
+        ]
+    return {
+        "words": given.texts == expected.texts and given.ended == expected.ended == [False],
+        "states of words": by_tap(given.features.states, expected.features.states),
+        "stopped": stopped.ended == [True] and stopped.texts == [plain.tokenizer.decode(words[:last])],
+        "words before the stop": last,
+        "seeds": [warm[0] == warm[1], warm[0] == warm[2]],
+    }
+
+
+@case
+def stock_sentences() -> dict[str, str]:
+    """What a user reads whose text encoder cannot serve."""
+
+    class OtherKind:
+        cond_stage_model = torch.nn.Linear(1, 1)
+
+    with small_qwen() as (_, weights, options):
+        clip = stock_clip(weights, options, krea2.te, krea2.Krea2Tokenizer)
+        comfy_stock_clip.SPEC = presets.KREA_2.vlm
+        attempts = {
+            "other width": lambda: comfy_clip.encode(clip, "", [], 5),
+            "other encoder": lambda: comfy_clip.encode(OtherKind(), "", [], 5),
+        }
+        return {name: sentence_of(attempt) for name, attempt in attempts.items()}
+
+
+def sentence_of(attempt: Callable[[], Any]) -> str:
+    """What an attempt says that fails; empty if it does not."""
+    try:
+        attempt()
+    except Exception as error:  # every kind is looked at by the test
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 # VERIFI ---------------------------------------------------------------------------------------------
 
 
@@ -953,14 +1155,7 @@ def sentences() -> dict[str, str]:
             model, conditioning(features(5)), conditioning(features(5)), torch.ones(1, 4, 8, 8)
         ),
     }
-    said = {}
-    for name, attempt in attempts.items():
-        try:
-            attempt()
-            said[name] = ""
-        except Exception as error:  # every kind is looked at by the test
-            said[name] = f"{type(error).__name__}: {error}"
-    return said
+    return {name: sentence_of(attempt) for name, attempt in attempts.items()}
 
 
 def main() -> None:

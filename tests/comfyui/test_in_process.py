@@ -155,6 +155,34 @@ def test_comfyuis_clip_writes_the_vlms_text(measured: Callable[[str], Any]) -> N
     assert found["seeds"] == [True, False]
 
 
+def test_comfyuis_own_qwen3_vl_gives_what_the_folder_gives(measured: Callable[[str], Any]) -> None:
+    found = measured("stock_text_encoder")
+    for name in ("text", "pictures", "one_pass", "reencode", "states of words", "quantised", "stock"):
+        assert found[name] <= PARITY, name
+    assert found["text rest"]
+    assert found["pictures rest"]
+    assert found["tiles"] == 4  # two and a thumbnail, and one
+    assert "QuantizedTensor" in found["kinds of weights"]
+    assert found["words"]
+    assert found["stopped"]
+    assert found["words before the stop"] > 1
+    assert found["seeds"] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "words"),
+    [
+        ("other width", ["64 wide", "2560 wide", "Qwen3-VL-4B", "Load UniFusion VLM"]),
+        ("other encoder", ["Linear", "Load UniFusion VLM", "Load CLIP of type krea2"]),
+    ],
+)
+def test_a_text_encoder_that_cannot_serve_is_answered_with_a_sentence(
+    measured: Callable[[str], Any], attempt: str, words: list[str]
+) -> None:
+    sentence = measured("stock_sentences")[attempt]
+    assert all(word in sentence for word in words), sentence
+
+
 @pytest.mark.parametrize("case", ["generation_is_interrupted", "rewriting_is_interrupted"])
 def test_writing_stops_when_the_user_cancels(measured: Callable[[str], Any], case: str) -> None:
     assert measured(case) == "interrupted"

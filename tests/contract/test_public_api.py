@@ -32,7 +32,8 @@ PUBLIC = {
     "rewriting": ("rewrite",),
     "sampling": ("draw_noise", "sample"),
     "strength": ("with_strength",),
-    "vlm.backbone": ("VLMBackbone", "Written"),
+    "vlm.backbone": ("VLMBackbone",),
+    "vlm.base": ("BaseVLM", "Written"),
     "vlm.folder": ("load_vlm",),
     "vlm.prompts": ("VLMInputs", "kept_features"),
 }

@@ -14,5 +14,5 @@ SHIPPED_SUITES = (
     "layers",
     "speed",
 )  # judge the model that is given
-# these two compare training runs, which must have been made
-SUITE_NAMES = (*SHIPPED_SUITES, "designs", "picture-designs")
+# these measure something else: a random VLM of middle size, and training runs, which must have been made
+SUITE_NAMES = (*SHIPPED_SUITES, "vlm-speed", "designs", "picture-designs")

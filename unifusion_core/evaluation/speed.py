@@ -37,10 +37,10 @@ def evaluate_speed(subject: Subject, sampling: Sampling) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"
         prompt_to_file(pipeline, path)  # the first run of a process allocates
-        seconds = [_timed(lambda: prompt_to_file(pipeline, path)) for _ in range(WARM_RUNS)]
+        seconds = [timed(lambda: prompt_to_file(pipeline, path)) for _ in range(WARM_RUNS)]
         values = {"median s": median(seconds), "slowest s": max(seconds), "threads": torch.get_num_threads()}
         yield Row(name=f"warm process, {WARM_RUNS} runs", values=values)
-        seconds = [_timed(lambda: run_command_line(subject, path)) for _ in range(COLD_RUNS)]
+        seconds = [timed(lambda: run_command_line(subject, path)) for _ in range(COLD_RUNS)]
         yield Row(
             name=f"cold process, {COLD_RUNS} runs",
             values={"median s": median(seconds), "slowest s": max(seconds)},
@@ -75,7 +75,7 @@ def second_instruction_ratio(pipeline: Pipeline) -> float:
 
 def _ratio(action: Callable[[], object], other: Callable[[], object]) -> float:
     """Median time of one against that of the other; they take turns, so that a busy machine slows both."""
-    times = [(_timed(other), _timed(action)) for _ in range(RATIO_RUNS + 1)][1:]  # the first ones allocate
+    times = [(timed(other), timed(action)) for _ in range(RATIO_RUNS + 1)][1:]  # the first ones allocate
     return median(own for _, own in times) / median(others for others, _ in times)
 
 
@@ -102,7 +102,8 @@ def run_command_line(subject: Subject, path: Path) -> None:
         raise ConfigError(f"the command line failed: {run.stderr.strip()}")
 
 
-def _timed(action: Callable[[], object]) -> float:
+def timed(action: Callable[[], object]) -> float:
+    """Seconds that an action takes."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started

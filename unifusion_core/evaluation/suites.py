@@ -23,6 +23,7 @@ from .swap import evaluate_swap
 from .text_to_image import evaluate_text_to_image
 from .verifi import evaluate_verifi
 from .vlm import evaluate_vlm
+from .vlm_speed import evaluate_vlm_speed
 
 SUITES: dict[str, Suite] = {
     "text-to-image": evaluate_text_to_image,
@@ -33,6 +34,7 @@ SUITES: dict[str, Suite] = {
     "autoencoder": evaluate_autoencoder,
     "layers": evaluate_layers,
     "speed": evaluate_speed,
+    "vlm-speed": evaluate_vlm_speed,
     "designs": evaluate_designs,
     "picture-designs": evaluate_picture_designs,
 }

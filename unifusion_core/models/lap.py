@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .layers import Build, TransformerBlock
 
+CHUNK = 8_000_000
+"""How many numbers of the states are pooled at a time where no gradient is wanted: a block holds some ten times as many."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LAPConfig:
@@ -54,17 +57,26 @@ class LayerwiseAttentionPooling(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """`gains` multiply the projector's weights, one for each tap: 1 is as trained, 0 leaves a tap out of the sum, as in the
         paper's study of layers. The blocks before it see all taps all the same. Raises ConfigError for another number of gains.
-        """
-        (last,) = deque(self.block_states(states), maxlen=1)  # those before it need no memory
+         Tokens do not see each other, so that
+        without gradients they go through in chunks, for less memory."""
+        tokens = rearrange(states, "B T L D -> (B T) L D")
+        if gains is not None and len(gains) != self.num_taps:
+            raise ConfigError(
+                f"{len(gains)} layer gains were given for {self.num_taps} layers: give one for each"
+            )
+        if torch.is_grad_enabled():
+            pooled = self._pool(tokens, gains)
+        else:
+            at_a_time = max(1, CHUNK // (states.shape[2] * states.shape[3]))
+            pooled = torch.cat([self._pool(chunk, gains) for chunk in tokens.split(at_a_time)])
+        return rearrange(pooled, "(B T) D -> B T D", B=states.shape[0])
+
+    def _pool(self, tokens: Float[Tensor, "N L D"], gains: Sequence[float] | None) -> Float[Tensor, "N D"]:
+        (last,) = deque(self.block_states(tokens[None]), maxlen=1)  # those before it need no memory
         x = rearrange(last, "N L D -> N D L")
         if gains is not None:
-            if len(gains) != self.num_taps:
-                raise ConfigError(
-                    f"{len(gains)} layer gains were given for {self.num_taps} layers: give one for each"
-                )
             x = x * x.new_tensor(gains)
-        pooled = self.projector(x)[..., 0]
-        return rearrange(pooled, "(B T) D -> B T D", B=states.shape[0])
+        return self.projector(x)[..., 0]
 
     def block_states(self, states: Float[Tensor, "B T L D"]) -> Iterator[Float[Tensor, "BT L D"]]:
         """What each block over the layers reads, and at last what the projector sums up; every token by itself."""

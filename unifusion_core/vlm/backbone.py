@@ -1,11 +1,12 @@
 """The frozen VLM: hidden states of its layers for the generator, and text for VERIFI.
 
 One set of weights serves both. A folder is loaded in `folder.py`; what differs between VLM families is in
-`families.py`.
+`families/`.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
@@ -19,31 +20,16 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..contracts import ChatTemplate, TokenRole, VLMFeatures, VLMRequest, VLMSpec
-from ..errors import ConfigError, PromptError, VLMError
+from ..errors import VLMError
+from .base import BaseVLM, Written
 from .choosing import draw_generators, pick_tokens
-from .families import VLMFamily, decoder_layers, find_family
+from .families import decoder_layers, find_family
 from .fingerprint import fingerprint_of, tensors_in_files
 from .picture_states import STATES_LIMIT, TILES_LIMIT, Kept, RecentlyUsed, digest
-from .prompts import PictureLayout, VLMInputs, build_chat, single_token, token_centres
+from .prompts import VLMInputs, single_token
 from .taps import TapReader
-from .tiling import Tiles, split_into_tiles
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """What the VLM wrote to a batch of chats.
-
-    texts      one per chat
-    ended      whether each ended by itself, and not at the limit
-    features   tapped states of all tokens of the chats and of what was written, taken while it was written: the end
-               token is not among them. Rows have padding between chat and answer. None if no taps were asked for.
-    """
-
-    texts: list[str]
-    ended: list[bool]
-    features: VLMFeatures | None
 
 
 def check_size_fits(spec: VLMSpec, family: str, hidden_size: int, num_layers: int) -> None:
@@ -59,7 +45,7 @@ def check_size_fits(spec: VLMSpec, family: str, hidden_size: int, num_layers: in
         )
 
 
-class VLMBackbone(nn.Module):
+class VLMBackbone(BaseVLM, nn.Module):
     """A VLM of transformers with its tokenizer, frozen.
 
     Built by `folder.load_vlm`, or around a model in memory (training, tests). `run_device` is where inputs are
@@ -80,17 +66,20 @@ class VLMBackbone(nn.Module):
     ) -> None:
         """`normalisation` and `tile_size` default to the family's; VLMError for a contradictory config."""
         super().__init__()
-        self.family_name: str = model.config.model_type
-        self.family: VLMFamily = find_family(self.family_name)
+        self.family_name = model.config.model_type
+        self.family = find_family(self.family_name)
         self.tokenizer = tokenizer
         self.folder = folder
         self.model = model
-        self.tile_size: int = self.family.tile_size(model.config, tile_size)
-        self.token_grid: tuple[int, int] = self.family.token_grid(model.config, self.tile_size)
+        self.tile_size = self.family.tile_size(model.config, tile_size)
+        self.token_grid = self.family.token_grid(model.config, self.tile_size)
         self.normalisation = normalisation or self.family.normalisation
         self.picture_states: RecentlyUsed[Kept] = RecentlyUsed(STATES_LIMIT)
-        self.picture_tiles: RecentlyUsed[Tiles] = RecentlyUsed(TILES_LIMIT)
+        self.picture_tiles = RecentlyUsed(TILES_LIMIT)
         self._fingerprint = ""
+        # transformers calls it `past_key_values` up to 5.23
+        parameters = inspect.signature(self._base().forward).parameters
+        self._cache_keyword = "cache" if "cache" in parameters else "past_key_values"
         self.requires_grad_(False)
         self.eval()
 
@@ -116,19 +105,14 @@ class VLMBackbone(nn.Module):
         return self.text_config.num_hidden_layers
 
     @property
+    def picture_id(self) -> int:
+        """The token in whose places pictures stand."""
+        return cast(Any, self.model.config).image_token_id
+
+    @property
     def max_length(self) -> int:
         """Most tokens that a chat may have."""
         return self.text_config.max_position_embeddings
-
-    @property
-    def tokens_per_tile(self) -> int:
-        """Picture tokens that one tile becomes."""
-        return self.token_grid[0] * self.token_grid[1]
-
-    @property
-    def template(self) -> ChatTemplate:
-        """The family's own chat format."""
-        return self.family.template
 
     @property
     def fingerprint(self) -> str:
@@ -141,41 +125,16 @@ class VLMBackbone(nn.Module):
             self._fingerprint = fingerprint_of(tensors_in_files(self.folder) if self.folder else in_memory)
         return self._fingerprint
 
-    def token_texts(self, token_ids: Int[Tensor, " T"]) -> list[str]:
-        """Each token's own text, special tokens by their names."""
-        return [str(self.tokenizer.decode([token])) for token in token_ids.tolist()]
-
     def check_fits(self, spec: VLMSpec) -> None:
         """Refuse a VLM that the generator was not trained with: VLMError saying what was given and needed."""
         check_size_fits(spec, self.family_name, self.hidden_size, self.num_layers)
-        self._check_taps(spec.taps)
+        self.check_taps(spec.taps)
         single_token(self.tokenizer, spec.template.end, "end")
-        self._check_picture_token(spec.template)
+        self.check_picture_token(spec.template)
         if spec.fingerprint and spec.fingerprint != self.fingerprint:
             raise VLMError(
                 f"This VLM has the right size but other weights (fingerprint {self.fingerprint[:12]}, "
                 f"{spec.fingerprint[:12]} is needed). Load the VLM that came with the generator."
-            )
-
-    def _check_taps(self, taps: Sequence[int]) -> None:
-        wrong = [tap for tap in taps if not 0 <= tap < self.num_layers]
-        if wrong or not taps or list(taps) != sorted(set(taps)):
-            raise VLMError(
-                f"Taps {list(taps)} were asked for; this VLM has {self.num_layers} layers: "
-                f"give one or more of 0..{self.num_layers - 1}, ascending and without repetition."
-            )
-
-    def _check_picture_token(self, template: ChatTemplate) -> None:
-        picture_id = single_token(self.tokenizer, template.picture_token, "picture_token")
-        if picture_id != self.model.config.image_token_id:
-            raise VLMError(
-                f'The template\'s picture_token "{template.picture_token}" is token {picture_id}, the VLM '
-                f"puts pictures at token {self.model.config.image_token_id}: "
-                "use the VLM that the template was made for."
-            )
-        if self.family.block_per_tile and not template.picture_prefix + template.picture_suffix:
-            raise VLMError(
-                f"A {self.family_name} template needs picture_prefix or picture_suffix to keep tiles apart."
             )
 
     # From requests to inputs ----------------------------------------------------------------------
@@ -183,42 +142,15 @@ class VLMBackbone(nn.Module):
     def prepare(
         self, requests: Sequence[VLMRequest], template: ChatTemplate | None = None, max_tiles: int = 10
     ) -> VLMInputs:
-        """Tile the pictures and lay out the chats; `template` defaults to the family's own.
-
-        Raises ShapeError for a picture that is none, PromptError for a chat that is too long, VLMError for
-        a template that does not fit this VLM.
-        """
-        template = template or self.template
-        tiles: list[tuple[Tiles, ...]] = []
-        for request in requests:
-            split = [self._split(picture, max_tiles) for picture in request.pictures]
-            tiles.append(tuple(each if template.thumbnail_last else each.thumbnail_first() for each in split))
-        if any(tiles):
-            self._check_picture_token(template)
-        layouts = [
-            [
-                PictureLayout(
-                    centres=tuple(token_centres(box, *self.token_grid) for box in each.boxes.tolist()),
-                    block_per_tile=self.family.block_per_tile,
-                )
-                for each in of_request
-            ]
-            for of_request in tiles
-        ]
-        chat = build_chat(self.tokenizer, template, requests, layouts, self.max_length)
-        pixels = [each.pixels for of_request in tiles for each in of_request]
-        return replace(chat, pixel_inputs=self._pixel_inputs(pixels), tiles=tuple(tiles))
-
-    def _split(self, picture: Tensor, max_tiles: int) -> Tiles:
-        """A picture's tiles; those of one that was seen before are not cut again."""
-        key = (digest(picture), max_tiles)
-        known = self.picture_tiles.get(key)
-        return known or self.picture_tiles.keep(key, split_into_tiles(picture, max_tiles, self.tile_size))
+        """As `BaseVLM.prepare`, with the model's own arguments for all tiles."""
+        chats = super().prepare(requests, template, max_tiles)
+        pixels = [each.pixels for of_request in chats.tiles for each in of_request]
+        return replace(chats, pixel_inputs=self._pixel_inputs(pixels))
 
     def forget_pictures(self) -> None:
         """Let go of what is kept of pictures that were read."""
+        super().forget_pictures()
         self.picture_states.clear()
-        self.picture_tiles.clear()
 
     def _pixel_inputs(self, pixels: list[Float[Tensor, "_ C S S"]]) -> dict[str, Tensor]:
         if not pixels:
@@ -251,7 +183,7 @@ class VLMBackbone(nn.Module):
         not. `weights` tells states of the weights apart, where a host patches them.
         """
         taps = tuple(taps.taps if isinstance(taps, VLMSpec) else taps)
-        self._check_taps(taps)
+        self.check_taps(taps)
         inputs = inputs.to(self._device())
         states = self._read(inputs, taps, whole=False, reuse=reuse_pictures, weights=weights).states
         assert states is not None
@@ -307,14 +239,13 @@ class VLMBackbone(nn.Module):
         layers = decoder_layers(self.model)
         hidden: Tensor | None = None
         with TapReader(layers, taps, whole=whole) if taps else nullcontext() as reader:
-            hidden = self._base()(
+            hidden = self._run(
                 input_ids=inputs.token_ids[:, tokens],
                 attention_mask=inputs.mask[:, : tokens.stop],
                 position_ids=positions[..., tokens],
-                past_key_values=cache,
-                use_cache=cache is not None,
+                cache=cache,
                 **({} if tokens.start else inputs.pixel_inputs),
-            ).last_hidden_state
+            )
         return _Pass(states=reader.states if reader else None, hidden=hidden, cache=cache)
 
     # Text -----------------------------------------------------------------------------------------
@@ -368,9 +299,9 @@ class VLMBackbone(nn.Module):
         """
         taps = tuple(taps.taps if isinstance(taps, VLMSpec) else taps)
         if taps:
-            self._check_taps(taps)
+            self.check_taps(taps)
         generators = draw_generators(len(inputs.token_ids), temperature, seed)
-        self._check_room(inputs, max_new_tokens)
+        self.check_room(inputs, max_new_tokens)
         inputs = inputs.to(self._device())
         mask, lengths = inputs.mask, inputs.mask.sum(dim=1)
         positions = self._position_ids(inputs)
@@ -399,13 +330,12 @@ class VLMBackbone(nn.Module):
             # the padding between a chat and its answer stays masked; positions go on where the chat ended
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             with TapReader(decoder_layers(self.model), taps, whole=True) if taps else nullcontext() as reader:
-                last = self._base()(
+                last = self._run(
                     input_ids=torch.tensor(token_ids, device=mask.device)[:, None],
                     attention_mask=mask,
                     position_ids=(next_position + step - 1)[..., None],
-                    past_key_values=read.cache,
-                    use_cache=True,
-                ).last_hidden_state[:, -1]
+                    cache=read.cache,
+                )[:, -1]
             if reader is not None:
                 states.append(reader.states)
         texts = [
@@ -415,25 +345,16 @@ class VLMBackbone(nn.Module):
         features = _with_answers(inputs, states, written) if states else None
         return Written(texts=texts, ended=ended, features=features)
 
-    def _check_room(self, inputs: VLMInputs, max_new_tokens: int) -> None:
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
-        if bool(((inputs.roles == TokenRole.DECODED) | (inputs.roles == TokenRole.END)).any()):
-            raise PromptError(
-                "A chat has its rewrite already; give requests without `decoded` to have one written."
-            )
-        longest = int(inputs.mask.sum(dim=1).max())
-        if longest + max_new_tokens > self.max_length:
-            raise PromptError(
-                f"The longest chat has {longest} tokens and {max_new_tokens} new ones were asked for; "
-                f"this VLM takes {self.max_length} in all: set max_new_tokens to "
-                f"{max(0, self.max_length - longest)} or less, or give fewer tiles or a shorter prompt."
-            )
-
     # The model's parts ----------------------------------------------------------------------------
 
     def _base(self) -> Any:
         return cast(Any, self.model).model
+
+    def _run(self, *, cache: DynamicCache | None, **inputs: Tensor) -> Tensor:
+        """The model without its head; keys and values of earlier tokens are read from the cache, new ones put into it."""
+        return self._base()(
+            **inputs, **{self._cache_keyword: cache}, use_cache=cache is not None
+        ).last_hidden_state
 
     def _embedding(self) -> nn.Embedding:
         return cast(nn.Embedding, self.model.get_input_embeddings())

@@ -59,14 +59,15 @@ def load_vlm(
     if spec is not None:
         text = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
         check_size_fits(spec, model_type, text.hidden_size, text.num_hidden_layers)
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     model = _load_model(folder, dtype, device)
     return VLMBackbone(
         model, tokenizer, normalisation=_normalisation(folder), tile_size=tile_size, folder=folder
     )
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in a folder. Raises VLMError if there is none or it is damaged."""
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise VLMError(f"{folder} has no tokenizer (tokenizer.json); copy all files of the model into it.")
     try:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unifusion_core.errors import ConfigError
+from unifusion_core.evaluation.live_bytes import LiveBytes
 from unifusion_core.models.lap import LAPConfig, LayerwiseAttentionPooling
 from unifusion_core.models.layers import Build
 
@@ -87,3 +88,25 @@ def test_tap_scales_are_one_for_each_tap() -> None:
 def test_a_lap_without_heads_is_refused() -> None:
     with pytest.raises(ConfigError, match="0 heads"):
         LAPConfig(num_heads=0, mlp_size=8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_tokens_of_many_layers_need_little_memory(dtype: torch.dtype) -> None:
+    """At true size, on the device that has shapes but no numbers: 10 taps x 2,560 tokens x 4096."""
+    config = LAPConfig(num_heads=32, mlp_size=11008, tap_scales=(1.0,) * 10)
+    lap = LayerwiseAttentionPooling(config, num_taps=10, size=4096, build=Build(device="meta", dtype=dtype))
+    states = torch.empty(1, 2560, 10, 4096, device="meta", dtype=dtype)
+    with torch.no_grad(), LiveBytes() as memory:
+        pooled = lap(states)
+    print(f"{dtype}: {memory.peak / states.nbytes:.2f} of the taps")
+    assert memory.now == pooled.nbytes  # the counter lets go of what is gone
+    assert memory.peak < 1.5 * states.nbytes
+
+
+def test_chunks_pool_as_the_whole_does(
+    lap: LayerwiseAttentionPooling, states: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = lap(states)
+    monkeypatch.setattr("unifusion_core.models.lap.CHUNK", 4 * L * D)
+    with torch.no_grad():
+        torch.testing.assert_close(lap(states), whole, atol=1e-6, rtol=1e-6)

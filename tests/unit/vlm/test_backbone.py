@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,129 +15,29 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from einops import rearrange
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
     InternVLConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen3VLConfig,
 )
 
 from unifusion_core.contracts import TokenRole, VLMFeatures, VLMRequest, VLMSpec
 from unifusion_core.errors import ConfigError, PromptError, ShapeError, VLMError
-from unifusion_core.vlm import backbone
-from unifusion_core.vlm.backbone import VLMBackbone, Written
+from unifusion_core.vlm import base
+from unifusion_core.vlm.backbone import VLMBackbone
+from unifusion_core.vlm.base import Written
 from unifusion_core.vlm.families import FAMILIES, decoder_layers
 from unifusion_core.vlm.folder import load_vlm
 from unifusion_core.vlm.picture_states import STATES_LIMIT, RecentlyUsed
 from unifusion_core.vlm.prompts import VLMInputs, kept_features
 from unifusion_core.vlm.tiling import split_into_tiles
 
-FAMILY_NAMES = ("internvl", "qwen2_5_vl", "qwen3_vl")
-SPECIAL = [
-    "<|im_start|>",
-    "<|im_end|>",
-    "<img>",
-    "</img>",
-    "<IMG_CONTEXT>",
-    "<|vision_start|>",
-    "<|image_pad|>",
-]
-SPECIAL += ["<|vision_end|>", "<|video_pad|>"]
-MAX_LENGTH = 400
-NUM_LAYERS = 4
-WIDTH = 64
-QWEN_TILE = 24
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, and the families' special tokens."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=SPECIAL)
-
-
-def build_config(name: str, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """A config of hidden size 64, 4 layers, 2 key-value heads, and a small vision tower."""
-    token_id = tokenizer.convert_tokens_to_ids
-    text: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": WIDTH,
-        "intermediate_size": 96,
-        "num_hidden_layers": NUM_LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": MAX_LENGTH,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "initializer_range": 0.2,  # lively random models: differences show
-    }
-    vision: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.2}
-    if name == "internvl":
-        vision |= {
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": [24, 24],
-            "patch_size": [4, 4],
-        }
-        return InternVLConfig(
-            vision_config=vision | {"layer_scale_init_value": 1.0},
-            text_config=text | {"model_type": "qwen2", "tie_word_embeddings": True},
-            image_token_id=token_id("<IMG_CONTEXT>"),
-            image_seq_length=9,
-            tie_word_embeddings=True,
-        )
-    ids = {
-        "image_token_id": token_id("<|image_pad|>"),
-        "video_token_id": token_id("<|video_pad|>"),
-        "vision_start_token_id": token_id("<|vision_start|>"),
-        "vision_end_token_id": token_id("<|vision_end|>"),
-    }
-    vision |= {"num_heads": 2, "patch_size": 4, "out_hidden_size": WIDTH}
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
-    if name == "qwen2_5_vl":
-        vision |= {"depth": 3, "window_size": 16, "fullatt_block_indexes": [1]}
-        return Qwen2_5_VLConfig(vision_config=vision, text_config=text | {"rope_parameters": rope}, **ids)
-    vision |= {"depth": 3, "num_position_embeddings": 36, "deepstack_visual_indexes": [0, 2]}
-    rope |= {"mrope_interleaved": True}
-    text |= {"head_dim": 16, "rope_parameters": rope}
-    return Qwen3VLConfig(vision_config=vision, text_config=text, **ids)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A saved model and tokenizer of each family."""
-    tokenizer = build_tokenizer()
-    made = {}
-    for seed, name in enumerate(FAMILY_NAMES):
-        torch.manual_seed(seed)
-        made[name] = tmp_path_factory.mktemp(name)
-        model = AutoModelForImageTextToText.from_config(build_config(name, tokenizer))
-        if name == "internvl":  # transformers starts it at zero, which would hide where a patch is
-            torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embeddings, std=0.5)
-        model.save_pretrained(made[name])
-        tokenizer.save_pretrained(made[name])
-    return made
-
-
-@pytest.fixture(scope="module")
-def all_vlms(folders: dict[str, Path]) -> dict[str, VLMBackbone]:
-    return {
-        name: load_vlm(folder, tile_size=None if name == "internvl" else QWEN_TILE)
-        for name, folder in folders.items()
-    }
-
-
-@pytest.fixture(params=FAMILY_NAMES)
-def vlm(request: pytest.FixtureRequest, all_vlms: dict[str, VLMBackbone]) -> VLMBackbone:
-    return all_vlms[request.param]
+NUM_LAYERS, WIDTH, MAX_LENGTH = 4, 64, 400  # as conftest.py builds them
+Reference = Callable[[VLMBackbone, dict[str, Tensor]], Tensor]
 
 
 @pytest.fixture
@@ -160,51 +61,42 @@ def mixed_requests() -> list[VLMRequest]:
 def huggingface_inputs(vlm: VLMBackbone, inputs: VLMInputs) -> dict[str, Tensor]:
     """What transformers itself would be given (it counts the positions)."""
     arguments = {"input_ids": inputs.token_ids, "attention_mask": inputs.mask.long(), **inputs.pixel_inputs}
-    if vlm.family_name != "internvl":
+    if vlm.family_name != "internvl" and not transformers.__version__.startswith("4."):
         arguments["mm_token_type_ids"] = (inputs.roles == TokenRole.PICTURE).int()
     return arguments
-
-
-@torch.no_grad()
-def reference_states(vlm: VLMBackbone, inputs: VLMInputs) -> Tensor:
-    """What each decoder layer reads, from transformers' own hidden states: B T layers D."""
-    model: Any = vlm.model
-    hidden = model(**huggingface_inputs(vlm, inputs), output_hidden_states=True).hidden_states[:-1]
-    hidden = [each.clone() for each in hidden]
-    if vlm.family_name == "qwen3_vl" and inputs.pixel_inputs:  # recorded before the deep-stack addition
-        is_picture = inputs.roles == TokenRole.PICTURE
-        for layer, added in enumerate(
-            model.model.get_image_features(**inputs.pixel_inputs).deepstack_features
-        ):
-            hidden[layer + 1][is_picture] += torch.cat(added)
-    return torch.stack(hidden, dim=2)
 
 
 # Hidden states
 
 
 @pytest.mark.parametrize("taps", [(0, 1, 2, 3), (2,), (0, 3), (1, 2)])
-def test_taps_are_what_the_layers_read(vlm: VLMBackbone, taps: tuple[int, ...]) -> None:
+def test_taps_are_what_the_layers_read(
+    vlm: VLMBackbone, reference_states: Reference, taps: tuple[int, ...]
+) -> None:
     inputs = vlm.prepare(mixed_requests(), max_tiles=5)
     features = vlm.encode(inputs, taps)
-    expected = reference_states(vlm, inputs)[:, :, list(taps)]
+    expected = reference_states(vlm, huggingface_inputs(vlm, inputs))[:, :, list(taps)]
     torch.testing.assert_close(features.states[inputs.mask], expected[inputs.mask], atol=1e-5, rtol=0)
     assert not features.states[~inputs.mask].any()
     assert not features.states.requires_grad
     assert not features.states.is_inference()
 
 
-def test_deep_stack_changes_what_the_second_layer_reads(all_vlms: dict[str, VLMBackbone]) -> None:
+def test_deep_stack_is_part_of_what_the_second_layer_reads(all_vlms: dict[str, VLMBackbone]) -> None:
     vlm = all_vlms["qwen3_vl"]
     inputs = vlm.prepare(mixed_requests()[1:2])
+    left: list[Tensor] = []
+    hook = decoder_layers(vlm.model)[0].register_forward_hook(lambda *call: left.append(call[-1].clone()))
     states = vlm.encode(inputs, (1,)).states[0, :, 0]
-    before = vlm.model(**huggingface_inputs(vlm, inputs), output_hidden_states=True).hidden_states[1][0]
+    hook.remove()
     is_picture = inputs.roles[0] == TokenRole.PICTURE
-    assert (states - before)[is_picture].abs().amax(dim=1).min() > 0.01
-    torch.testing.assert_close(states[~is_picture], before[~is_picture])
+    assert (states - left[0][0])[is_picture].abs().amax(dim=1).min() > 0.01
+    torch.testing.assert_close(states[~is_picture], left[0][0][~is_picture])
 
 
-def test_later_layers_are_not_run_and_the_model_works_afterwards(vlm: VLMBackbone) -> None:
+def test_later_layers_are_not_run_and_the_model_works_afterwards(
+    vlm: VLMBackbone, reference_states: Reference
+) -> None:
     layers = decoder_layers(vlm.model)
     calls = [0] * len(layers)
 
@@ -216,14 +108,14 @@ def test_later_layers_are_not_run_and_the_model_works_afterwards(vlm: VLMBackbon
 
     hooks = [layer.register_forward_hook(counter(index)) for index, layer in enumerate(layers)]
     inputs = vlm.prepare(mixed_requests())
-    before = reference_states(vlm, inputs)
+    before = reference_states(vlm, huggingface_inputs(vlm, inputs))
     calls[:] = [0] * len(layers)
     vlm.encode(inputs, (0, 2))
     assert calls == [1, 1, 0, 0]
     for hook in hooks:
         hook.remove()
     assert not any(layer._forward_pre_hooks for layer in layers)
-    assert torch.equal(reference_states(vlm, inputs), before)
+    assert torch.equal(reference_states(vlm, huggingface_inputs(vlm, inputs)), before)
 
 
 def test_hooks_are_gone_after_an_error(vlm: VLMBackbone) -> None:
@@ -426,6 +318,12 @@ def test_text_right_after_a_picture_equals_passes_without_a_cache(vlm: VLMBackbo
     assert written == [vlm.tokenizer.decode(expected, skip_special_tokens=True)]
 
 
+def test_nothing_is_called_by_a_name_that_transformers_gives_up(vlm: VLMBackbone) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        vlm.write(vlm.prepare(unanswered()), (0, 2), max_new_tokens=2)
+
+
 def test_sampling_is_reproducible_and_independent_of_neighbours(vlm: VLMBackbone) -> None:
     requests = unanswered()
     inputs = vlm.prepare(requests)
@@ -577,7 +475,7 @@ def test_kept_pictures_stay_within_their_limit(internvl: VLMBackbone) -> None:
 def test_a_picture_is_cut_once(internvl: VLMBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     internvl.forget_pictures()
     cuts: list[int] = []
-    monkeypatch.setattr(backbone, "split_into_tiles", lambda *a: (cuts.append(1), split_into_tiles(*a))[1])
+    monkeypatch.setattr(base, "split_into_tiles", lambda *a: (cuts.append(1), split_into_tiles(*a))[1])
     seen = picture(48, 24, 1)
     first, again = (internvl.prepare([VLMRequest(prompt="a", pictures=[p])]) for p in (seen, seen.clone()))
     assert len(cuts) == 1
@@ -744,6 +642,25 @@ def truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def two_shards(folder: Path) -> tuple[Path, Path]:
+    """The weights in two files with an index, as large models are published."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    shards = [folder / f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    where = {name: shards[index % 2].name for index, name in enumerate(names)}
+    for shard in shards:
+        held = {name: weights[name] for name in names if where[name] == shard.name}
+        save_file(held, shard, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return shards[0], shards[1]
+
+
+def half_downloaded(folder: Path) -> None:
+    shard = two_shards(folder)[1]
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+
+
 BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "There is no VLM folder"),
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json, so it is no VLM folder"),
@@ -766,6 +683,8 @@ BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "weights in .* are missing, damaged"),
     "truncated": (truncate, "weights in .* are missing, damaged"),
+    "half a shard": (half_downloaded, "weights in .* are missing, damaged .*copy the model's files again"),
+    "a shard missing": (lambda f: two_shards(f)[1].unlink(), "weights in .* are missing, damaged"),
     "missing keys": (
         lambda f: break_weights(f, drop_weights),
         r"missing keys model\.language_model\.layers\.0\.mlp\.up_proj\.weight, .* and 1 more",
@@ -796,6 +715,22 @@ def test_broken_folders_are_refused(folders: dict[str, Path], tmp_path: Path, ca
         load_vlm(folder)
 
 
+def test_shards_open_as_one_file_does(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["internvl"], tmp_path / "vlm")
+    two_shards(folder)
+    assert load_vlm(folder).model.num_parameters() == load_vlm(folders["internvl"]).model.num_parameters()
+
+
+def test_code_in_a_folder_is_never_run(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["qwen3_vl"], tmp_path / "vlm")
+    ran = tmp_path / "ran"
+    (folder / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass Model: ...\nclass Config: ...\n")
+    rewrite_config(folder, auto_map={"AutoConfig": "code.Config", "AutoModel": "code.Model"})
+    with pytest.raises(VLMError, match='"auto_map"'):
+        load_vlm(folder)
+    assert not ran.exists()
+
+
 def test_tile_size_is_free_only_where_the_family_leaves_it_free(folders: dict[str, Path]) -> None:
     assert load_vlm(folders["qwen3_vl"]).tile_size == 448
     assert load_vlm(folders["qwen3_vl"], tile_size=29).tile_size == 32
@@ -803,10 +738,9 @@ def test_tile_size_is_free_only_where_the_family_leaves_it_free(folders: dict[st
         load_vlm(folders["internvl"], tile_size=48)
 
 
-def test_the_embedded_size_survives_saving(tmp_path: Path) -> None:
+def test_the_embedded_size_survives_saving(internvl: VLMBackbone, tmp_path: Path) -> None:
     """The shape of the VLM in the repository: 48 px, patch 8, an odd 3 x 3 token grid, tied head."""
-    tokenizer = build_tokenizer()
-    config: Any = build_config("internvl", tokenizer).to_dict()
+    tokenizer, config = internvl.tokenizer, internvl.model.config.to_dict()
     config["vision_config"] |= {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
     config["vision_config"] |= {"patch_size": [8, 8], "image_size": [48, 48]}
     config["text_config"] |= {"hidden_size": 160, "num_hidden_layers": 6, "layer_types": None}

@@ -1,0 +1,89 @@
+"""How fast and in how much memory a prompt is read, against transformers' own calls on the same weights.
+
+`with logits`: the whole model with `output_hidden_states`, as pipelines call it. `without head`: its base model, no cache. Each
+way ends with the states of the same layers in one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..contracts import TokenRole
+from ..vlm.backbone import VLMBackbone
+from ..vlm.prompts import VLMInputs
+from ..vlm.random_qwen import TAPS, VOCABULARY, build_random_qwen
+from .live_bytes import LiveBytes
+from .speed import timed
+from .suite import Row, Sampling, Subject
+
+LENGTHS = (300, 1500)  # tokens
+RUNS = 3
+OURS = "ours"
+
+
+def evaluate_vlm_speed(subject: Subject, sampling: Sampling) -> Iterator[Row]:
+    """Ratios of median times, taken in turns, and of the largest memory beside the weights. Does not depend on `sampling`."""
+    backbone = build_random_qwen(subject.backbone.tokenizer, subject.device)
+    for length in LENGTHS:
+        by_name = ways(backbone, length)
+        rounds = [
+            {name: _seconds(way, subject.device) for name, way in by_name.items()} for _ in range(RUNS + 1)
+        ]
+        seconds = {name: median(each[name] for each in rounds[1:]) for name in by_name}  # the first allocates
+        peaks = {name: _peak(way) for name, way in by_name.items()}
+        others = [name for name in by_name if name != OURS]
+        yield Row(
+            name=f"{length} tokens",
+            values={
+                **{f"time / {name}": seconds[OURS] / seconds[name] for name in others},
+                **{f"memory / {name}": peaks[OURS] / peaks[name] for name in others},
+                "ours s": seconds[OURS],
+                "ours MB": peaks[OURS] / 1e6,
+            },
+        )
+
+
+def ways(backbone: VLMBackbone, length: int) -> dict[str, Callable[[], Tensor]]:
+    """The three ways to read a prompt of random tokens; each returns B T L D."""
+    ids = torch.randint(VOCABULARY - 2000, (1, length), generator=torch.Generator().manual_seed(0))
+    roles = torch.full_like(ids, int(TokenRole.PROMPT))
+    inputs = VLMInputs(
+        token_ids=ids, mask=roles > 0, roles=roles, positions=torch.zeros(1, length, 3), end_id=0
+    ).to(next(backbone.parameters()).device)
+    model: Any = backbone.model
+
+    @torch.no_grad()
+    def by_transformers(call: Any, **options: Any) -> Tensor:
+        hidden = call(
+            input_ids=inputs.token_ids,
+            attention_mask=inputs.mask.long(),
+            output_hidden_states=True,
+            **options,
+        ).hidden_states
+        return torch.stack([hidden[tap] for tap in TAPS], dim=2)
+
+    return {
+        OURS: lambda: backbone.encode(inputs, TAPS).states,
+        "with logits": lambda: by_transformers(model),
+        "without head": lambda: by_transformers(model.model, use_cache=False),
+    }
+
+
+def _seconds(way: Callable[[], Tensor], device: torch.device | str) -> float:
+    def finished() -> None:
+        way()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
+
+    return timed(finished)
+
+
+def _peak(way: Callable[[], Tensor]) -> int:
+    with LiveBytes() as memory:
+        way()
+    return memory.peak

@@ -1,0 +1,67 @@
+"""InternVL: square tiles of a fixed size, which share the marks of their picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ...contracts import ChatTemplate
+from ...errors import VLMError
+from .family import VLMFamily, square_side
+
+
+def _tile_size(config: Any, wanted: int | None) -> int:
+    size = square_side(config.vision_config.image_size, "image_size")
+    if wanted not in (None, size):
+        raise VLMError(
+            f"tile_size {wanted} was asked for; this VLM's tiles have {size} pixels and no other size."
+        )
+    return size
+
+
+def _token_grid(config: Any, tile_size: int) -> tuple[int, int]:
+    patches = tile_size // square_side(config.vision_config.patch_size, "patch_size")
+    side = int(patches * config.downsample_ratio)
+    if side != patches * config.downsample_ratio or side**2 != config.image_seq_length:
+        raise VLMError(
+            f"A tile of {tile_size} pixels has {patches} x {patches} patches; with downsample_ratio "
+            f"{config.downsample_ratio} that makes {patches * config.downsample_ratio:g} squared tokens, but "
+            f"image_seq_length is {config.image_seq_length}; correct the VLM's config.json."
+        )
+    return side, side
+
+
+def _pixel_inputs(config: Any, tiles: Float[Tensor, "G C S S"]) -> dict[str, Tensor]:
+    return {"pixel_values": tiles}
+
+
+def _position_ids(
+    base: nn.Module,
+    token_ids: Int[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    is_picture: Bool[Tensor, "B T"],
+    pixel_inputs: dict[str, Tensor],
+) -> Int[Tensor, "B T"]:
+    """Every token counts one; padding stands at the end, so it needs no care."""
+    return torch.arange(token_ids.shape[1], device=token_ids.device).expand(token_ids.shape)
+
+
+INTERNVL = VLMFamily(
+    template=ChatTemplate(
+        prefix="<|im_start|>user\n",
+        picture_prefix="<img>",
+        picture_token="<IMG_CONTEXT>",
+        picture_suffix="</img>\n",
+        suffix="<|im_end|>\n<|im_start|>assistant\n",
+        end="<|im_end|>",
+    ),
+    block_per_tile=False,
+    normalisation=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
+    tile_size=_tile_size,
+    token_grid=_token_grid,
+    pixel_inputs=_pixel_inputs,
+    position_ids=_position_ids,
+)

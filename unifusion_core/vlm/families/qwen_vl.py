@@ -1,0 +1,92 @@
+"""Qwen2.5-VL and Qwen3-VL: no tiles of their own, so each tile is a picture block of its own, in whole tokens."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from einops import repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ...contracts import ChatTemplate
+from .family import VLMFamily, square_side
+
+USUAL_TILE_SIZE = 448  # InternVL's, rounded to whole tokens
+
+
+def _tile_size(config: Any, wanted: int | None) -> int:
+    """The side nearest to the wanted one that gives whole tokens."""
+    vision = config.vision_config
+    token = square_side(vision.patch_size, "patch_size") * vision.spatial_merge_size
+    return max(1, round((wanted or USUAL_TILE_SIZE) / token)) * token
+
+
+def _token_grid(config: Any, tile_size: int) -> tuple[int, int]:
+    vision = config.vision_config
+    side = tile_size // (square_side(vision.patch_size, "patch_size") * vision.spatial_merge_size)
+    return side, side
+
+
+def _pixel_inputs(config: Any, tiles: Float[Tensor, "G C S S"]) -> dict[str, Tensor]:
+    """Flattened patches, those of one token (merge x merge) together; a still repeats along the time axis."""
+    vision = config.vision_config
+    patch = square_side(vision.patch_size, "patch_size")
+    patches = repeat(
+        tiles,
+        "G C (y my py) (x mx px) -> (G y x my mx) (C t py px)",
+        my=vision.spatial_merge_size,
+        mx=vision.spatial_merge_size,
+        py=patch,
+        px=patch,
+        t=vision.temporal_patch_size,
+    )
+    side = tiles.shape[-1] // patch
+    grid_thw = torch.tensor([[1, side, side]], device=tiles.device).repeat(len(tiles), 1)
+    return {"pixel_values": patches, "image_grid_thw": grid_thw}
+
+
+def _position_ids(
+    base: nn.Module,
+    token_ids: Int[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    is_picture: Bool[Tensor, "B T"],
+    pixel_inputs: dict[str, Tensor],
+) -> Int[Tensor, "3 B T"]:
+    """Qwen's three-axis positions, counted by the model's own function (padding gets 0)."""
+    if not pixel_inputs:
+        return repeat(
+            torch.arange(token_ids.shape[1], device=token_ids.device), "T -> 3 B T", B=len(token_ids)
+        )
+    count = cast(Any, base).get_rope_index
+    # transformers 5 wants to be told which tokens are pictures; 4 finds them by itself
+    marks = (
+        {"mm_token_type_ids": is_picture.int()}
+        if "mm_token_type_ids" in inspect.signature(count).parameters
+        else {}
+    )
+    position_ids, _ = count(
+        token_ids, image_grid_thw=pixel_inputs["image_grid_thw"], attention_mask=mask, **marks
+    )
+    return cast(Tensor, position_ids)
+
+
+QWEN2_5_VL = VLMFamily(
+    template=ChatTemplate(
+        prefix="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        picture_prefix="<|vision_start|>",
+        picture_token="<|image_pad|>",
+        picture_suffix="<|vision_end|>",
+        suffix="<|im_end|>\n<|im_start|>assistant\n",
+        end="<|im_end|>",
+    ),
+    block_per_tile=True,
+    normalisation=((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),  # CLIP's
+    tile_size=_tile_size,
+    token_grid=_token_grid,
+    pixel_inputs=_pixel_inputs,
+    position_ids=_position_ids,
+)
+QWEN3_VL = replace(QWEN2_5_VL, normalisation=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
