@@ -127,7 +127,7 @@ def test_copies_of_a_token_are_one_token_with_a_larger_share_of_the_attention(
     def biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         if k.shape[2] < len(raised):  # LAP: over layers
             return attend(q, k, v, bias)
-        wider = torch.nn.functional.pad(raised, (0, k.shape[2] - len(raised)))
+        wider = torch.nn.functional.pad(raised, (0, k.shape[2] - len(raised)))[None, None, None]
         return attend(q, k, v, wider if bias is None else bias + wider)
 
     reference = UniFusion(model.config, Build(attend=biased)).eval().requires_grad_(False)

@@ -57,8 +57,8 @@ class LayerwiseAttentionPooling(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """`gains` multiply the projector's weights, one for each tap: 1 is as trained, 0 leaves a tap out of the sum, as in the
         paper's study of layers. The blocks before it see all taps all the same. Raises ConfigError for another number of gains.
-         Tokens do not see each other, so that
-        without gradients they go through in chunks, for less memory."""
+
+        Tokens do not see each other, so that without gradients they go through in chunks, for less memory."""
         tokens = rearrange(states, "B T L D -> (B T) L D")
         if gains is not None and len(gains) != self.num_taps:
             raise ConfigError(
