@@ -1,6 +1,8 @@
 """Every shipped workflow runs as it is and draws what it says; its form for the browser says the same.
 
 pytest tests/comfyui/test_workflows_run.py
+
+With --write-thumbnails the pictures of the template browser (workflows/*.jpg) are drawn anew.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from unifusion_core.evaluation.tally import score_pictures
 from unifusion_core.world.requirements import Requirement
@@ -26,19 +30,20 @@ WORKFLOWS = Path(__file__).parents[2] / "workflows"
 API_GRAPHS = sorted((WORKFLOWS / "api").glob("*.json"))
 NUM_SEEDS = 5
 EXPECTED = {  # what should come of prompts that are no captions; words that are left out stay open
-    "text_to_image_verifi": "small blue diamond at top left, big red circle at center, white background.",
-    "text_to_image_style": "big green square at top left, small green star at right, white background.",
-    "edit_picture": "small yellow star at top right, big blue circle at left, white background.",
-    "edit_with_mask": "small yellow star at top right, big red circle at left, big green square at bottom right, "
+    "unifusion_text_to_image_verifi": "small blue diamond at top left, big red circle at center, white background.",
+    "unifusion_text_to_image_style": "big green square at top left, small green star at right, white background.",
+    "unifusion_edit_picture": "small yellow star at top right, big blue circle at left, white background.",
+    "unifusion_edit_with_mask": "small yellow star at top right, big red circle at left, big green square at bottom right, "
     "white background.",
-    "two_references": "small blue star at top right, big red circle at left, black background.",
-    "three_references": "big red circle at left, small blue star at top right, pink background.",
-    "variation": "small yellow star at top right, big red circle at left, white background.",
+    "unifusion_two_references": "small blue star at top right, big red circle at left, black background.",
+    "unifusion_three_references": "big red circle at left, small blue star at top right, pink background.",
+    "unifusion_variation": "small yellow star at top right, big red circle at left, white background.",
 }
-SIZES_OPEN = ("variation",)
+SIZES_OPEN = ("unifusion_variation",)
 # Share of all that the prompt names (count, background, and shape, colour, size, place of each object) which the pictures must
 # have right. Drawn at random about a third would be. To be replaced by "most are exact" when the weights have finished training.
 FLOOR = 0.9
+THUMBNAIL_DIFFERENCE = 3.0  # of 255, in the mean: what JPEG changes, and no more
 NOTES = ("Note", "MarkdownNote")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
@@ -85,6 +90,26 @@ def test_workflow_draws_its_prompt(comfy: Comfy, trained: bool, path: Path) -> N
         rates = [tally.rate(name) for name in ("count", "background", "shape", "color", "size", "position")]
         right = sum(rate.right for rate in rates) / sum(rate.total for rate in rates)
         assert right >= FLOOR, f"{right:.0%} of what {NUM_SEEDS} pictures should show is right"
+
+
+@pytest.mark.parametrize("path", API_GRAPHS, ids=lambda path: path.stem)
+def test_thumbnail_is_what_the_workflow_draws(
+    comfy: Comfy, request: pytest.FixtureRequest, path: Path
+) -> None:
+    graph, thumbnail = load(path), WORKFLOWS / f"{path.stem}.jpg"
+    (last,) = [name for name, node in graph.items() if node["class_type"] == "SaveImage"]
+    (picture,) = comfy.images(comfy.successful(graph), last)
+    size = picture.shape[1], picture.shape[0]
+    if request.config.getoption("--write-thumbnails"):
+        drawn = Image.fromarray(picture)
+        drawn.resize((2 * size[0], 2 * size[1]), Image.Resampling.LANCZOS).save(thumbnail, quality=90)
+
+    shown = np.asarray(Image.open(thumbnail).resize(size, Image.Resampling.BOX), dtype=np.float32)
+
+    difference = np.abs(shown - picture).mean()
+    assert difference < THUMBNAIL_DIFFERENCE, (
+        f"{thumbnail.name} is stale: pytest {__file__} --write-thumbnails"
+    )
 
 
 @pytest.mark.parametrize("path", API_GRAPHS, ids=lambda path: path.stem)

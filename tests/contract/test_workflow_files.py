@@ -8,9 +8,12 @@ from __future__ import annotations
 import ast
 import json
 import re
+from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from unifusion_core import embedded
 
@@ -33,6 +36,8 @@ STOCK = {
     "VAELoader",
 }
 NOTES = {"MarkdownNote", "Note"}  # of the front end, without a twin in the API form
+TITLE = 30  # height of a node's title, above its position
+MAX_THUMBNAIL = 30_000  # bytes
 
 
 def own_nodes() -> dict[str, set[str]]:
@@ -97,3 +102,70 @@ def test_workflows_name_the_embedded_model_of_this_version(path: Path) -> None:
 
 def test_no_workflow_needs_a_file_of_this_machine() -> None:
     assert [p.name for p in [*UI, *API] if re.search(r"/(root|home|work|tmp)/", p.read_text())] == []
+
+
+def nodes_of(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["nodes"]
+
+
+def box_of(node: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a node with its title."""
+    (left, top), (width, height) = node["pos"], node["size"]
+    return left, top - TITLE, left + width, top + (0 if node["flags"].get("collapsed") else height)
+
+
+def groups_of(path: Path) -> list[tuple[str, tuple[float, float, float, float]]]:
+    """Titles and boxes of the groups, in the order of the file."""
+    return [
+        (group["title"], (x, y, x + width, y + height))
+        for group in json.loads(path.read_text())["groups"]
+        for x, y, width, height in [group["bounding"]]
+    ]
+
+
+@pytest.mark.parametrize("path", UI, ids=lambda path: path.stem)
+def test_the_template_browser_finds_it_by_the_packs_name_and_shows_its_picture(path: Path) -> None:
+    thumbnail = path.with_suffix(".jpg")
+
+    assert path.name.startswith("unifusion_")  # the browser's search reads file names
+    assert thumbnail.stat().st_size <= MAX_THUMBNAIL
+    with Image.open(thumbnail) as picture:
+        assert picture.format == "JPEG"
+
+
+@pytest.mark.parametrize("path", UI, ids=lambda path: path.stem)
+def test_one_note_stands_first_and_says_in_three_sentences_what_to_change(path: Path) -> None:
+    (note,) = [node for node in nodes_of(path) if node["type"] in NOTES]
+    without_examples = re.sub(r"\*+[^*]+\*+", "x", note["widgets_values"][0])
+
+    assert note["title"] == "What to change"
+    assert len(re.findall(r"[.!?](?=\s|$)", without_examples)) == 3
+    left, top, _, bottom = box_of(note)
+    assert all(left <= box_of(node)[0] for node in nodes_of(path))
+    assert all(top <= node_top for _, node_top, _, _ in map(box_of, nodes_of(path)))
+    assert all(bottom <= y for _, (x, y, _, _) in groups_of(path) if x == left)
+
+
+@pytest.mark.parametrize("path", UI, ids=lambda path: path.stem)
+def test_numbered_groups_read_from_left_to_right_and_hold_every_node(path: Path) -> None:
+    groups = groups_of(path)
+
+    assert [title.split(".")[0] for title, _ in groups] == [str(i + 1) for i in range(len(groups))]
+    for (_, box), (_, following) in pairwise(groups):
+        assert box[2] <= following[0]
+    for node in nodes_of(path):
+        left, top, right, bottom = box_of(node)
+        around = [
+            title
+            for title, (x, y, end, floor) in groups
+            if x <= left and right <= end and y <= top and bottom <= floor
+        ]
+        assert len(around) == (node["type"] not in NOTES), f"node {node['id']} stands in {around}"
+
+
+@pytest.mark.parametrize("path", UI, ids=lambda path: path.stem)
+def test_no_node_covers_another(path: Path) -> None:
+    for one, other in combinations(nodes_of(path), 2):
+        a, b = box_of(one), box_of(other)
+        apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+        assert apart, f"nodes {one['id']} and {other['id']}"
