@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from unifusion_core.evaluation.tally import score_pictures
+from unifusion_core.world.render import render
 from unifusion_core.world.requirements import Requirement
 from unifusion_core.world.wordings import parse_caption
 
@@ -39,6 +40,12 @@ EXPECTED = {  # what should come of prompts that are no captions; words that are
     "unifusion_three_references": "big red circle at left, small blue star at top right, pink background.",
     "unifusion_variation": "small yellow star at top right, big red circle at left, white background.",
 }
+BLUEPRINTS = {  # what comes of a blueprint as it is; a picture for the one that takes one
+    "UniFusion text to picture": "big red circle at top left, small blue star at right, black background.",
+    "UniFusion edit": "big blue circle at left, small yellow star at top right, white background.",
+}
+SOURCE = "big red circle at left, small yellow star at top right, white background."
+SUBGRAPH_INPUT = -10  # the front end's id for a subgraph's inputs
 SIZES_OPEN = ("unifusion_variation",)
 # Share of all that the prompt names (count, background, and shape, colour, size, place of each object) which the pictures must
 # have right. Drawn at random about a third would be. To be replaced by "most are exact" when the weights have finished training.
@@ -66,6 +73,13 @@ def wanted(graph: dict[str, Any], name: str) -> Requirement:
     return requirement
 
 
+def share_right(pictures: list[np.ndarray], requirements: list[Requirement]) -> float:
+    """How much of all that the requirements name the pictures show."""
+    tally = score_pictures(pictures, requirements)
+    rates = [tally.rate(name) for name in ("count", "background", "shape", "color", "size", "position")]
+    return sum(rate.right for rate in rates) / sum(rate.total for rate in rates)
+
+
 def wanted_size(graph: dict[str, Any]) -> tuple[int, int]:
     (latent,) = [node["inputs"] for node in graph.values() if node["class_type"] == "EmptySD3LatentImage"]
     return latent["width"], latent["height"]
@@ -86,9 +100,7 @@ def test_workflow_draws_its_prompt(comfy: Comfy, trained: bool, path: Path) -> N
         assert picture.shape == (height, width, 3)
         pictures.append(picture)
     if trained:
-        tally = score_pictures(pictures, [requirement] * NUM_SEEDS)
-        rates = [tally.rate(name) for name in ("count", "background", "shape", "color", "size", "position")]
-        right = sum(rate.right for rate in rates) / sum(rate.total for rate in rates)
+        right = share_right(pictures, [requirement] * NUM_SEEDS)
         assert right >= FLOOR, f"{right:.0%} of what {NUM_SEEDS} pictures should show is right"
 
 
@@ -119,9 +131,64 @@ def test_form_for_the_browser_says_the_same(comfy: Comfy, path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_blueprint_draws(comfy: Comfy, trained: bool, name: str) -> None:
+    blueprint = load(WORKFLOWS.parent / "subgraphs" / f"{name}.json")
+    graph = {
+        node: {"class_type": kind, "inputs": inputs}
+        for node, (kind, inputs) in to_api(inside(blueprint), comfy.object_info()).items()
+    }
+    scene = parse_caption(SOURCE)
+    assert scene
+    Image.fromarray(render(scene, 128, 128)).save(comfy.input_dir / "source.png")
+    graph |= {
+        "source": {"class_type": "LoadImage", "inputs": {"image": "source.png"}},
+        "saved": {
+            "class_type": "SaveImage",
+            "inputs": {"images": picture_of(blueprint), "filename_prefix": "x"},
+        },
+    }
+
+    pictures = comfy.images(comfy.successful(graph), "saved")
+
+    expected = parse_caption(BLUEPRINTS[name])
+    assert expected
+    if trained:
+        assert share_right(pictures, [Requirement.of(expected)]) >= FLOOR
+
+
+def test_blueprints_are_offered(comfy: Comfy) -> None:
+    _, found = comfy.request("GET", "/global_subgraphs")
+    own = [entry for entry in found.values() if entry["info"]["node_pack"].endswith("comfyui-unifusion")]
+    assert {entry["name"] for entry in own} == BLUEPRINTS.keys()
+
+
 def test_every_workflow_has_both_forms() -> None:
     assert API_GRAPHS
     assert [path.name for path in API_GRAPHS] == sorted(path.name for path in WORKFLOWS.glob("*.json"))
+
+
+def inside(blueprint: dict[str, Any]) -> dict[str, Any]:
+    """A blueprint's subgraph as a workflow; the subgraph's sockets for pictures are wired to the node "source"."""
+    (subgraph,) = blueprint["definitions"]["subgraphs"]
+    fed = {link["id"] for link in subgraph["links"] if link["origin_id"] == SUBGRAPH_INPUT}
+    for node in subgraph["nodes"]:
+        for socket in node["inputs"]:
+            if socket["link"] in fed and "widget" in socket:
+                socket["link"] = None  # the widget's own value stands
+    links = [
+        [link["id"], *(("source", 0) if link["id"] in fed else (link["origin_id"], link["origin_slot"]))]
+        for link in subgraph["links"]
+    ]
+    return {"nodes": subgraph["nodes"], "links": links}
+
+
+def picture_of(blueprint: dict[str, Any]) -> list[Any]:
+    """Where a blueprint's picture comes from: node and slot."""
+    (subgraph,) = blueprint["definitions"]["subgraphs"]
+    (socket,) = [socket for socket in subgraph["outputs"] if socket["type"] == "IMAGE"]
+    (link,) = [link for link in subgraph["links"] if link["id"] in socket["linkIds"]]
+    return [str(link["origin_id"]), link["origin_slot"]]
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:

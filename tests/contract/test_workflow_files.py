@@ -20,6 +20,8 @@ from unifusion_core import embedded
 ROOT = Path(__file__).resolve().parents[2]
 UI = sorted((ROOT / "workflows").glob("*.json"))
 API = sorted((ROOT / "workflows" / "api").glob("*.json"))
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+INPUT_SIDE, OUTPUT_SIDE = -10, -20  # the front end's ids for the two edges of a subgraph
 STOCK = {
     "CLIPTextEncode",
     "EmptySD3LatentImage",
@@ -93,7 +95,7 @@ def test_ui_workflows_have_an_api_twin_with_the_same_nodes(path: Path) -> None:
     assert sorted(kinds) == sorted(node["class_type"] for node in twin.values())
 
 
-@pytest.mark.parametrize("path", [*UI, *API], ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", [*UI, *API, *BLUEPRINTS], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_workflows_name_the_embedded_model_of_this_version(path: Path) -> None:
     named = set(re.findall(r"unifusion-tiny-\d+", path.read_text()))
 
@@ -101,7 +103,9 @@ def test_workflows_name_the_embedded_model_of_this_version(path: Path) -> None:
 
 
 def test_no_workflow_needs_a_file_of_this_machine() -> None:
-    assert [p.name for p in [*UI, *API] if re.search(r"/(root|home|work|tmp)/", p.read_text())] == []
+    assert [
+        p.name for p in [*UI, *API, *BLUEPRINTS] if re.search(r"/(root|home|work|tmp)/", p.read_text())
+    ] == []
 
 
 def nodes_of(path: Path) -> list[dict[str, Any]]:
@@ -169,3 +173,32 @@ def test_no_node_covers_another(path: Path) -> None:
         a, b = box_of(one), box_of(other)
         apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
         assert apart, f"nodes {one['id']} and {other['id']}"
+
+
+def test_blueprints_of_the_usual_chains_are_there() -> None:
+    assert [path.stem for path in BLUEPRINTS] == ["UniFusion edit", "UniFusion text to picture"]
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_is_one_node_whose_wires_meet(path: Path) -> None:
+    file = json.loads(path.read_text())
+    (shown,), (subgraph,) = file["nodes"], file["definitions"]["subgraphs"]
+    nodes = {node["id"]: node for node in subgraph["nodes"]}
+    starts = {
+        INPUT_SIDE: [socket["linkIds"] for socket in subgraph["inputs"]],
+        **{i: [socket["links"] or [] for socket in node["outputs"]] for i, node in nodes.items()},
+    }
+    ends = {
+        OUTPUT_SIDE: [socket["linkIds"][0] for socket in subgraph["outputs"]],
+        **{i: [socket["link"] for socket in node["inputs"]] for i, node in nodes.items()},
+    }
+
+    assert shown["type"] == subgraph["id"]
+    assert shown["title"] == subgraph["name"] == path.stem
+    for side in ("inputs", "outputs"):
+        assert [s["name"] for s in shown[side]] == [s["name"] for s in subgraph[side]]
+    assert {node["type"] for node in nodes.values()} <= OWN.keys() | STOCK
+    assert subgraph["description"]
+    for link in subgraph["links"]:
+        assert link["id"] in starts[link["origin_id"]][link["origin_slot"]]
+        assert link["id"] == ends[link["target_id"]][link["target_slot"]]
