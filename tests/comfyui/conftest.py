@@ -122,6 +122,14 @@ class Comfy:
         """Stop the running prompt, as the front end's cancel button does."""
         self.request("POST", "/interrupt", {})
 
+    def wait_for(self, prompt_id: str, timeout: float = 120 * PATIENCE) -> None:
+        """Until a prompt that another program queued is done."""
+        deadline = time.monotonic() + timeout
+        while prompt_id not in self.request("GET", f"/history/{prompt_id}")[1]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"prompt not done in time:\n{self.log()[-3000:]}")
+            time.sleep(0.2)
+
     def run(
         self,
         api_graph: dict[str, Any],
