@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -20,6 +21,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -328,22 +330,19 @@ def comfyui_python(comfyui_home: Path) -> str:
     return str(python) if python.exists() else sys.executable
 
 
-@pytest.fixture(scope="session")
-def comfy(
-    comfyui_home: Path, comfyui_python: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Comfy]:
-    """A ComfyUI server with this pack installed and nothing else, for the whole session."""
-    base = tmp_path_factory.mktemp("comfyui")
+@contextmanager
+def running(home: Path, python: str, base: Path, pack: Path, name: str) -> Iterator[Comfy]:
+    """A ComfyUI server with its folders in `base` and one pack installed, as custom_nodes/`name`."""
     for folder in FOLDERS:
         (base / folder).mkdir()
-    (base / "custom_nodes" / "comfyui-unifusion").symlink_to(PACK, target_is_directory=True)
+    (base / "custom_nodes" / name).symlink_to(pack, target_is_directory=True)
 
     server = Comfy(_free_port(), base)
-    command = [comfyui_python, "main.py", *FLAGS]
+    command = [python, "main.py", *FLAGS]
     command += ["--port", str(server.port), "--base-directory", str(base)]
     with (base / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=comfyui_home, env=ENVIRONMENT | os.environ, stdout=log, stderr=subprocess.STDOUT
+            command, cwd=home, env=ENVIRONMENT | os.environ, stdout=log, stderr=subprocess.STDOUT
         )
     try:
         _wait_until_ready(server, process)
@@ -355,3 +354,32 @@ def comfy(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def comfy(
+    comfyui_home: Path, comfyui_python: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Comfy]:
+    """A ComfyUI server with this pack installed and nothing else, for the whole session."""
+    base = tmp_path_factory.mktemp("comfyui")
+    with running(comfyui_home, comfyui_python, base, PACK, "comfyui-unifusion") as server:
+        yield server
+
+
+@pytest.fixture
+def comfy_with(
+    comfyui_home: Path, comfyui_python: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path, str], AbstractContextManager[Comfy]]:
+    """`with comfy_with(pack, "name") as comfy`: a server of its own with another copy of the pack."""
+
+    def start(pack: Path, name: str) -> AbstractContextManager[Comfy]:
+        return running(comfyui_home, comfyui_python, tmp_path_factory.mktemp("another"), pack, name)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def comfy_cli() -> str:
+    """comfy-cli's command."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return shutil.which("comfy", path=path) or pytest.skip('no comfy-cli: pip install -e ".[comfyui]"')

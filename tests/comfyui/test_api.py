@@ -102,10 +102,8 @@ def test_python_client_ends_in_the_servers_sentence(comfy: Comfy) -> None:
     assert "UniFusionSampler: Value 0 smaller than min of 1: steps" in done.stderr
 
 
-def test_comfy_cli_runs_it(comfy: Comfy, tmp_path: Path) -> None:
-    if not shutil.which("comfy", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"):
-        pytest.skip('no comfy-cli: pip install -e ".[comfyui]"')
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+def test_comfy_cli_runs_it(comfy: Comfy, comfy_cli: str, tmp_path: Path) -> None:
+    path = f"{Path(comfy_cli).parent}{os.pathsep}{os.environ['PATH']}"
 
     told = run(command(comfy, "comfy run"), PATH=path, HOME=str(tmp_path), DO_NOT_TRACK="1")
 
