@@ -46,7 +46,7 @@ SMALL_CONFIG = UniFusionConfig(
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Pictures in the repository that tests compare are made by the same tests."""
     parser.addoption(
-        "--write-thumbnails", action="store_true", help="draw workflows/*.jpg anew (tests/comfyui)"
+        "--write-pictures", action="store_true", help="draw workflows/*.jpg anew (tests/comfyui)"
     )
 
 

@@ -2,7 +2,7 @@
 
 pytest tests/comfyui/test_workflows_run.py
 
-With --write-thumbnails the pictures of the template browser (workflows/*.jpg) are drawn anew.
+With --write-pictures the pictures of the template browser (workflows/*.jpg) are drawn anew.
 """
 
 from __future__ import annotations
@@ -112,16 +112,14 @@ def test_thumbnail_is_what_the_workflow_draws(
     (last,) = [name for name, node in graph.items() if node["class_type"] == "SaveImage"]
     (picture,) = comfy.images(comfy.successful(graph), last)
     size = picture.shape[1], picture.shape[0]
-    if request.config.getoption("--write-thumbnails"):
+    if request.config.getoption("--write-pictures"):
         drawn = Image.fromarray(picture)
         drawn.resize((2 * size[0], 2 * size[1]), Image.Resampling.LANCZOS).save(thumbnail, quality=90)
 
     shown = np.asarray(Image.open(thumbnail).resize(size, Image.Resampling.BOX), dtype=np.float32)
 
     difference = np.abs(shown - picture).mean()
-    assert difference < THUMBNAIL_DIFFERENCE, (
-        f"{thumbnail.name} is stale: pytest {__file__} --write-thumbnails"
-    )
+    assert difference < THUMBNAIL_DIFFERENCE, f"{thumbnail.name} is stale: pytest {__file__} --write-pictures"
 
 
 @pytest.mark.parametrize("path", API_GRAPHS, ids=lambda path: path.stem)
