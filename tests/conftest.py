@@ -46,7 +46,9 @@ SMALL_CONFIG = UniFusionConfig(
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Pictures in the repository that tests compare are made by the same tests."""
     parser.addoption(
-        "--write-pictures", action="store_true", help="draw workflows/*.jpg anew (tests/comfyui)"
+        "--write-pictures",
+        action="store_true",
+        help="draw workflows/*.jpg and the screenshots in README anew (tests/comfyui)",
     )
 
 
