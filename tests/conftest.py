@@ -43,6 +43,15 @@ SMALL_CONFIG = UniFusionConfig(
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Pictures in the repository that tests compare are made by the same tests."""
+    parser.addoption(
+        "--write-pictures",
+        action="store_true",
+        help="draw workflows/*.jpg and the screenshots in README anew (tests/comfyui)",
+    )
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What was skipped and why, just above the last line: one line for each reason."""
     skipped = terminalreporter.stats.get("skipped", [])

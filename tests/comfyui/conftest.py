@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -135,6 +136,14 @@ class Comfy:
     def interrupt(self) -> None:
         """Stop the running prompt, as the front end's cancel button does."""
         self.request("POST", "/interrupt", {})
+
+    def wait_for(self, prompt_id: str, timeout: float = 120 * PATIENCE) -> None:
+        """Until a prompt that another program queued is done."""
+        deadline = time.monotonic() + timeout
+        while prompt_id not in self.request("GET", f"/history/{prompt_id}")[1]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"prompt not done in time:\n{self.log()[-3000:]}")
+            time.sleep(0.2)
 
     def run(
         self,
@@ -340,14 +349,20 @@ def comfyui_python(comfyui_home: Path) -> str:
 
 @contextmanager
 def serving(
-    home: Path, python: str, base: Path, *, name: str = "comfyui-unifusion", flags: Sequence[str] = ()
+    home: Path,
+    python: str,
+    base: Path,
+    *,
+    pack: Path = PACK,
+    name: str = "comfyui-unifusion",
+    flags: Sequence[str] = (),
 ) -> Iterator[Comfy]:
-    """A ComfyUI server with this pack installed under `name` in `base` and nothing else; what already lies there stays."""
+    """A ComfyUI server with a pack installed under `name` in `base` and nothing else; what already lies there stays."""
     for folder in FOLDERS:
         (base / folder).mkdir(parents=True, exist_ok=True)
-    pack = base / "custom_nodes" / name
-    if not pack.exists():
-        pack.symlink_to(PACK, target_is_directory=True)
+    installed = base / "custom_nodes" / name
+    if not installed.exists():
+        installed.symlink_to(pack, target_is_directory=True)
 
     server = Comfy(_free_port(), base)
     command = [python, "main.py", *FLAGS, *flags]
@@ -382,3 +397,10 @@ def comfy(
 def serve(comfyui_home: Path, comfyui_python: str) -> Callable[..., AbstractContextManager[Comfy]]:
     """`serve(base, ...)`: a server of one's own, for tests of what surrounds it."""
     return partial(serving, comfyui_home, comfyui_python)
+
+
+@pytest.fixture(scope="session")
+def comfy_cli() -> str:
+    """comfy-cli's command."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return shutil.which("comfy", path=path) or pytest.skip('no comfy-cli: pip install -e ".[comfyui]"')

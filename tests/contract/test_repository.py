@@ -27,7 +27,14 @@ def test_the_version_stands_in_one_place() -> None:
     assert PROJECT["project"]["dynamic"] == ["version"]
     assert "version" not in PROJECT["project"]
     assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "unifusion_core.__version__"}
-    assert unifusion_core.__version__
+    read_by_the_registry = (ROOT / PROJECT["tool"]["comfy"]["version"]["path"]).read_text()
+    assert f'\n__version__ = "{unifusion_core.__version__}"\n' in read_by_the_registry
+
+
+def test_every_bound_has_its_reason() -> None:
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+
+    assert [line for line in lines if re.match(r' {4}"[\w-]+[<>]', line) and "#" not in line] == []
 
 
 def test_comfyui_finds_its_table() -> None:

@@ -1,0 +1,360 @@
+"""The first five minutes in a real browser: pytest tests/comfyui/test_browser.py -m browser
+
+Needs a Chromium (apt install chromium; CHROMIUM names another) and playwright (pip install -e ".[comfyui]"). Screenshots go to
+output/screenshots; --write-pictures also renews the two that README shows.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unifusion_core.evaluation.tally import judge_picture
+from unifusion_core.world.requirements import Requirement
+from unifusion_core.world.wordings import parse_caption
+
+if TYPE_CHECKING:
+    from conftest import Comfy
+    from playwright.sync_api import Browser, Page
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
+
+PACK = Path(__file__).parents[2]
+WORKFLOWS = PACK / "workflows"
+# those that need nothing but the pack
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json") if "(built in)" in path.read_text())
+SCREENSHOTS = PACK / "output" / "screenshots"
+IN_README = Path(__file__).with_name("screenshots")
+PATIENCE = int(os.environ.get("COMFYUI_PATIENCE", "1"))
+VIEW = {"width": 1600, "height": 900}
+ERRORS = re.compile(r"\d+ errors? found|Prompt execution failed|Error Report")  # ComfyUI's boxes
+CAPTION = "big red circle at top left, small blue star at right, black background."
+
+
+# The browser ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason='no playwright: pip install -e ".[comfyui]"'
+    )
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not chromium:
+        pytest.skip("no Chromium: apt install chromium, or name one in CHROMIUM")
+    with (
+        playwright.sync_playwright() as driver,
+        closing(driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])) as started,
+    ):
+        yield started
+
+
+@pytest.fixture
+def page(browser: Browser, comfy: Comfy) -> Iterator[Page]:
+    """ComfyUI in a fresh browser of a user who has seen it before: an empty canvas, no tour."""
+    settings = {
+        "Comfy.TutorialCompleted": True,
+        "Comfy.VueNodes.Enabled": False,
+        "Comfy.Workflow.Persist": False,
+    }
+    for name, value in settings.items():
+        comfy.request("POST", f"/settings/{name}", value)
+    with closing(browser.new_page(viewport=VIEW)) as opened:
+        opened.set_default_timeout(30_000 * PATIENCE)
+        open_comfyui(opened, comfy)
+        run_command(opened, "Comfy.NewBlankWorkflow")
+        yield opened
+
+
+def open_comfyui(page: Page, comfy: Comfy) -> None:
+    page.goto(f"http://127.0.0.1:{comfy.port}")
+    page.wait_for_function("window.app?.graph && window.app.extensionManager?.command")
+    page.get_by_role("button", name="Run", exact=True).first.wait_for()
+
+
+def run_command(page: Page, command: str) -> None:
+    page.evaluate("command => window.app.extensionManager.command.execute(command)", command)
+
+
+def choose_template(page: Page, name: str) -> None:
+    page.get_by_role("button", name="Templates").first.click()
+    page.get_by_placeholder("Search ...").fill("unifusion")
+    page.get_by_text(name, exact=True).click()
+    page.wait_for_function("title => document.title.includes(title)", arg=name)
+    page.wait_for_timeout(1000)  # the view is fitted, and errors would be shown
+
+
+def press_run(page: Page, comfy: Comfy) -> np.ndarray:
+    """The picture that the one SaveImage shows after Run."""
+    before = set(comfy.request("GET", "/history")[1])
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    deadline = time.monotonic() + 60 * PATIENCE
+    while not (new := set(comfy.request("GET", "/history")[1]) - before):
+        assert time.monotonic() < deadline, "nothing was drawn"
+        page.wait_for_timeout(200)
+    (done,) = new
+    entry = comfy.request("GET", f"/history/{done}")[1][done]
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    (saved,) = [
+        i for out in entry["outputs"].values() for i in out.get("images", []) if i["type"] == "output"
+    ]
+    page.wait_for_function(
+        "name => document.querySelector(`img[src*='${name}']`) || window.app.graph.nodes.some("
+        "  node => node.type === 'SaveImage' && node.imgs?.some(img => img.src.includes(name)))",
+        arg=saved["filename"],
+    )
+    return np.asarray(Image.open(comfy.base / "output" / saved["filename"]).convert("RGB"))
+
+
+def errors(page: Page) -> list[str]:
+    """What ComfyUI complains about: missing nodes, missing models, failed runs."""
+    return [box.inner_text() for box in page.get_by_text(ERRORS).all() if box.is_visible()]
+
+
+def keep(page: Page, name: str, *, in_readme: bool = False) -> None:
+    """A screenshot among the artefacts, and for README if it is to be renewed."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.wait_for_timeout(500)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    if in_readme:
+        IN_README.mkdir(exist_ok=True)
+        shown = Image.open(SCREENSHOTS / f"{name}.png").convert("RGB")
+        shown.save(IN_README / f"{name}.jpg", quality=85)
+
+
+def mostly_right(picture: np.ndarray, caption: str) -> bool:
+    """Whether a picture has all objects and the background that a caption names. One of many traits may be off."""
+    scene = parse_caption(caption)
+    assert scene
+    judgement = judge_picture(picture, Requirement.of(scene))
+    return all(all(judgement.counted(name)) for name in ("count", "background", "color", "position"))
+
+
+# Templates ------------------------------------------------------------------------------------------
+
+
+def test_this_test_sees_missing_nodes_and_models(page: Page) -> None:
+    text = (WORKFLOWS / "unifusion_text_to_image.json").read_text()
+    broken = text.replace("UniFusionSampler", "UniFusionAbsent").replace(
+        "-vae.safetensors", "-gone.safetensors"
+    )
+
+    page.evaluate("graph => window.app.loadGraphData(graph)", json.loads(broken))
+    page.get_by_text(ERRORS).first.wait_for()
+
+    assert "2 errors found" in errors(page)[0]
+
+
+def test_the_template_browser_shows_every_workflow_with_its_picture(
+    page: Page, request: pytest.FixtureRequest
+) -> None:
+    page.get_by_role("button", name="Templates").first.click()
+    page.get_by_placeholder("Search ...").fill("unifusion")
+    for name in NAMES:
+        page.get_by_text(name, exact=True).scroll_into_view_if_needed()
+        thumbnail = page.locator(f"img[alt='{name}']")
+        thumbnail.wait_for()
+        size = thumbnail.evaluate("i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])")
+        assert tuple(size) == Image.open(WORKFLOWS / f"{name}.jpg").size
+    page.mouse.move(VIEW["width"] / 2, VIEW["height"] / 2)
+    page.mouse.wheel(0, -3000)  # back to the first row
+    page.wait_for_timeout(2000)
+    keep(page, "templates", in_readme=request.config.getoption("--write-pictures"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_template_opens_and_draws(
+    page: Page, comfy: Comfy, trained: bool, request: pytest.FixtureRequest, name: str
+) -> None:
+    choose_template(page, name)
+    assert errors(page) == []
+
+    picture = press_run(page, comfy)
+
+    assert errors(page) == []
+    write = request.config.getoption("--write-pictures") and name == "unifusion_text_to_image_verifi"
+    keep(page, name, in_readme=write)
+    thumbnail = Image.open(WORKFLOWS / f"{name}.jpg").resize((picture.shape[1], picture.shape[0]))
+    # The same picture as without a browser, which tests/comfyui/test_workflows_run.py scores.
+    if trained:
+        assert np.abs(np.asarray(thumbnail, dtype=np.float32) - picture).mean() < 10
+
+
+def test_template_draws_in_nodes_2(page: Page, comfy: Comfy) -> None:
+    comfy.request("POST", "/settings/Comfy.VueNodes.Enabled", True)
+    open_comfyui(page, comfy)
+    choose_template(page, "unifusion_text_to_image_verifi")
+    page.locator("[data-node-id]").first.wait_for()
+    run_command(page, "Comfy.Canvas.FitView")
+
+    press_run(page, comfy)
+
+    assert errors(page) == []
+    keep(page, "nodes_2")
+
+
+# By hand --------------------------------------------------------------------------------------------
+
+
+def search(page: Page, words: str, x: int = 300, y: int = 760) -> list[str]:
+    """What the canvas' search finds, best first; the box stays open."""
+    box = page.get_by_placeholder("Add a node...")
+    while not box.is_visible():  # on a busy machine two clicks may come too far apart
+        page.mouse.dblclick(x, y)
+        page.wait_for_timeout(1000)
+    box.fill(words)
+    page.wait_for_timeout(1500)  # results follow the typing
+    return [text.split("\n")[0] for text in page.get_by_role("option").all_inner_texts()]
+
+
+def place(page: Page, name: str, x: int, y: int) -> int:
+    """Search for a node, take the first result, and drop it with its title at a place of the screen; returns its id."""
+    assert search(page, name)[0] == name
+    page.keyboard.press("Enter")
+    page.mouse.move(x, y)
+    page.wait_for_timeout(300)
+    page.mouse.click(x, y)
+    page.wait_for_timeout(300)
+    return page.evaluate("Number(window.app.graph.nodes.at(-1).id)")
+
+
+def socket(page: Page, node: int, side: str, name: str) -> tuple[float, float]:
+    """Where on the screen a socket is."""
+    return tuple(
+        page.evaluate(
+            """([id, side, name]) => {
+                const node = window.app.graph.getNodeById(id), view = window.app.canvas.ds
+                const slot = node[side].findIndex(s => s.name === name)
+                const at = side === 'inputs' ? node.getInputPos(slot) : node.getOutputPos(slot)
+                return [(at[0] + view.offset[0]) * view.scale, (at[1] + view.offset[1]) * view.scale]
+            }""",
+            [node, side, name],
+        )
+    )
+
+
+def wire(page: Page, source: int, output: str, target: int, name: str) -> None:
+    """Drag a wire from an output to an input."""
+    page.mouse.move(*socket(page, source, "outputs", output))
+    page.mouse.down()
+    page.mouse.move(*socket(page, target, "inputs", name), steps=8)
+    page.mouse.up()
+    page.wait_for_timeout(200)
+
+
+def type_number(page: Page, node: int, name: str, value: int) -> None:
+    """Double-click a number of a node and type another."""
+    x, y = page.evaluate(
+        """([id, name]) => {
+            const node = window.app.graph.getNodeById(id), view = window.app.canvas.ds
+            const widget = node.widgets.find(w => w.name === name)
+            const x = node.pos[0] + node.size[0] / 2, y = node.pos[1] + widget.last_y + 10
+            return [(x + view.offset[0]) * view.scale, (y + view.offset[1]) * view.scale]
+        }""",
+        [node, name],
+    )
+    page.mouse.dblclick(x, y)
+    page.locator(".graphdialog input").fill(str(value))
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(200)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("unifusion", "Load UniFusion Model"),
+        ("unifusion", "UniFusion text to picture"),
+        ("vlm", "Load UniFusion VLM"),
+        ("rewrite", "Rewrite for UniFusion (VERIFI)"),
+        ("lap", "Pool UniFusion Features"),
+    ],
+)
+def test_search_finds(page: Page, words: str, expected: str) -> None:
+    assert expected in search(page, words)
+
+
+def test_nodes_placed_and_wired_by_hand_draw(page: Page, comfy: Comfy, trained: bool) -> None:
+    model = place(page, "Load UniFusion Model", 250, 120)
+    vlm = place(page, "Load UniFusion VLM", 250, 260)
+    size = place(page, "EmptySD3LatentImage", 250, 400)
+    vae = place(page, "Load VAE", 250, 560)
+    positive = place(page, "Encode for UniFusion", 560, 120)
+    negative = place(page, "Encode for UniFusion", 560, 360)
+    pooled = place(page, "Pool UniFusion Features", 840, 120)
+    pooled_negative = place(page, "Pool UniFusion Features", 840, 360)
+    sampler = place(page, "UniFusion Sampler", 1080, 150)
+    decode = place(page, "VAE Decode", 1080, 500)
+    save = place(page, "Save Image", 1330, 400)
+    wire(page, model, "MODEL", vlm, "model")
+    for encode, pool, what in ((positive, pooled, "positive"), (negative, pooled_negative, "negative")):
+        wire(page, vlm, "CLIP", encode, "clip")
+        wire(page, model, "MODEL", pool, "model")
+        wire(page, encode, "features", pool, "features")
+        wire(page, pool, "CONDITIONING", sampler, what)
+    wire(page, model, "MODEL", sampler, "model")
+    wire(page, size, "LATENT", sampler, "latent")
+    wire(page, sampler, "LATENT", decode, "samples")
+    wire(page, vae, "VAE", decode, "vae")
+    wire(page, decode, "IMAGE", save, "images")
+    type_number(page, size, "width", 128)
+    type_number(page, size, "height", 128)
+    type_number(page, sampler, "seed", 1)
+    page.locator("textarea").first.fill(CAPTION)
+
+    picture = press_run(page, comfy)
+
+    assert errors(page) == []
+    keep(page, "by_hand")
+    assert picture.shape == (128, 128, 3)
+    if trained:
+        assert mostly_right(picture, CAPTION)
+
+
+def test_a_blueprint_found_by_search_draws(page: Page, comfy: Comfy, trained: bool) -> None:
+    chain = place(page, "UniFusion text to picture", 500, 150)
+    save = place(page, "Save Image", 1000, 150)
+    wire(page, chain, "picture", save, "images")
+
+    picture = press_run(page, comfy)
+
+    assert errors(page) == []
+    keep(page, "blueprint")
+    if trained:
+        assert mostly_right(picture, CAPTION)
+
+
+def test_a_picture_dropped_onto_the_canvas_brings_its_graph_back(page: Page, comfy: Comfy) -> None:
+    choose_template(page, "unifusion_edit_picture")
+    press_run(page, comfy)
+    run_command(page, "Comfy.NewBlankWorkflow")
+    newest = max((comfy.base / "output").glob("unifusion_edit_0*.png"), key=lambda path: path.stat().st_mtime)
+    content = base64.b64encode(newest.read_bytes()).decode()
+    dropped = page.evaluate_handle(
+        """content => {
+            const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0)), transfer = new DataTransfer()
+            transfer.items.add(new File([bytes], 'picture.png', {type: 'image/png'}))
+            return transfer
+        }""",
+        content,
+    )
+    page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": dropped})
+    page.wait_for_function("window.app.graph.nodes.length > 5")
+
+    graph: dict[str, Any] = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    shipped = json.loads((WORKFLOWS / "api" / "unifusion_edit_picture.json").read_text())
+    assert {name: (node["class_type"], node["inputs"]) for name, node in graph.items()} == {
+        name: (node["class_type"], node["inputs"]) for name, node in shipped.items()
+    }
+    assert page.evaluate("window.app.graph.groups.length") == 5

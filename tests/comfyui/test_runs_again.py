@@ -1,0 +1,109 @@
+"""What runs again when one thing changes, and what is left after a cancelled run: pytest tests/comfyui/test_runs_again.py
+
+The graph is the shipped edit: models and size -> a drawn source -> rewrite of the instruction -> pool -> draw -> save.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Comfy
+
+pytestmark = pytest.mark.comfyui
+
+EDIT = Path(__file__).parents[2] / "workflows" / "api" / "unifusion_edit_picture.json"
+SOURCE, REWRITE, POOL, SAMPLE, DECODE, SAVE = "20", "40", "41", "42", "43", "12"
+SHOW_REWRITE = "13"
+
+
+@pytest.fixture
+def edit(comfy: Comfy) -> dict[str, Any]:
+    """The shipped edit, which has just run."""
+    graph = json.loads(EDIT.read_text())
+    comfy.successful(graph)
+    return graph
+
+
+def test_the_graph_is_as_this_file_says(edit: dict[str, Any]) -> None:
+    assert {name: edit[name]["class_type"] for name in (SOURCE, REWRITE, POOL, SAMPLE, DECODE, SAVE)} == {
+        SOURCE: "UniFusionVerifiRewrite",
+        REWRITE: "UniFusionVerifiRewrite",
+        POOL: "UniFusionLAPPool",
+        SAMPLE: "UniFusionSampler",
+        DECODE: "VAEDecode",
+        SAVE: "SaveImage",
+    }
+
+
+def test_nothing_changed_runs_nothing(comfy: Comfy, edit: dict[str, Any]) -> None:
+    again = comfy.successful(edit)
+
+    assert again.executed == []
+    assert set(again.cached) == edit.keys()
+
+
+def test_another_seed_runs_the_sampler_and_what_follows(comfy: Comfy, edit: dict[str, Any]) -> None:
+    edit[SAMPLE]["inputs"]["seed"] += comfy.port  # no run before had it
+
+    assert comfy.successful(edit).executed == [SAMPLE, DECODE, SAVE]
+
+
+def test_another_instruction_leaves_models_source_and_negative_alone(
+    comfy: Comfy, edit: dict[str, Any]
+) -> None:
+    edit[REWRITE]["inputs"]["prompt"] = "make the star green"
+
+    again = comfy.successful(edit)
+
+    assert set(again.executed) == {REWRITE, SHOW_REWRITE, POOL, SAMPLE, DECODE, SAVE}
+
+
+def test_another_source_runs_what_looks_at_it(comfy: Comfy, edit: dict[str, Any]) -> None:
+    edit[SOURCE]["inputs"]["prompt"] = "a big red circle at the left and a small green star, gray background"
+
+    again = comfy.successful(edit)
+
+    assert {SOURCE, REWRITE, POOL, SAMPLE, DECODE, SAVE} <= set(again.executed)
+    assert {"1", "2", "10", "4", "6", "7"} <= set(again.cached)
+
+
+@pytest.mark.parametrize("node", [REWRITE, SAMPLE])
+def test_after_a_cancelled_run_the_next_draws_the_same(comfy: Comfy, edit: dict[str, Any], node: str) -> None:
+    (before,) = comfy.images(comfy.successful(edit), SAVE)
+    cancelled = copy.deepcopy(edit)
+    cancelled[SAMPLE]["inputs"] |= {"steps": 1000, "seed": comfy.port}
+    # A prompt of its own for each run; at this temperature the VLM does not come to an end soon.
+    cancelled[REWRITE]["inputs"] |= {"temperature": 2.0, "prompt": f"anything for {node}", "seed": comfy.port}
+    if node == SAMPLE:
+        cancelled[REWRITE]["inputs"]["temperature"] = 0.0
+
+    def cancel(event: dict[str, Any]) -> None:
+        if event["type"] == "progress" and event["data"]["node"] == node:
+            comfy.interrupt()
+
+    result = comfy.run(cancelled, on_event=cancel)
+    (after,) = comfy.images(comfy.successful(edit), SAVE)
+
+    assert result.status == "interrupted"
+    assert result.executed[-1] == node
+    assert sum(data["node"] == node for data in result.of_type("progress")) < 100
+    assert np.array_equal(before, after)
+
+
+def test_models_leave_memory_when_asked_and_come_back(comfy: Comfy, edit: dict[str, Any]) -> None:
+    (before,) = comfy.images(comfy.successful(edit), SAVE)
+    comfy.request("POST", "/free", {"unload_models": True, "free_memory": True})
+    time.sleep(2)  # the server does it between two prompts and says nothing
+
+    again = comfy.successful(edit)
+
+    assert set(again.executed) == edit.keys()
+    assert np.array_equal(before, comfy.images(again, SAVE)[0])
