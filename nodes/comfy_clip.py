@@ -190,10 +190,12 @@ def features_of(encoder: VLMEncoder | StockEncoder, tokens: Tokens, weights: Has
 
 def encoder_of(clip: Any) -> VLMEncoder | StockEncoder:
     """The VLM behind a CLIP wire, ours or ComfyUI's. Raises ConfigError for a text encoder of another kind."""
+    inner = getattr(clip, "cond_stage_model", None)
+    if isinstance(inner, VLMEncoder):
+        return inner
     from .comfy_stock_clip import StockEncoder
 
-    inner = getattr(clip, "cond_stage_model", None)
-    return inner if isinstance(inner, VLMEncoder) else StockEncoder(clip)
+    return StockEncoder(clip)
 
 
 @contextmanager

@@ -23,12 +23,15 @@ from ..unifusion_core.vlm.families import find_family
 from ..unifusion_core.vlm.folder import load_tokenizer
 from ..unifusion_core.vlm.picture_states import TILES_LIMIT, RecentlyUsed
 from ..unifusion_core.vlm.prompts import VLMInputs, single_token
+from ..unifusion_core.vlm.tiling import Tiles
 from . import host
 
 SPEC = KREA_2.vlm
 """How such a text encoder is read: no file of it says so, and Krea 2 is the one generator that is made for it."""
 WANTED = "Load UniFusion VLM, or Qwen3-VL-4B by Load CLIP of type krea2"
 TILE_SIZE = 448
+TILES: RecentlyUsed[Tiles] = RecentlyUsed(TILES_LIMIT)
+"""Of pictures that were read before: the object behind a wire is made anew for every node."""
 PATCHES_PER_TOKEN = 2  # along a side
 
 
@@ -49,7 +52,7 @@ class StockVLM(BaseVLM):
         self.tile_size = TILE_SIZE
         side = TILE_SIZE // (self.model.visual.patch_size * PATCHES_PER_TOKEN)
         self.token_grid = (side, side)
-        self.picture_tiles = RecentlyUsed(TILES_LIMIT)
+        self.picture_tiles = TILES
 
     @property
     def picture_id(self) -> int:
@@ -113,8 +116,8 @@ class StockVLM(BaseVLM):
         reuse_pictures: bool = False,
         weights: Hashable = None,
     ) -> Written:
-        """As `VLMBackbone.write`, for one chat. States come from a second pass over chat and answer, and equal those of the
-        first. ComfyUI's generation shows its own progress, so that `on_token` is not called."""
+        """As `VLMBackbone.write`, for one chat. States come from a second pass over chat and
+        answer, in 32 bits. ComfyUI's generation shows its own progress, so that `on_token` is not called."""
         self.check_room(inputs, max_new_tokens)
         ids = self.encoder.generate(
             [[(token,) for token in self._tokens(inputs)]],

@@ -43,9 +43,11 @@ class UniFusionModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None) -> bool | str:
         names = host.generator_names()
-        return True if file in names else host.missing(file, "models/diffusion_models", names)
+        if file is None or file in names:  # None: a wire brings it, and it is looked for when the node runs
+            return True
+        return host.missing(str(file), "models/diffusion_models", names)
 
     @classmethod
     def execute(cls, file: str, weight_dtype: str) -> io.NodeOutput:

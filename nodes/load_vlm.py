@@ -48,9 +48,13 @@ class UniFusionVLMLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool | str:
+    def validate_inputs(cls, folder: str | None) -> bool | str:
         names = host.vlm_names()
-        return True if folder in names else host.missing(folder, "models/vlm", names)
+        if (
+            folder is None or folder in names
+        ):  # None: a wire brings it, and it is looked for when the node runs
+            return True
+        return host.missing(str(folder), "models/vlm", names)
 
     @classmethod
     def execute(cls, folder: str, model: Any, dtype: str) -> io.NodeOutput:

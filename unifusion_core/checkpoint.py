@@ -58,7 +58,7 @@ def config_from_json(text: str) -> tuple[UniFusionConfig, dict[str, Any]]:
     try:
         data = json.loads(text)
         version = data["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"the file's configuration is no UniFusion JSON ({error}); save or download it again"
         ) from error
@@ -170,6 +170,10 @@ def split_generator_tensors(
     stored = [k for k in tensors if k.endswith(CONFIG_KEY)]
     text = metadata.get(CONFIG_KEY)
     for key in stored:
+        if text is None and tensors[key].is_meta:
+            raise CheckpointError(
+                f"{name}: its configuration was converted to {tensors[key].dtype}: save it again with {key} as it was"
+            )
         text = text or bytes(tensors[key].to(torch.uint8).tolist()).decode("utf-8", "replace")
         del tensors[key]
     prefix = next((p for p in PREFIXES if any(k.startswith(p) for k in tensors)), "")

@@ -502,14 +502,14 @@ def _rewrite(arguments: argparse.Namespace) -> None:
     if arguments.prompts is None and arguments.out is not None:
         raise ConfigError("--out belongs to --prompts; a single rewrite is printed")
     from .checkpoint import read_config
-    from .pipeline import generator_path, vlm_path
+    from .pipeline import default_device, default_dtype, generator_path, vlm_path
     from .rewriting import rewrite
     from .vlm.folder import load_vlm
 
     requests = [line.request(arguments.style) for line in lines]
-    path = generator_path(arguments.model)
-    spec = read_config(path).vlm  # whose chat template it is
-    backbone = load_vlm(vlm_path(arguments.vlm), spec=spec)
+    config = read_config(generator_path(arguments.model))
+    spec = config.vlm  # whose chat template it is
+    backbone = load_vlm(vlm_path(arguments.vlm), default_dtype(config), default_device(), spec=spec)
     backbone.check_fits(spec)
     temperature = 0.0 if arguments.seed is None else VARIED_TEMPERATURE
     texts: list[str] = []

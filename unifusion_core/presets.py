@@ -138,6 +138,16 @@ DRAWN_WITH = {
 
 
 def drawing_for(config: UniFusionConfig, schedule: str | None = None) -> Drawing:
-    """What belongs to a schedule of the user's, or what the generator draws best with."""
-    usual = DRAWN_WITH[config.latent_format]
-    return usual if schedule is None else DRAWINGS.get(schedule, replace(usual, schedule=schedule))
+    """What belongs to a schedule of the user's, or what the generator draws best with, in its own size. Raises ConfigError for a
+    latent format of another version."""
+    usual = DRAWN_WITH.get(config.latent_format)
+    if usual is None:
+        raise ConfigError(
+            f'the model draws latents of format "{config.latent_format}", this version knows {", ".join(DRAWN_WITH)}: '
+            "update the pack"
+        )
+    return (
+        usual
+        if schedule is None
+        else replace(DRAWINGS.get(schedule, usual), schedule=schedule, size=usual.size)
+    )

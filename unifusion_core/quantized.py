@@ -30,8 +30,7 @@ def marked(tensors: dict[str, Tensor], metadata: Mapping[str, str], prefix: str 
     """
     formats: dict[str, Any] = {}
     if LISTED in metadata:
-        listed = json.loads(metadata[LISTED])["layers"]
-        formats = {layer.removeprefix(prefix): entry for layer, entry in listed.items()}
+        formats = _listed(metadata[LISTED], prefix)
     elif OLD_MARK in tensors:
         tensors = dict(tensors)
         entry: dict[str, Any] = {"format": FORMATS[0]}
@@ -45,7 +44,7 @@ def marked(tensors: dict[str, Tensor], metadata: Mapping[str, str], prefix: str 
     }
     tensors = tensors | marks
     for layer in layers_in_8_bits(tensors):
-        kind = json.loads(bytes(tensors[f"{layer}.{MARK}"].tolist())).get("format")
+        kind = _format_of(layer, tensors[f"{layer}.{MARK}"])
         if kind not in FORMATS:
             raise CheckpointError(f"{layer} is stored as {kind}: take the bf16 or the fp8 file of this model")
         scale = tensors.get(f"{layer}.weight_scale")
@@ -55,6 +54,22 @@ def marked(tensors: dict[str, Tensor], metadata: Mapping[str, str], prefix: str 
                 f"{layer} has {given}, one number is needed: take another file of this model"
             )
     return tensors
+
+
+def _listed(text: str, prefix: str) -> dict[str, Any]:
+    """The entries of layers under the prefix: a file may hold a text encoder and an autoencoder, too."""
+    try:
+        layers = json.loads(text)["layers"].items()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"its {LISTED} cannot be read ({error}): download it again") from error
+    return {name.removeprefix(prefix): entry for name, entry in layers if name.startswith(prefix)}
+
+
+def _format_of(layer: str, mark: Tensor) -> str | None:
+    try:
+        return json.loads(bytes(mark.tolist())).get("format")
+    except (ValueError, TypeError, AttributeError, NotImplementedError, RecursionError) as error:
+        raise CheckpointError(f"the mark of {layer} cannot be read ({error}): download it again") from error
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -15,7 +15,9 @@ from .errors import ConfigError, PromptError
 from .vlm.base import BaseVLM
 from .vlm.prompts import join_features, kept_features, one_row
 
-MAX_NEW_TOKENS = 128  # a caption of the small world has at most 50
+MAX_NEW_TOKENS = {"decoded": 128, "after_prefix": 512}
+"""By `VLMSpec.kept_tokens`: how long a rewrite may be if the caller does not say. A caption of the small world has at most 50, a
+large VLM describes at length."""
 STATES = ("one_pass", "reencode")
 REWRITE_BY_DEFAULT = {"decoded": True, "after_prefix": False}
 """By `VLMSpec.kept_tokens`: whether a generator wants its prompts rewritten if the user does not say."""
@@ -67,7 +69,7 @@ def rewrite(
     requests: Sequence[VLMRequest],
     *,
     max_tiles: int = 10,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
     states: str | None = None,
@@ -77,8 +79,8 @@ def rewrite(
     """One rewrite per request, in the generator's own chat template.
 
     Temperature 0 writes the likeliest words, more of it varies them by `seed` (one for all requests, or one for each).
-    `states` None takes what suits the generator. `weights` as in `read`. `on_token` is called with the number of tokens so far
-    and may raise to interrupt.
+    `states` and `max_new_tokens` None take what suits the generator. `weights` as in `read`. `on_token` is
+    called with the number of tokens so far and may raise to interrupt.
 
     Raises PromptError for a rewrite that is empty or does not end: half a description would draw half a picture.
     """
@@ -108,7 +110,7 @@ def attempt_rewrites(
     requests: Sequence[VLMRequest],
     *,
     max_tiles: int = 10,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
     states: str | None = None,
@@ -117,6 +119,8 @@ def attempt_rewrites(
 ) -> list[Rewrite | PromptError]:
     """`rewrite` with the error in the place of each rewrite that failed."""
     states = states or STATES_BY_DEFAULT[spec.kept_tokens]
+    if max_new_tokens is None:
+        max_new_tokens = MAX_NEW_TOKENS[spec.kept_tokens]
     _check_states(states)
     written = backbone.write(
         backbone.prepare(requests, spec.template, max_tiles),

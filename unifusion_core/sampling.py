@@ -44,7 +44,7 @@ def sample(
     solver: str = "euler",
     on_step: OnStep | None = None,
 ) -> Float[Tensor, "B C h w"]:
-    """Latents drawn for a condition.
+    """Latents drawn for a condition, in 32 bits; the model computes in the type of the noise.
 
     Every condition has either one row (shared by all latents) or one per latent. `schedule`: falling times from
     `flow.schedule`. `cfg` 1 switches guidance off (then `negative` is not used).
@@ -86,15 +86,22 @@ def sample(
     pictures = ready(picture_only) if picture_only is not None else None
     step = find_solver(solver)
 
+    dtype = noise.dtype  # the model's; times and sums in 16 bits would spoil the picture without a sign
+    exact = torch.promote_types(dtype, torch.float32)
+
     def velocity(x: Tensor, t: float) -> Tensor:
         time = x.new_full((len(x),), t)
-        v = model(x, time, main)
+
+        def call(condition: PreparedCondition) -> Tensor:
+            return model(x.to(dtype), time, condition).to(exact)
+
+        v = call(main)
         if other is None:
             return v
-        only = model(x, time, pictures) if pictures is not None else None
-        return guide(v, model(x, time, other), cfg, only, image_cfg)
+        only = None if pictures is None else call(pictures)
+        return guide(v, call(other), cfg, only, image_cfg)
 
-    x, times = noise, schedule.tolist()
+    x, times = noise.to(exact), schedule.tolist()
     for number, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True), start=1):
         before = x
         x, v = step(velocity, x, t, t_next)

@@ -38,7 +38,7 @@ FLIPS = (
 
 
 def with_metadata(change: Callable[[dict[str, str]], None]) -> bytes:
-    """The generator's file with other metadata, and without the tensor that holds the same."""
+    """The generator's file with other metadata, which counts more than the tensor that holds the same."""
     header = json.loads(GENERATOR[8:HEADER])
     change(header["__metadata__"])
     text = json.dumps(header).encode()

@@ -128,21 +128,25 @@ def _draw_picture(
     gray = picture.mean(0).numpy()[..., None].repeat(3, -1)
     panels = part.subplots(*grid, squeeze=False).ravel()
     colors = np.array(_layer_colors(len(taps)))[:, :3]
-    strongest = shares.argmax(-1)
-    laid = [("the strongest layer", colors[strongest])]
+    covered = ~np.isnan(shares).any(-1)  # a weaker picture has lost some of its tokens
+    strongest = np.where(covered, np.nan_to_num(shares).argmax(-1), 0)
+    laid = [("the strongest layer" if covered.any() else "no tokens left", colors[strongest])]
     for place, tap in enumerate(taps):
-        values = shares[..., place]
-        low, high = float(values.min()), float(values.max())
+        values = np.nan_to_num(shares[..., place])
+        seen = values[covered] if covered.any() else np.zeros(1)
+        low, high = float(seen.min()), float(seen.max())
         scaled = (values - low) / max(high - low, 1e-6)
         name = f"layer {tap}: {100 * low:.0f} to {100 * high:.0f} %"
         laid.append((name, colormaps["viridis"](scaled)[..., :3]))
     for panel in panels:
         panel.set_axis_off()
     for panel, (name, color) in zip(panels, laid, strict=False):
-        panel.imshow(LAID_OVER * color + (1 - LAID_OVER) * gray, vmin=0, vmax=1)
+        over = np.where(covered[..., None], LAID_OVER, 0.0)
+        panel.imshow(over * color + (1 - over) * gray, vmin=0, vmax=1)
         panel.set_title(name, fontsize=8)
     legend = [
-        Patch(color=tuple(colors[place]), label=f"layer {taps[place]}") for place in np.unique(strongest)
+        Patch(color=tuple(colors[place]), label=f"layer {taps[place]}")
+        for place in np.unique(strongest[covered])
     ]
     panels[0].legend(handles=legend, fontsize=7, loc="lower left", framealpha=0.8)
 
@@ -158,9 +162,9 @@ def spread_over_picture(
     values: Float[Tensor, "T L"], features: VLMFeatures, number: int, size: Sequence[int]
 ) -> Float[np.ndarray, "H W L"]:
     """Values of one picture's tokens in their places. Tiles lie over the thumbnail, whose tokens cover more of the picture;
-    a place that no token covers has 0."""
+    a place that no token covers has NaN."""
     height, width = size
-    spread = np.zeros((height, width, values.shape[1]), np.float32)
+    spread = np.full((height, width, values.shape[1]), np.nan, np.float32)
     cells = _cells(features, number)
     for place, (top, left, bottom, right) in sorted(cells.items(), key=lambda item: -_area(item[1])):
         rows = slice(round(top * height), round(bottom * height))

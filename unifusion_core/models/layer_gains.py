@@ -24,6 +24,8 @@ def read_layer_gains(text: str, taps: Sequence[int]) -> tuple[float, ...] | None
             f"its layer, such as {taps[-1]}: 0.5."
         )
     if named:
+        if len({entry.partition(":")[0].strip() for entry in named}) < len(named):
+            raise ConfigError("A layer has two gains: give each layer one.")
         gains = dict.fromkeys(taps, 1.0)
         for entry in named:
             layer, _, gain = entry.partition(":")

@@ -57,13 +57,24 @@ def load_vlm(
                 "version of this model that transformers supports by itself (its name often ends in -hf)."
             )
     if spec is not None:
-        text = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-        check_size_fits(spec, model_type, text.hidden_size, text.num_hidden_layers)
+        check_size_fits(spec, model_type, *_size(folder))
     tokenizer = load_tokenizer(folder)
     model = _load_model(folder, dtype, device)
     return VLMBackbone(
         model, tokenizer, normalisation=_normalisation(folder), tile_size=tile_size, folder=folder
     )
+
+
+def _size(folder: Path) -> tuple[int, int]:
+    """Width and number of layers of the language model."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        text = config.get_text_config()
+        return text.hidden_size, text.num_hidden_layers
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VLMError(
+            f"{folder / 'config.json'} is damaged ({error}); copy the model's files again."
+        ) from error
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
