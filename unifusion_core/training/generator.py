@@ -71,7 +71,6 @@ PICTURE_CHATS = {  # share of each kind of chat about a picture, by task
 }
 FORMS = {wordings.caption: 0.88, wordings.brief_caption: 0.04, wordings.sentence_caption: 0.08}  # of rewrites
 TILE_COUNTS = (1, 5, 10)  # max_tiles
-TILE_SHARES = (0.3, 0.25, 0.45)
 PROMPT_KINDS = {"full": 4, "caption": 3, "terse": 2, "relation": 2, "count": 1, "indirect": 2}
 HARDER = {"star": 2.0, "cross": 1.5}  # whose outlines are most often too soft to be read
 POOL_SHARES = (
@@ -79,7 +78,6 @@ POOL_SHARES = (
     0.15,
     0.15,
 )  # of `ASPECT_SIZES` among the scenes of a pool: another value makes its file worthless
-SIZE_SHARES = (0.6, 0.2, 0.2)  # of `ASPECT_SIZES` among the batches
 IGNORED = -100  # cross_entropy's own label for what does not count
 PATCH_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # 0 = no object
 
@@ -203,16 +201,20 @@ class GeneratorTask(Task):
         time_means: tuple[float, ...] = (0.0,),
         head_weight: float = 0.1,
         tasks: dict[str, float] | None = None,
+        tile_shares: tuple[float, ...] = (0.4, 0.3, 0.3),
+        size_shares: tuple[float, ...] = POOL_SHARES,
         fusion: str = "lap",
         start: Path | None = None,
     ) -> None:
         """`tasks`: shares of "text", "edit", "reconstruct" and "free colors" among the batches (text alone if not given); the
-        last takes its scenes from a pool of its own, of `free_pool_size`. `fusion`: how the VLM's layers reach the DiT
+        last takes its scenes from a pool of its own, of `free_pool_size`. `tile_shares`, `size_shares`: how many batches have
+        each of `TILE_COUNTS` and `ASPECT_SIZES`. `fusion`: how the VLM's layers reach the DiT
         (`evaluation.fusion`). `start`: a generator's file to go on from, also on a VLM or an autoencoder that was trained on
         since."""
         self.seed, self.batch_size, self.config, self.noises = seed, batch_size, config, noises
         self.foreground_weight, self.time_means, self.head_weight = foreground_weight, time_means, head_weight
         self.tasks = tasks or {"text": 1.0}
+        self.tile_shares, self.size_shares = tile_shares, size_shares
         self.head_block = config.dit.num_blocks // 2
         self.settings = {
             "seed": seed,
@@ -228,8 +230,8 @@ class GeneratorTask(Task):
             "start": start.name if start else None,
             "chats": CHATS,
             "picture_chats": PICTURE_CHATS,
-            "tile_shares": TILE_SHARES,
-            "size_shares": SIZE_SHARES,
+            "tile_shares": tile_shares,
+            "size_shares": size_shares,
             "vlm_fingerprint": backbone.fingerprint,
         }
         self.backbone, self.autoencoder = backbone, autoencoder.to(memory_format=torch.channels_last).eval()
@@ -270,9 +272,9 @@ class GeneratorTask(Task):
 
     def item(self, index: int) -> Sample:
         group = random.Random(f"generator-group-{self.seed}-{index // self.batch_size}")
-        size = group.choices(ASPECT_SIZES, SIZE_SHARES)[0]
+        size = group.choices(ASPECT_SIZES, self.size_shares)[0]
         task = group.choices(list(self.tasks), list(self.tasks.values()))[0]
-        max_tiles = group.choices(TILE_COUNTS, TILE_SHARES)[0]
+        max_tiles = group.choices(TILE_COUNTS, self.tile_shares)[0]
         rng = random.Random(f"generator-{self.seed}-{index}")
         scene, latents = self.pools["free" if task == "free colors" else "named"].draw(rng, size)
         request = (

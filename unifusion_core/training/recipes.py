@@ -277,13 +277,13 @@ def tiny_details() -> Recipe:
     """Go on with the embedded generator on a VLM whose picture tokens tell what they cover: more reconstructions and edits, more
     tiles."""
     loop = LoopConfig(
-        num_steps=1900,
+        num_steps=1650,
         batch_size=8,
         learning_rate=1e-3,
         muon_learning_rate=0.005,
         weight_decay=0.05,
         warmup_steps=50,
-        decay_steps=900,
+        decay_steps=850,
         ema_decay=0.998,
         evaluate_every=800,
         checkpoint_every=200,
@@ -297,6 +297,8 @@ def tiny_details() -> Recipe:
         free_pool_size=2000,
         time_means=(1.0, -0.5),
         tasks={"text": 0.38, "edit": 0.32, "reconstruct": 0.2, "free colors": 0.1},
+        tile_shares=(0.3, 0.25, 0.45),
+        size_shares=(0.6, 0.2, 0.2),
         start=GENERATOR,
     )
 
