@@ -51,4 +51,4 @@ class UniFusionModelLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, weight_dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(load_model(host.generator_path(file), weight_dtype))
+        return io.NodeOutput(load_model(host.generator_path(str(file)), weight_dtype))

@@ -58,4 +58,4 @@ class UniFusionVLMLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str, model: Any, dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(load_clip(host.vlm_path(folder), vlm_spec(model), dtype))
+        return io.NodeOutput(load_clip(host.vlm_path(str(folder)), vlm_spec(model), dtype))

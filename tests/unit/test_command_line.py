@@ -404,12 +404,10 @@ def test_inspect_tells_what_a_krea_2_file_needs(
     assert shares == {"8": "28%", "12": "43%", "16": "59%", "24": "90%", "48": "whole"}
 
 
-def test_a_krea_2_file_is_drawn_in_comfyui_alone(
-    krea_2_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_krea_2_file_needs_its_own_vae(krea_2_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Said before 25.6 GB of weights are read: they would not fit into this test's memory."""
     assert main(["generate", "x", "--model", str(krea_2_file)]) == 2
-    assert 'draws 16 of "qwen-image": choose its own VAE, or draw in ComfyUI' in capsys.readouterr().err
+    assert 'draws 16 of "qwen-image": choose its own VAE (--vae; for Krea 2' in capsys.readouterr().err
 
 
 def test_schedule_brings_its_steps_and_guidance(random_weights: SimpleNamespace, tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ def one_pass_ratio(pipeline: Pipeline) -> float:
     request = VLMRequest(prompt=PROMPT)
 
     def text_alone() -> None:
-        backbone.generate(backbone.prepare([request], spec.template), max_new_tokens=MAX_NEW_TOKENS)
+        backbone.generate(
+            backbone.prepare([request], spec.template), max_new_tokens=MAX_NEW_TOKENS[spec.kept_tokens]
+        )
 
     return _ratio(lambda: pipeline.rewrite([request]), text_alone)
 
