@@ -32,6 +32,24 @@ AUTOENCODER_LOOP = LoopConfig(
 )
 
 
+VLM_LOOP = LoopConfig(  # of runs that go on with the shipped VLM
+    num_steps=0,
+    batch_size=16,
+    learning_rate=7e-4,
+    muon_learning_rate=0.004,
+    weight_decay=0.1,
+    ema_decay=0.998,
+)
+GENERATOR_LOOP = LoopConfig(  # of runs that go on with the shipped generator
+    num_steps=0,
+    batch_size=8,
+    learning_rate=1e-3,
+    muon_learning_rate=0.005,
+    weight_decay=0.05,
+    ema_decay=0.998,
+)
+
+
 def tiny_vae() -> Recipe:
     """The embedded autoencoder. Small crops and small batches: on two cores steps are the scarce thing."""
     return AutoencoderTask(seed=1, crop=48), AUTOENCODER_LOOP
@@ -114,17 +132,7 @@ def tiny_vlm() -> Recipe:
 def tiny_vlm_edits() -> Recipe:
     """Go on with the embedded VLM: mostly instructions about pictures, which need the most steps. What an instruction means is
     the same at every number of tiles, so most of them are learned from thumbnails alone."""
-    config = LoopConfig(
-        num_steps=3600,
-        batch_size=16,
-        learning_rate=7e-4,
-        muon_learning_rate=0.004,
-        weight_decay=0.1,
-        decay_steps=1700,
-        ema_decay=0.998,
-        evaluate_every=600,
-        checkpoint_every=300,
-    )
+    config = replace(VLM_LOOP, num_steps=3600, decay_steps=1700, evaluate_every=600, checkpoint_every=300)
     task = VLMTask(
         seed=2,
         batch_size=config.batch_size,
@@ -150,17 +158,7 @@ def tiny_vlm_edits() -> Recipe:
 def tiny_vlm_looks() -> Recipe:
     """Go on with the embedded VLM: looks, whose order of objects tells nothing about their places, so that places are read off
     the picture; and styles."""
-    config = LoopConfig(
-        num_steps=6500,
-        batch_size=16,
-        learning_rate=7e-4,
-        muon_learning_rate=0.004,
-        weight_decay=0.1,
-        decay_steps=2000,
-        ema_decay=0.998,
-        evaluate_every=500,
-        checkpoint_every=250,
-    )
+    config = replace(VLM_LOOP, num_steps=6500, decay_steps=2000, evaluate_every=500, checkpoint_every=250)
     task = VLMTask(
         seed=3,
         batch_size=config.batch_size,
@@ -188,17 +186,7 @@ def tiny_vlm_looks() -> Recipe:
 def tiny_vlm_details() -> Recipe:
     """Go on with the embedded VLM: its picture tokens must tell what they cover, exact place, size and shade included; more
     prompts that say where things stand to each other."""
-    config = LoopConfig(
-        num_steps=2800,
-        batch_size=16,
-        learning_rate=7e-4,
-        muon_learning_rate=0.004,
-        weight_decay=0.1,
-        decay_steps=1200,
-        ema_decay=0.998,
-        evaluate_every=700,
-        checkpoint_every=200,
-    )
+    config = replace(VLM_LOOP, num_steps=2800, decay_steps=1200, evaluate_every=700, checkpoint_every=200)
     task = VLMTask(
         seed=4,
         batch_size=config.batch_size,
@@ -231,16 +219,14 @@ def tiny() -> Recipe:
 def tiny_sharpen() -> Recipe:
     """Go on with the embedded generator after the VLM and the autoencoder were trained on: as many times near the clean end as
     near the noisy one. On two cores: `torchrun --nproc-per-node 2 -m unifusion_core train tiny-sharpen`."""
-    loop = LoopConfig(
+    loop = replace(
+        GENERATOR_LOOP,
         num_steps=3000,
-        batch_size=8,
-        learning_rate=1e-3,
-        muon_learning_rate=0.005,
-        warmup_steps=100,
         decay_steps=1400,
-        ema_decay=0.998,
         evaluate_every=500,
         checkpoint_every=250,
+        warmup_steps=100,
+        weight_decay=0.0,
     )
     return _generator(TINY, loop, seed=2, noises=4, pool_size=4000, time_means=(1.0, -0.5), start=GENERATOR)
 
@@ -248,17 +234,13 @@ def tiny_sharpen() -> Recipe:
 def tiny_edits() -> Recipe:
     """Go on with the embedded generator: edits and reconstructions of one picture beside text. On two cores by `torchrun`, as
     `tiny_sharpen`."""
-    loop = LoopConfig(
+    loop = replace(
+        GENERATOR_LOOP,
         num_steps=3000,
-        batch_size=8,
-        learning_rate=1e-3,
-        muon_learning_rate=0.005,
-        weight_decay=0.05,
-        warmup_steps=100,
         decay_steps=1400,
-        ema_decay=0.998,
         evaluate_every=1000,
         checkpoint_every=250,
+        warmup_steps=100,
     )
     return _generator(
         TINY,
@@ -276,17 +258,13 @@ def tiny_edits() -> Recipe:
 def tiny_details() -> Recipe:
     """Go on with the embedded generator on a VLM whose picture tokens tell what they cover: more reconstructions and edits, more
     tiles."""
-    loop = LoopConfig(
+    loop = replace(
+        GENERATOR_LOOP,
         num_steps=1650,
-        batch_size=8,
-        learning_rate=1e-3,
-        muon_learning_rate=0.005,
-        weight_decay=0.05,
-        warmup_steps=50,
         decay_steps=850,
-        ema_decay=0.998,
         evaluate_every=800,
         checkpoint_every=200,
+        warmup_steps=50,
     )
     return _generator(
         TINY,
