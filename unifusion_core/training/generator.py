@@ -1,8 +1,9 @@
 """Train LAP, refiner and DiT on the frozen VLM: text to image on rewrites and on raw prompts, edits and reconstructions of one
 picture (never of more).
 
-A train-time head on a middle block must name what stands in each patch. Near t = 1 the words alone can tell, so it teaches the
-blocks before it to read them; a close relative of representation alignment (REPA), with the scene in place of an encoder.
+Train-time heads on a middle block must name what stands in each patch, and tell its unnamed traits. Near t = 1 the condition
+alone can tell, so they teach the blocks before to read it, names from words and traits from picture tokens; a close relative of
+representation alignment (REPA), with the scene in place of an encoder.
 
 What a chat looks like is drawn per sample, so that the picture follows the words that are kept and not what the VLM expects
 (design: "the DiT can read the VLM's prediction instead of the word"): about half of the rewrites stand without a prompt, some
@@ -12,6 +13,7 @@ behind the prompt they belong to, some behind a prompt for another scene.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -43,6 +45,7 @@ from ..world.scenes import (
     ASPECT_SIZES,
     BACKGROUNDS,
     COLORS,
+    NUM_TRAITS,
     SHAPES,
     SIZES,
     Scene,
@@ -172,10 +175,12 @@ class Batch:
     latents: Float[Tensor, "B C h w"]
     weights: Float[Tensor, "B 1 h w"]
     labels: Int[Tensor, "B N 4"]  # what stands in each patch
+    traits: Float[Tensor, "B N 6"]  # its place, size and shade beside what is named, NaN where nothing stands
 
     def to(self, device: torch.device, **how: Any) -> Batch:
         """On another device (accelerate calls it)."""
-        moved = {name: getattr(self, name).to(device, **how) for name in ("latents", "weights", "labels")}
+        names = ("latents", "weights", "labels", "traits")
+        moved = {name: getattr(self, name).to(device, **how) for name in names}
         return replace(self, **moved)
 
 
@@ -183,7 +188,7 @@ class GeneratorTask(Task):
     """Text to image, edits and reconstructions on the small world; no sample ever holds a held-out pair."""
 
     name = "generator"
-    not_muon = ("first.", "last.linear", "projector", "tmlp.0", "modulation", "patch_head")
+    not_muon = ("first.", "last.linear", "projector", "tmlp.0", "modulation", "patch_head", "trait_head")
 
     def __init__(
         self,
@@ -200,6 +205,7 @@ class GeneratorTask(Task):
         foreground_weight: float = 3.0,
         time_means: tuple[float, ...] = (0.0,),
         head_weight: float = 0.1,
+        trait_weight: float = 0.0,
         tasks: dict[str, float] | None = None,
         tile_shares: tuple[float, ...] = (0.4, 0.3, 0.3),
         size_shares: tuple[float, ...] = POOL_SHARES,
@@ -209,10 +215,11 @@ class GeneratorTask(Task):
         """`tasks`: shares of "text", "edit", "reconstruct" and "free colors" among the batches (text alone if not given); the
         last takes its scenes from a pool of its own, of `free_pool_size`. `tile_shares`, `size_shares`: how many batches have
         each of `TILE_COUNTS` and `ASPECT_SIZES`. `fusion`: how the VLM's layers reach the DiT
-        (`evaluation.fusion`). `start`: a generator's file to go on from, also on a VLM or an autoencoder that was trained on
-        since."""
+        (`evaluation.fusion`). `head_weight`, `trait_weight`: of the heads for names and for traits. `start`: a generator's file
+        to go on from, also on a VLM or an autoencoder that was trained on since."""
         self.seed, self.batch_size, self.config, self.noises = seed, batch_size, config, noises
         self.foreground_weight, self.time_means, self.head_weight = foreground_weight, time_means, head_weight
+        self.trait_weight = trait_weight
         self.tasks = tasks or {"text": 1.0}
         self.tile_shares, self.size_shares = tile_shares, size_shares
         self.head_block = config.dit.num_blocks // 2
@@ -225,6 +232,7 @@ class GeneratorTask(Task):
             "harder": HARDER,
             "time_means": time_means,
             "head_weight": head_weight,
+            "trait_weight": trait_weight,
             "tasks": self.tasks,
             "fusion": fusion,
             "start": start.name if start else None,
@@ -251,7 +259,8 @@ class GeneratorTask(Task):
             earlier, self.before = load_generator(start)
             unifusion.load_state_dict(earlier.state_dict())
         head = nn.Linear(config.dit.hidden_size, sum(PATCH_LABELS))
-        self.model = nn.ModuleDict({"unifusion": unifusion, "patch_head": head})
+        trait_head = nn.Linear(config.dit.hidden_size, NUM_TRAITS)
+        self.model = nn.ModuleDict({"unifusion": unifusion, "patch_head": head, "trait_head": trait_head})
 
     def tap_scales(self) -> tuple[float, ...]:
         """Root-mean-square size of each tapped layer's states over kept tokens: late layers are hundreds of times larger than
@@ -337,6 +346,7 @@ class GeneratorTask(Task):
             latents=torch.stack([s.latents for s in items]).float(),
             weights=1 + (self.foreground_weight - 1) * weights[:, None],
             labels=torch.stack([sample_labels(s, self.config.dit.patch_size) for s in items]),
+            traits=torch.stack([sample_traits(s, self.config.dit.patch_size) for s in items]),
         )
 
     # ------------------------------------------------------------------ loss
@@ -374,8 +384,14 @@ class GeneratorTask(Task):
         naming = sum(
             F.cross_entropy(g.flatten(0, 1), labels[..., i].flatten()) for i, g in enumerate(guesses)
         ) / len(PATCH_LABELS)
+        traits = batch.traits.repeat_interleave(self.noises, 0)
+        known = ~traits.isnan()
+        told = (model["trait_head"](seen[0][:, -traits.shape[1] :])[known] - traits[known]).square()
+        telling = told.sum() / known.sum().clamp(min=1)
         parts = {"velocity_mse": float(error.detach().mean()), "loss_naming": float(naming.detach())}
-        return drawing + self.head_weight * naming, parts
+        if self.trait_weight:
+            parts["traits_mse"] = float(telling.detach())
+        return drawing + self.head_weight * naming + self.trait_weight * telling, parts
 
     # ------------------------------------------------------------------ judging
 
@@ -484,6 +500,33 @@ def patch_labels(scene: Scene, size: tuple[int, int], patch_size: int) -> Int[Te
         inside = ((x - center_x).abs() <= radius) & ((y - center_y).abs() <= radius)
         labels[..., :3] = torch.where(inside[..., None], torch.tensor(names) + 1, labels[..., :3])
     return labels.flatten(0, 1)
+
+
+def sample_traits(sample: Sample, patch_size: int) -> Float[Tensor, "N 6"]:
+    """Traits in each patch, if there is a picture that can tell them; how far a colour without a name is from one that has one is
+    not asked for."""
+    traits = patch_traits(sample.scene, sample.size, patch_size)
+    if not sample.request.pictures:
+        traits[:] = math.nan
+    if not sample.colors_named:
+        traits[:, 3:] = math.nan
+    return traits
+
+
+def patch_traits(scene: Scene, size: tuple[int, int], patch_size: int) -> Float[Tensor, "N 6"]:
+    """Traits (`Traits.relative`) of the object whose bounding box reaches into a patch, NaN where none does."""
+    width, height = size
+    side = DOWNSCALE * patch_size
+    y, x = torch.meshgrid(
+        (torch.arange(height // side) + 0.5) * side, (torch.arange(width // side) + 0.5) * side, indexing="ij"
+    )
+    traits = torch.full((*x.shape, NUM_TRAITS), math.nan)
+    for obj in scene.objects:
+        center_x, center_y, radius = object_geometry(obj, width, height)
+        reach = radius + side / 2
+        near = ((x - center_x).abs() <= reach) & ((y - center_y).abs() <= reach)
+        traits[near] = torch.tensor(obj.traits.relative)
+    return traits.flatten(0, 1)
 
 
 @torch.no_grad()

@@ -281,6 +281,33 @@ def tiny_details() -> Recipe:
     )
 
 
+def tiny_traits() -> Recipe:
+    """Go on with the embedded generator: a head asks its middle block for the unnamed traits, which picture tokens alone can
+    tell, since their share of the velocity is too small to teach it."""
+    loop = replace(
+        GENERATOR_LOOP,
+        num_steps=2400,
+        decay_steps=1000,
+        evaluate_every=9999,
+        checkpoint_every=100,
+        warmup_steps=50,
+    )
+    return _generator(
+        TINY,
+        loop,
+        seed=2,
+        noises=4,
+        pool_size=4000,
+        free_pool_size=2000,
+        time_means=(1.0, -0.5),
+        tasks={"text": 0.3, "edit": 0.34, "reconstruct": 0.3, "free colors": 0.06},
+        tile_shares=(0.3, 0.25, 0.45),
+        size_shares=(0.6, 0.2, 0.2),
+        trait_weight=0.3,
+        start=GENERATOR,
+    )
+
+
 def tiny_short() -> Recipe:
     """`tiny` on a small budget (about 20k samples): what the two below are compared with."""
     return _generator(TINY, _from_scratch(560, decay_steps=200), seed=2)
@@ -371,6 +398,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-sharpen": tiny_sharpen,
     "tiny-edits": tiny_edits,
     "tiny-details": tiny_details,
+    "tiny-traits": tiny_traits,
     "tiny-short": tiny_short,
     "tiny-short-joint": tiny_short_joint,
     "tiny-short-last-layer": tiny_short_last_layer,

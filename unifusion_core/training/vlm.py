@@ -36,9 +36,7 @@ from ..world.scenes import (
     ASPECT_SIZES,
     BACKGROUNDS,
     COLORS,
-    MAX_OFFSET,
-    MAX_SCALE,
-    MAX_SHADE,
+    NUM_TRAITS,
     SHAPES,
     SIZES,
     Scene,
@@ -51,7 +49,6 @@ NUM_CELLS, MAX_SOURCES = 9, 3
 REWRITE_SHARES = {"full": 4, "terse": 3, "relation": 2, "count": 1, "indirect": 4, "caption": 1}
 MEANT_LAYER = 4  # of 6: the layers behind it can use what the head asks for
 PIXELS_PER_SIDE = 4  # of a picture token's part of its tile, as the head must tell it
-NUM_TRAITS = 6
 CELL_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # 0 = an empty cell
 
 
@@ -366,9 +363,7 @@ def cell_traits(scene: Scene, centres: Float[Tensor, "P 2"]) -> Float[Tensor, "P
     """Place, size and shade of the object in the cell that each picture token's centre lies in, each in -1..1; NaN if empty."""
     traits = torch.full((3, 3, NUM_TRAITS), math.nan)
     for obj in scene.objects:
-        own = obj.traits
-        place_and_size = (own.dx / MAX_OFFSET, own.dy / MAX_OFFSET, (own.scale - 1) / MAX_SCALE)
-        traits[obj.cell] = torch.tensor((*place_and_size, *(part / MAX_SHADE for part in own.shade)))
+        traits[obj.cell] = torch.tensor(obj.traits.relative)
     row, column = (centres * 3).long().clamp(max=2).unbind(1)
     return traits[row, column]
 

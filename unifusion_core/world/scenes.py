@@ -60,6 +60,7 @@ ASPECT_SIZES = ((128, 128), (160, 112), (112, 160))  # (width, height) the embed
 MAX_OFFSET = 0.014  # of the shorter side
 MAX_SCALE = 0.04
 MAX_SHADE = 20  # per channel, of 255
+NUM_TRAITS = 6  # `Traits.relative`
 MIN_DISTANCE = (
     65  # of a free colour from the background, in RGB: that of purple from gray, the weakest legal contrast
 )
@@ -73,6 +74,12 @@ class Traits:
     dy: float = 0.0
     scale: float = 1.0
     shade: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def relative(self) -> tuple[float, ...]:
+        """dx, dy, scale and the three of shade as shares of their largest values, -1..1."""
+        place_and_size = (self.dx / MAX_OFFSET, self.dy / MAX_OFFSET, (self.scale - 1) / MAX_SCALE)
+        return (*place_and_size, *(part / MAX_SHADE for part in self.shade))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from unifusion_core.checkpoint import load_autoencoder
+from unifusion_core.contracts import VLMRequest
 from unifusion_core.embedded import VAE
 from unifusion_core.styles import STYLES
 from unifusion_core.training import autoencoder, generator, vlm
 from unifusion_core.world import edits, wordings
+from unifusion_core.world.render import render_tensor
 from unifusion_core.world.scenes import ASPECT_SIZES, COLORS, sample_scene
 from unifusion_core.world.scorer import read_picture
 
@@ -97,6 +99,35 @@ def test_colours_without_a_name_are_neither_named_nor_guessed(tmp_path: Path) ->
     assert drawn.any()
     assert (labels[drawn, 1] == generator.IGNORED).all()
     assert (labels[~drawn, 1] == 0).all()
+
+
+def test_traits_are_asked_where_an_object_stands_and_a_picture_can_tell_them() -> None:
+    rng = random.Random(3)
+    size = ASPECT_SIZES[1]
+    scene = sample_scene(rng, num_objects=1)
+    obj = replace(scene.objects[0], shape="square")  # fills its box
+    scene = replace(scene, objects=(obj,))
+    picture = render_tensor(scene, *size)
+    shown = generator.Sample(
+        request=VLMRequest(prompt="", pictures=[picture]),
+        max_tiles=1,
+        latents=torch.zeros(16, size[1] // 8, size[0] // 8),
+        scene=scene,
+        size=size,
+    )
+    traits = generator.sample_traits(shown, 2)
+    known = ~traits.isnan().any(1)
+    assert torch.equal(traits[known], torch.tensor(obj.traits.relative).expand(int(known.sum()), -1))
+    patches = torch.nn.functional.unfold(
+        (picture - picture[:, :1, :1]).abs().amax(0)[None, None], 16, stride=16
+    )
+    assert torch.equal(known, patches[0].amax(0) > 0), "known in each patch that shows some of the object"
+
+    free = generator.sample_traits(replace(shown, colors_named=False), 2)
+    assert torch.equal(free[known][:, :3], traits[known][:, :3])
+    assert free[:, 3:].isnan().all()
+    words = generator.sample_traits(replace(shown, request=VLMRequest(prompt="one circle")), 2)
+    assert words.isnan().all()
 
 
 @pytest.mark.parametrize("task", ["edit", "reconstruct"])
