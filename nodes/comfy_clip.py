@@ -90,6 +90,7 @@ class VLMEncoder(nn.Module):
     def set_clip_options(self, options: dict[str, Any]) -> None:
         if "execution_device" in options:  # where inputs go, wherever the manager keeps the weights
             self.backbone.run_device = options["execution_device"]
+            bring_the_rest(self, self.backbone.run_device)
         if options.get("layer") is not None:
             host.warn_once(
                 "CLIP Set Last Layer does nothing here: the model itself says which layers it reads"
@@ -146,6 +147,14 @@ def use_host_layers(module: nn.Module) -> None:
             each.__class__ = table[type(each)]
             if not hasattr(each, "bias"):
                 each.register_parameter("bias", None)  # the manager asks every layer for one
+
+
+def bring_the_rest(module: nn.Module, device: torch.device) -> None:
+    """Move what belongs to no layer of ComfyUI's (transformers' norms, scales and places): a VLM that the manager loads in part
+    leaves it where it waits, and nothing would fetch it from there while it works."""
+    for each in module.modules():
+        if not hasattr(each, "comfy_cast_weights"):
+            each._apply(lambda tensor: tensor.to(device), recurse=False)  # Module.to, without the children
 
 
 def load_clip(

@@ -43,6 +43,7 @@ import comfy_extras.nodes_custom_sampler as custom_sampler
 import comfy_extras.nodes_model_advanced as model_advanced
 import torch
 import transformers
+from comfy.model_patcher import wipe_lowvram_weight
 from comfy.text_encoders import krea2, qwen3vl
 from safetensors.torch import save_file
 
@@ -729,6 +730,91 @@ def krea_2_in_8_bits() -> dict[str, Any]:
         with_lora, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
         patched.append(krea_drawn(with_lora, sigmas, CFG))
     return found | {"lora": difference(*patched), "effect": difference(patched[0], drawn)}
+
+
+# Loaded in part --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def little_room(model: torch.nn.Module, share: float) -> Iterator[None]:
+    """While it lasts, the manager has room for this share of a model and no more, as if on a card: the layers left over wait
+    outside and are fetched, and patched, each time they are called."""
+    plain = mm.LoadedModel.model_load
+
+    def load(loaded: Any, budget: float = 0, force_patch_weights: bool = False) -> Any:
+        return plain(loaded, share * loaded.model_memory(), force_patch_weights)
+
+    mm.unload_all_models()
+    for module in model.modules():
+        wipe_lowvram_weight(
+            module
+        )  # ComfyUI 0.33 forgets to, for a text encoder that was loaded whole before
+    mm.LoadedModel.model_load = load
+    try:
+        yield
+    finally:
+        mm.LoadedModel.model_load = plain
+        mm.unload_all_models()
+
+
+def loaded_alike(patcher: Any, layers: list[str], compute: Callable[[], torch.Tensor]) -> dict[str, Any]:
+    """What is computed with patches on these layers and all of the model loaded, against a fifth of it."""
+    plain = compute()
+    random = torch.Generator().manual_seed(5)
+    for name in layers:
+        change = torch.randn(patcher.model.get_submodule(name).weight.shape, generator=random)
+        patcher.add_patches({f"{name}.weight": ("diff", (change * 0.05,))})
+    mm.unload_all_models()
+    whole = compute()
+    with little_room(patcher.model, 0.2):
+        part = compute()
+        found = {
+            "in part": patcher.model.model_lowvram,
+            "patched on the way": patcher.lowvram_patch_counter(),
+        }
+        share = patcher.loaded_size() / patcher.model_size()
+    return found | {
+        "share": share,
+        "difference": difference(part, whole),
+        "effect": difference(whole, plain),
+        "again": difference(compute(), whole),
+    }
+
+
+@case
+def generator_loaded_in_part() -> dict[str, Any]:
+    model = comfy_model_of()
+    layers = [f"diffusion_model.blocks.{i}.{part}" for i in range(3) for part in ("attn.wq", "mlp.down")]
+    layers.append("diffusion_model.txtfusion.layerwise_blocks.0.attn.wq")
+    positive, negative = conditioning(features(9, 4)), conditioning(features(5))
+    return loaded_alike(model, layers, lambda: by_comfyui(model, positive, negative, LATENT))
+
+
+@case
+def vlm_loaded_in_part() -> dict[str, Any]:
+    clip = embedded_clip()
+    parts = ("mlp.down_proj", "self_attn.q_proj", "self_attn.o_proj")
+    layers = [f"backbone.model.model.language_model.layers.{i}.{part}" for i in range(4) for part in parts]
+
+    def states() -> torch.Tensor:
+        _, encoded = comfy_clip.encode(clip, "big red circle at top left", pictures(), 5)
+        return encoded.features.states
+
+    return loaded_alike(clip.patcher, layers, states)
+
+
+@case
+def nothing_of_the_vlm_is_left_behind() -> dict[str, list[str]]:
+    """On which devices the VLM's weights are once it is called, if the manager left them all where they wait: only ComfyUI's
+    own layers fetch theirs. A device without memory takes the part of the card."""
+    encoder = embedded_clip().cond_stage_model
+    encoder.set_clip_options({"execution_device": torch.device("meta")})
+    devices: dict[str, set[str]] = {"fetched when called": set(), "the rest": set()}
+    for module in encoder.modules():
+        kind = "fetched when called" if hasattr(module, "comfy_cast_weights") else "the rest"
+        weights = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        devices[kind] |= {each.device.type for each in weights}
+    return {kind: sorted(found) for kind, found in devices.items()}
 
 
 # The VLM --------------------------------------------------------------------------------------------

@@ -124,6 +124,22 @@ def test_krea_2_in_8_bits_stays_so(measured: Callable[[str], Any]) -> None:
     assert found["effect"] > 100 * PARITY
 
 
+@pytest.mark.parametrize("model", ["generator", "vlm"])
+def test_a_model_loaded_in_part_computes_the_same(measured: Callable[[str], Any], model: str) -> None:
+    found = measured(f"{model}_loaded_in_part")
+    assert found["in part"]
+    assert found["patched on the way"] > 0
+    assert 0 < found["share"] < 0.5
+    assert found["difference"] <= PARITY
+    assert found["again"] <= PARITY
+    assert found["effect"] > 100 * PARITY
+
+
+def test_what_no_layer_of_comfyuis_fetches_is_brought(measured: Callable[[str], Any]) -> None:
+    found = measured("nothing_of_the_vlm_is_left_behind")
+    assert found == {"fetched when called": ["cpu"], "the rest": ["meta"]}
+
+
 def test_an_untrained_size_is_warned_about_once(measured: Callable[[str], Any]) -> None:
     (sentence,) = measured("size_warning")
     assert "96 x 160" in sentence

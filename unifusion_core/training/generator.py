@@ -1,9 +1,9 @@
 """Train LAP, refiner and DiT on the frozen VLM: text to image on rewrites and on raw prompts, edits and reconstructions of one
 picture (never of more).
 
-Train-time heads on a middle block must name what stands in each patch, and tell its unnamed traits. Near t = 1 the condition
-alone can tell, so they teach the blocks before to read it, names from words and traits from picture tokens; a close relative of
-representation alignment (REPA), with the scene in place of an encoder.
+A train-time head on a middle block must name what stands in each patch. Near t = 1 the words alone can tell, so it teaches the
+blocks before it to read them; a close relative of representation alignment (REPA), with the scene in place of an encoder. Two
+more, on that block and on the last, must tell the unnamed traits, which picture tokens alone can.
 
 What a chat looks like is drawn per sample, so that the picture follows the words that are kept and not what the VLM expects
 (design: "the DiT can read the VLM's prediction instead of the word"): about half of the rewrites stand without a prompt, some
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checkpoint import load_generator, save_generator
-from ..contracts import VLMFeatures, VLMRequest
+from ..contracts import TokenRole, VLMFeatures, VLMRequest
 from ..evaluation.fusion import FUSIONS
 from ..flow.path import interpolate, sample_training_times, velocity
 from ..flow.schedule import build_schedule
@@ -38,6 +38,7 @@ from ..models.unifusion import UniFusion, UniFusionConfig, initialize
 from ..sampling import draw_noise, sample
 from ..vlm.backbone import VLMBackbone
 from ..vlm.prompts import kept_features
+from ..vlm.tiny import TOKENS_PER_SIDE
 from ..world import edits, wordings
 from ..world.render import object_geometry, render_tensor
 from ..world.requirements import Requirement, check
@@ -188,7 +189,7 @@ class GeneratorTask(Task):
     """Text to image, edits and reconstructions on the small world; no sample ever holds a held-out pair."""
 
     name = "generator"
-    not_muon = ("first.", "last.linear", "projector", "tmlp.0", "modulation", "patch_head", "trait_head")
+    not_muon = ("first.", "last.linear", "projector", "tmlp.0", "modulation", "patch_head", "trait_heads")
 
     def __init__(
         self,
@@ -206,6 +207,7 @@ class GeneratorTask(Task):
         time_means: tuple[float, ...] = (0.0,),
         head_weight: float = 0.1,
         trait_weight: float = 0.0,
+        hidden_thumbnails: float = 0.0,
         tasks: dict[str, float] | None = None,
         tile_shares: tuple[float, ...] = (0.4, 0.3, 0.3),
         size_shares: tuple[float, ...] = POOL_SHARES,
@@ -215,14 +217,15 @@ class GeneratorTask(Task):
         """`tasks`: shares of "text", "edit", "reconstruct" and "free colors" among the batches (text alone if not given); the
         last takes its scenes from a pool of its own, of `free_pool_size`. `tile_shares`, `size_shares`: how many batches have
         each of `TILE_COUNTS` and `ASPECT_SIZES`. `fusion`: how the VLM's layers reach the DiT
-        (`evaluation.fusion`). `head_weight`, `trait_weight`: of the heads for names and for traits. `start`: a generator's file
-        to go on from, also on a VLM or an autoencoder that was trained on since."""
+        (`evaluation.fusion`). `head_weight`, `trait_weight`: of the heads for names and for traits. `hidden_thumbnails`: in how
+        many of the batches with tiles the thumbnail is hidden, so that the tiles are read. `start`: a generator's file to go
+        on from, also on a VLM or an autoencoder that was trained on since."""
         self.seed, self.batch_size, self.config, self.noises = seed, batch_size, config, noises
         self.foreground_weight, self.time_means, self.head_weight = foreground_weight, time_means, head_weight
-        self.trait_weight = trait_weight
+        self.trait_weight, self.hidden_thumbnails = trait_weight, hidden_thumbnails
         self.tasks = tasks or {"text": 1.0}
         self.tile_shares, self.size_shares = tile_shares, size_shares
-        self.head_block = config.dit.num_blocks // 2
+        self.head_block, self.last_block = config.dit.num_blocks // 2, config.dit.num_blocks - 1
         self.settings = {
             "seed": seed,
             "pool_size": pool_size,
@@ -233,6 +236,7 @@ class GeneratorTask(Task):
             "time_means": time_means,
             "head_weight": head_weight,
             "trait_weight": trait_weight,
+            "hidden_thumbnails": hidden_thumbnails,
             "tasks": self.tasks,
             "fusion": fusion,
             "start": start.name if start else None,
@@ -259,8 +263,8 @@ class GeneratorTask(Task):
             earlier, self.before = load_generator(start)
             unifusion.load_state_dict(earlier.state_dict())
         head = nn.Linear(config.dit.hidden_size, sum(PATCH_LABELS))
-        trait_head = nn.Linear(config.dit.hidden_size, NUM_TRAITS)
-        self.model = nn.ModuleDict({"unifusion": unifusion, "patch_head": head, "trait_head": trait_head})
+        trait_heads = nn.ModuleList(nn.Linear(config.dit.hidden_size, NUM_TRAITS) for _ in range(2))
+        self.model = nn.ModuleDict({"unifusion": unifusion, "patch_head": head, "trait_heads": trait_heads})
 
     def tap_scales(self) -> tuple[float, ...]:
         """Root-mean-square size of each tapped layer's states over kept tokens: late layers are hundreds of times larger than
@@ -366,6 +370,8 @@ class GeneratorTask(Task):
         grid = (latents.shape[-2] // patch, latents.shape[-1] // patch)
         unifusion = model["unifusion"]
         features = self.features(batch.requests, batch.max_tiles)
+        if float(torch.rand((), generator=generator)) < self.hidden_thumbnails:
+            features = without_thumbnails(features)
         condition = unifusion.prepare(unifusion.pool(features), grid).repeat(self.noises)
         seen: list[Tensor] = []
 
@@ -374,7 +380,7 @@ class GeneratorTask(Task):
                 seen.append(block(*args, **rest))
                 return seen[-1]
 
-            return call if index == self.head_block else block
+            return call if index in (self.head_block, self.last_block) else block
 
         predicted = unifusion(interpolate(latents, noise, t), t, condition, watched)
         error = (predicted - velocity(latents, noise)).square()
@@ -386,8 +392,11 @@ class GeneratorTask(Task):
         ) / len(PATCH_LABELS)
         traits = batch.traits.repeat_interleave(self.noises, 0)
         known = ~traits.isnan()
-        told = (model["trait_head"](seen[0][:, -traits.shape[1] :])[known] - traits[known]).square()
-        telling = told.sum() / known.sum().clamp(min=1)
+        told = [
+            head(tokens[:, -traits.shape[1] :])[known]
+            for head, tokens in zip(model["trait_heads"], seen, strict=True)
+        ]
+        telling = sum((each - traits[known]).square().sum() for each in told) / max(1, known.sum())
         parts = {"velocity_mse": float(error.detach().mean()), "loss_naming": float(naming.detach())}
         if self.trait_weight:
             parts["traits_mse"] = float(telling.detach())
@@ -459,6 +468,16 @@ class GeneratorTask(Task):
         factors, bias = preview_factors(self.autoencoder.cpu())
         record = {**record, "latent_rgb_factors": factors, "latent_rgb_bias": bias}
         save_generator(model["unifusion"], out / "generator.safetensors", record)
+
+
+def without_thumbnails(features: VLMFeatures) -> VLMFeatures:
+    """The same features with the thumbnail of each chat's only picture masked, which stands behind its tiles, if it has any."""
+    picture = features.mask & (features.roles == TokenRole.PICTURE)
+    from_the_end = picture.flip(1).cumsum(1).flip(1)
+    has_tiles = picture.sum(1, keepdim=True) > TOKENS_PER_SIDE**2
+    return replace(
+        features, mask=features.mask & ~(picture & has_tiles & (from_the_end <= TOKENS_PER_SIDE**2))
+    )
 
 
 def draw_rewrite(rng: random.Random, scene: Scene) -> str:

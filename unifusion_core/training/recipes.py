@@ -282,12 +282,14 @@ def tiny_details() -> Recipe:
 
 
 def tiny_traits() -> Recipe:
-    """Go on with the embedded generator: a head asks its middle block for the unnamed traits, which picture tokens alone can
-    tell, since their share of the velocity is too small to teach it."""
+    """Go on with the embedded generator, more slowly: heads ask its blocks for the unnamed traits, which picture tokens alone can
+    tell, since their share of the velocity is too small to teach them; and tiles without their thumbnail, which it read alone."""
     loop = replace(
         GENERATOR_LOOP,
-        num_steps=2400,
-        decay_steps=1000,
+        num_steps=2300,
+        learning_rate=7e-4,
+        muon_learning_rate=0.003,
+        decay_steps=1900,
         evaluate_every=9999,
         checkpoint_every=100,
         warmup_steps=50,
@@ -304,6 +306,7 @@ def tiny_traits() -> Recipe:
         tile_shares=(0.3, 0.25, 0.45),
         size_shares=(0.6, 0.2, 0.2),
         trait_weight=0.3,
+        hidden_thumbnails=0.5,
         start=GENERATOR,
     )
 

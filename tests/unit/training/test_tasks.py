@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from unifusion_core.checkpoint import load_autoencoder
-from unifusion_core.contracts import VLMRequest
-from unifusion_core.embedded import VAE
+from unifusion_core.contracts import TokenRole, VLMRequest
+from unifusion_core.embedded import VAE, VLM
 from unifusion_core.styles import STYLES
 from unifusion_core.training import autoencoder, generator, vlm
+from unifusion_core.vlm.folder import load_vlm
+from unifusion_core.vlm.prompts import kept_features
+from unifusion_core.vlm.template import TINY_VLM
 from unifusion_core.world import edits, wordings
 from unifusion_core.world.render import render_tensor
 from unifusion_core.world.scenes import ASPECT_SIZES, COLORS, sample_scene
@@ -128,6 +131,24 @@ def test_traits_are_asked_where_an_object_stands_and_a_picture_can_tell_them() -
     assert free[:, 3:].isnan().all()
     words = generator.sample_traits(replace(shown, request=VLMRequest(prompt="one circle")), 2)
     assert words.isnan().all()
+
+
+def test_a_hidden_thumbnail_leaves_the_tiles_and_the_words() -> None:
+    backbone = load_vlm(VLM)
+    picture = render_tensor(sample_scene(random.Random(1)))
+    requests = [VLMRequest(prompt="a red circle", pictures=[picture]), VLMRequest(prompt="a red circle")]
+    places = {}
+    for max_tiles in (1, 5):
+        inputs = backbone.prepare(requests, TINY_VLM.template, max_tiles)
+        features = kept_features(backbone.encode(inputs, TINY_VLM), TINY_VLM.kept_tokens)
+        hidden = generator.without_thumbnails(features)
+        assert torch.equal(hidden.mask[1], features.mask[1])
+        gone = features.mask & ~hidden.mask
+        assert (features.roles[gone] == TokenRole.PICTURE).all()
+        places[max_tiles] = features.positions[gone][:, 1:]
+    assert len(places[1]) == 0, "where there is a thumbnail alone, it stays"
+    thirds = torch.tensor([1, 3, 5]) / 6  # a thumbnail's 3 x 3 tokens; those of 2 x 2 tiles stand elsewhere
+    torch.testing.assert_close(places[5], torch.cartesian_prod(thirds, thirds))
 
 
 @pytest.mark.parametrize("task", ["edit", "reconstruct"])
