@@ -67,6 +67,14 @@ def test_attributes_are_counted_per_object_that_fixes_them() -> None:
     assert open_tally.rate() == Rate(1, 1)
 
 
+def test_a_picture_counts_by_its_share_of_right_properties() -> None:
+    recolored = replace(SCENE, objects=(CIRCLE, replace(SQUARE, color="green")))
+    shown = [render(SCENE), render(recolored)]
+    share, reach = score_pictures(shown, [Requirement.of(SCENE)] * 2).properties()
+    assert share == pytest.approx((1 + 9 / 10) / 2), "one of 10: count, background, and four of either object"
+    assert reach == pytest.approx(1.959964 * (1 / 10) / math.sqrt(2) / math.sqrt(2))
+
+
 def test_noise_is_unreadable_and_never_exact() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     anything = Requirement(objects=(ObjectRequirement(),))
