@@ -12,8 +12,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,12 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser, comfy: Comfy) -> Iterator[Page]:
     """ComfyUI in a fresh browser of a user who has seen it before: an empty canvas, no tour."""
+    with canvas(browser, comfy) as opened:
+        yield opened
+
+
+@contextmanager
+def canvas(browser: Browser, comfy: Comfy) -> Iterator[Page]:
     settings = {
         "Comfy.TutorialCompleted": True,
         "Comfy.VueNodes.Enabled": False,
@@ -142,6 +148,12 @@ def mostly_right(picture: np.ndarray, caption: str) -> bool:
     return all(all(judgement.counted(name)) for name in ("count", "background", "color", "position"))
 
 
+def like_its_thumbnail(picture: np.ndarray, name: str) -> bool:
+    """Whether it is the picture that comes without a browser, which tests/comfyui/test_workflows_run.py scores."""
+    thumbnail = Image.open(WORKFLOWS / f"{name}.jpg").resize((picture.shape[1], picture.shape[0]))
+    return bool(np.abs(np.asarray(thumbnail, dtype=np.float32) - picture).mean() < 10)
+
+
 # Templates ------------------------------------------------------------------------------------------
 
 
@@ -186,10 +198,38 @@ def test_template_opens_and_draws(
     assert errors(page) == []
     write = request.config.getoption("--write-pictures") and name == "unifusion_text_to_image_verifi"
     keep(page, name, in_readme=write)
-    thumbnail = Image.open(WORKFLOWS / f"{name}.jpg").resize((picture.shape[1], picture.shape[0]))
-    # The same picture as without a browser, which tests/comfyui/test_workflows_run.py scores.
     if trained:
-        assert np.abs(np.asarray(thumbnail, dtype=np.float32) - picture).mean() < 10
+        assert like_its_thumbnail(picture, name)
+
+
+def test_a_newcomers_first_picture(
+    browser: Browser,
+    serve: Callable[..., AbstractContextManager[Comfy]],
+    tmp_path: Path,
+    trained: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a server that has drawn nothing yet. The seconds are printed, the actions are counted."""
+    actions: list[str] = []
+    with serve(tmp_path / "base") as server, canvas(browser, server) as page:
+        started = time.monotonic()
+        for action, what in (
+            (page.get_by_role("button", name="Templates").first.click, "open the templates"),
+            (lambda: page.get_by_placeholder("Search ...").fill("unifusion"), "search"),
+            (page.get_by_text("unifusion_text_to_image", exact=True).click, "choose"),
+        ):
+            action()
+            actions.append(what)
+        page.wait_for_function("document.title.includes('unifusion_text_to_image')")
+        picture = press_run(page, server)
+        actions.append("run")
+        seconds = time.monotonic() - started
+        assert errors(page) == []
+    if trained:
+        assert like_its_thumbnail(picture, "unifusion_text_to_image")
+    assert len(actions) <= 5
+    with capsys.disabled():
+        print(f"\nfirst picture after {len(actions)} actions ({', '.join(actions)}) and {seconds:.0f} s")
 
 
 def test_template_draws_in_nodes_2(page: Page, comfy: Comfy) -> None:
