@@ -89,8 +89,8 @@ class VLMEncoder(nn.Module):
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
         if "execution_device" in options:  # where inputs go, wherever the manager keeps the weights
-            self.backbone.run_device = options["execution_device"]
-            bring_the_rest(self, self.backbone.run_device)
+            device = self.backbone.run_device = torch.device(options["execution_device"])
+            bring_the_rest(self, device)
         if options.get("layer") is not None:
             host.warn_once(
                 "CLIP Set Last Layer does nothing here: the model itself says which layers it reads"

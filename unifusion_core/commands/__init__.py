@@ -1,0 +1,1 @@
+"""What each command of `unifusion` does; `command_line` reads its options."""

@@ -1,0 +1,30 @@
+"""`unifusion evaluate`: measure a model on the small world."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..errors import ConfigError
+from ..evaluation import SUITE_NAMES
+
+
+def evaluate_suites(arguments: argparse.Namespace) -> None:
+    """Print the tables of suites. Raises ConfigError for one that does not exist."""
+    unknown = [name for name in arguments.suite if name not in SUITE_NAMES]
+    if unknown:
+        raise ConfigError(f'there is no suite "{unknown[0]}"; choose from {", ".join(SUITE_NAMES)}')
+    from ..evaluation.suite import Subject
+    from ..evaluation.suites import evaluate
+
+    subject = Subject(model=arguments.model, vlm=arguments.vlm, vae=arguments.vae)
+    evaluate(
+        arguments.suite,
+        subject,
+        samples=arguments.samples,
+        seed=arguments.seed,
+        out=arguments.out,
+        page=arguments.page,
+    )
+    for written in (arguments.out, arguments.page):
+        if written is not None:
+            print(f"\n{written}")
