@@ -19,7 +19,7 @@ from typing import NoReturn
 from . import __version__
 from .commands import evaluate, generate, inspect, rewrite, train
 from .errors import ConfigError, UniFusionError
-from .evaluation import SHIPPED_SUITES, SUITE_NAMES
+from .evaluation import SUITE_NAMES
 from .styles import STYLES
 
 USER_ERROR = 2
@@ -171,7 +171,6 @@ def _build_parser() -> argparse.ArgumentParser:
     evaluate_options.add_argument(
         "--suite",
         nargs="+",
-        default=SHIPPED_SUITES,
         metavar="NAME",
         help=f"one or more of {', '.join(SUITE_NAMES)}; default all that judge the given model",
     )
@@ -183,9 +182,16 @@ def _build_parser() -> argparse.ArgumentParser:
     evaluate_options.add_argument(
         "--out", type=Path, metavar="FILE.json", help="the numbers, and sheets of pictures beside them"
     )
-
     evaluate_options.add_argument(
         "--page", type=Path, metavar="FILE.md", help="a page with plots of designs, verifi, edits and layers"
+    )
+    evaluate_options.add_argument(
+        "--report",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="FILE.json",
+        help="for --page: what --out wrote before, in the place of suites that need not run again",
     )
 
     inspect_options = commands.add_parser("inspect", help="what a generator, a VAE or a VLM folder is")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 
 from ..errors import ConfigError
-from ..evaluation import SUITE_NAMES
+from ..evaluation import SHIPPED_SUITES, SUITE_NAMES
 
 
 def evaluate_suites(arguments: argparse.Namespace) -> None:
     """Print the tables of suites. Raises ConfigError for one that does not exist."""
-    unknown = [name for name in arguments.suite if name not in SUITE_NAMES]
+    if arguments.report and arguments.page is None:
+        raise ConfigError("--report is for --page: add it, or leave --report out")
+    names = arguments.suite or ([] if arguments.report else SHIPPED_SUITES)
+    unknown = [name for name in names if name not in SUITE_NAMES]
     if unknown:
         raise ConfigError(f'there is no suite "{unknown[0]}"; choose from {", ".join(SUITE_NAMES)}')
     from ..evaluation.suite import Subject
@@ -18,12 +21,13 @@ def evaluate_suites(arguments: argparse.Namespace) -> None:
 
     subject = Subject(model=arguments.model, vlm=arguments.vlm, vae=arguments.vae)
     evaluate(
-        arguments.suite,
+        names,
         subject,
         samples=arguments.samples,
         seed=arguments.seed,
         out=arguments.out,
         page=arguments.page,
+        reports=arguments.report,
     )
     for written in (arguments.out, arguments.page):
         if written is not None:

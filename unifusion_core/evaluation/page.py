@@ -1,12 +1,13 @@
-"""The proof page: small counterparts of the paper's figures, with plots and verdicts, out of a report of `unifusion evaluate`.
+"""The proof page: small counterparts of the paper's figures, with plots and verdicts, out of reports of `unifusion evaluate`.
 
 A claim is a pair of rows, the one that the paper finds better first. What a run failed to show stands there as it is.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,30 +98,52 @@ FIGURES = (
 )
 
 
-def check_page(suites: Sequence[str]) -> None:
+def check_page(suites: Iterable[str]) -> None:
     """Raises ConfigError if these suites do not make a page: better before they run than after."""
     missing = [name for name in PAGE_SUITES if name not in suites]
     if missing:
         raise ConfigError(
-            f"the page needs the suites {', '.join(PAGE_SUITES)}: add {', '.join(missing)} to --suite"
+            f"the page needs the suites {', '.join(PAGE_SUITES)}: add {', '.join(missing)} to --suite, or a report "
+            "of them to --report"
         )
 
 
-def write_page(report: Mapping[str, Any], page: Path) -> None:
-    """Write `page` (Markdown) and its plots (PNG, in a folder named after it) out of a report of `PAGE_SUITES`."""
+def read_reports(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Reports that `unifusion evaluate --out` wrote. Raises ConfigError for a file that is none."""
+    reports = []
+    for file in files:
+        try:
+            report = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file} cannot be read ({error}): give what --out wrote") from error
+        if not isinstance(report, dict) or not {"suites", "samples"} <= set(report):
+            raise ConfigError(f"{file} is no report: give what --out wrote")
+        reports.append(report)
+    return reports
+
+
+def write_page(reports: Sequence[Mapping[str, Any]], page: Path) -> None:
+    """Write `page` (Markdown) and its plots (PNG, in a folder named after it) out of reports that hold all of `PAGE_SUITES`.
+    Raises ConfigError if one is missing."""
+    measured = {
+        name: (rows, report["samples"]) for report in reports for name, rows in report["suites"].items()
+    }
+    check_page(measured)
     folder = page.with_name(page.stem.lower())
     folder.mkdir(parents=True, exist_ok=True)
     text = [
         "# What the small model shows of the paper's claims",
         "",
-        f"Made by `unifusion evaluate --suite {' '.join(PAGE_SUITES)} --samples {report['samples']} --page {page.name}`. "
-        "Bars are 95 % intervals. A claim is *shown* if the intervals do not touch, *not shown* otherwise.",
+        "Made by `unifusion evaluate --page`. Bars are 95 % intervals. A claim is *shown* if the intervals do not touch, "
+        "*not shown* otherwise.",
     ]
     for number, figure in enumerate(FIGURES, start=1):
-        bars = read_bars(figure, report["suites"][figure.suite])
+        rows, samples = measured[figure.suite]
+        bars = read_bars(figure, rows)
         plot = folder / f"{number}-{figure.suite}.png"
         draw_bars(bars, "exact, %" if figure.value == "exact" else figure.value, plot)
-        text += ["", f"## {figure.title}", "", figure.says, ""]
+        command = f"`unifusion evaluate --suite {figure.suite} --samples {samples}`"
+        text += ["", f"## {figure.title}", "", f"{figure.says} ({command})", ""]
         text += [f"![{figure.title}]({os.path.relpath(plot, page.parent)})", ""]
         text += [f"- {sentence}" for sentence in verdicts(figure, bars)]
     page.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")

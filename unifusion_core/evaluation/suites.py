@@ -15,7 +15,7 @@ from .autoencoder import evaluate_autoencoder
 from .designs import evaluate_designs, evaluate_picture_designs
 from .edits import evaluate_edits
 from .layers import evaluate_layers
-from .page import check_page, write_page
+from .page import check_page, read_reports, write_page
 from .report import as_report, header, line, write_report
 from .speed import evaluate_speed
 from .suite import Row, Sampling, Subject, Suite
@@ -48,10 +48,11 @@ def evaluate(
     seed: int = 0,
     out: Path | None = None,
     page: Path | None = None,
+    reports: Sequence[Path] = (),
     say: Callable[[str], None] = print,
 ) -> dict[str, list[Row]]:
     """Run suites; each row is said as soon as it is known. JSON goes to `out`, sheets of pictures beside it; `page` gets
-    the proof page, which needs the suites of `page.PAGE_SUITES`.
+    the proof page, which needs the suites of `page.PAGE_SUITES`, run now or before (`reports`: what `out` got then).
 
     Raises ConfigError for an unknown suite or too few samples.
     """
@@ -59,7 +60,7 @@ def evaluate(
         if name not in SUITES:
             raise ConfigError(f'there is no suite "{name}"; choose from {", ".join(SUITES)}')
     if page is not None:
-        check_page(names)
+        check_page([*names, *(name for report in read_reports(reports) for name in report["suites"])])
     if samples < 1:
         raise ConfigError(f"{samples} samples were asked for; at least 1 is needed")
     conditions: dict[str, Any] = {
@@ -85,5 +86,5 @@ def evaluate(
             # after every suite, so that a later failure loses nothing
             write_report(out, as_report(conditions, results))
     if page is not None:
-        write_page(as_report(conditions, results), page)
+        write_page([*read_reports(reports), as_report(conditions, results)], page)
     return results

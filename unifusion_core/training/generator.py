@@ -178,6 +178,10 @@ class Batch:
     labels: Int[Tensor, "B N 4"]  # what stands in each patch
     traits: Float[Tensor, "B N 6"]  # its place, size and shade beside what is named, NaN where nothing stands
 
+    @property
+    def shows_pictures(self) -> bool:
+        return any(request.pictures for request in self.requests)
+
     def to(self, device: torch.device, **how: Any) -> Batch:
         """On another device (accelerate calls it)."""
         names = ("latents", "weights", "labels", "traits")
@@ -205,6 +209,7 @@ class GeneratorTask(Task):
         noises: int = 3,
         foreground_weight: float = 3.0,
         time_means: tuple[float, ...] = (0.0,),
+        picture_time_means: tuple[float, ...] = (),
         head_weight: float = 0.1,
         trait_weight: float = 0.0,
         hidden_thumbnails: float = 0.0,
@@ -216,12 +221,16 @@ class GeneratorTask(Task):
     ) -> None:
         """`tasks`: shares of "text", "edit", "reconstruct" and "free colors" among the batches (text alone if not given); the
         last takes its scenes from a pool of its own, of `free_pool_size`. `tile_shares`, `size_shares`: how many batches have
-        each of `TILE_COUNTS` and `ASPECT_SIZES`. `fusion`: how the VLM's layers reach the DiT
-        (`evaluation.fusion`). `head_weight`, `trait_weight`: of the heads for names and for traits. `hidden_thumbnails`: in how
-        many of the batches with tiles the thumbnail is hidden, so that the tiles are read. `start`: a generator's file to go
-        on from, also on a VLM or an autoencoder that was trained on since."""
+        each of `TILE_COUNTS` and `ASPECT_SIZES`. `fusion`: how the VLM's layers reach the DiT (`evaluation.fusion`).
+
+        `time_means`: of the times (`sample_training_times`), `picture_time_means` in batches with pictures, if those differ:
+        near t = 1 a picture is told by its tokens alone. `hidden_thumbnails`: in how many of the batches with tiles the
+        thumbnail is hidden, so that the tiles are read. `head_weight`, `trait_weight`: of the heads for names and for traits.
+
+        `start`: a generator's file to go on from, also on a VLM or an autoencoder that was trained on since."""
         self.seed, self.batch_size, self.config, self.noises = seed, batch_size, config, noises
         self.foreground_weight, self.time_means, self.head_weight = foreground_weight, time_means, head_weight
+        self.picture_time_means = picture_time_means or time_means
         self.trait_weight, self.hidden_thumbnails = trait_weight, hidden_thumbnails
         self.tasks = tasks or {"text": 1.0}
         self.tile_shares, self.size_shares = tile_shares, size_shares
@@ -234,6 +243,7 @@ class GeneratorTask(Task):
             "foreground_weight": foreground_weight,
             "harder": HARDER,
             "time_means": time_means,
+            "picture_time_means": picture_time_means,
             "head_weight": head_weight,
             "trait_weight": trait_weight,
             "hidden_thumbnails": hidden_thumbnails,
@@ -364,7 +374,8 @@ class GeneratorTask(Task):
         latents = batch.latents.repeat_interleave(self.noises, 0)
         weights = batch.weights.repeat_interleave(self.noises, 0)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        t = sample_training_times(len(latents), means=self.time_means, generator=generator).to(device)
+        means = self.picture_time_means if batch.shows_pictures else self.time_means
+        t = sample_training_times(len(latents), means=means, generator=generator).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         patch = self.config.dit.patch_size
         grid = (latents.shape[-2] // patch, latents.shape[-1] // patch)
@@ -393,7 +404,7 @@ class GeneratorTask(Task):
         traits = batch.traits.repeat_interleave(self.noises, 0)
         known = ~traits.isnan()
         told = [
-            head(tokens[:, -traits.shape[1] :])[known]
+            head(F.rms_norm(tokens[:, -traits.shape[1] :], tokens.shape[-1:]))[known]
             for head, tokens in zip(model["trait_heads"], seen, strict=True)
         ]
         telling = sum((each - traits[known]).square().sum() for each in told) / max(1, known.sum())

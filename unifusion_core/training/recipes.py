@@ -286,10 +286,10 @@ def tiny_traits() -> Recipe:
     tell, since their share of the velocity is too small to teach them; and tiles without their thumbnail, which it read alone."""
     loop = replace(
         GENERATOR_LOOP,
-        num_steps=2300,
+        num_steps=2000,
         learning_rate=7e-4,
         muon_learning_rate=0.003,
-        decay_steps=1900,
+        decay_steps=1500,
         evaluate_every=9999,
         checkpoint_every=100,
         warmup_steps=50,
@@ -302,6 +302,7 @@ def tiny_traits() -> Recipe:
         pool_size=4000,
         free_pool_size=2000,
         time_means=(1.0, -0.5),
+        picture_time_means=(4.0, 2.5, 1.0, -0.5),
         tasks={"text": 0.3, "edit": 0.34, "reconstruct": 0.3, "free colors": 0.06},
         tile_shares=(0.3, 0.25, 0.45),
         size_shares=(0.6, 0.2, 0.2),

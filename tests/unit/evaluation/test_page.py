@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from unifusion_core.command_line import main
 from unifusion_core.errors import ConfigError
-from unifusion_core.evaluation.page import FIGURES, PAGE_SUITES, check_page, write_page
-from unifusion_core.evaluation.report import as_report
+from unifusion_core.evaluation.page import FIGURES, PAGE_SUITES, check_page, read_reports, write_page
+from unifusion_core.evaluation.report import as_report, write_report
 from unifusion_core.evaluation.suite import Row
 from unifusion_core.evaluation.tally import Rate
 
@@ -33,15 +34,17 @@ def report(right: dict[str, int] | None = None) -> dict[str, Any]:
 def test_a_claim_is_shown_only_beyond_the_intervals(tmp_path: Path) -> None:
     page = tmp_path / "PAGE.md"
     write_page(
-        report(
-            {
-                "LAP over five layers, prefix": 60,
-                "last layer alone, prefix": 20,
-                "key-value fusion, prefix": 59,
-                "hidden-state injection, prefix": 90,
-                "reconstruction, 5 tiles": 30,
-            }
-        ),
+        [
+            report(
+                {
+                    "LAP over five layers, prefix": 60,
+                    "last layer alone, prefix": 20,
+                    "key-value fusion, prefix": 59,
+                    "hidden-state injection, prefix": 90,
+                    "reconstruction, 5 tiles": 30,
+                }
+            )
+        ],
         page,
     )
     lines = [line for line in page.read_text().splitlines() if line.startswith("- *")]
@@ -54,7 +57,7 @@ def test_a_claim_is_shown_only_beyond_the_intervals(tmp_path: Path) -> None:
 
 def test_every_plot_of_the_page_is_a_picture_beside_it(tmp_path: Path) -> None:
     page = tmp_path / "PAGE.md"
-    write_page(report(), page)
+    write_page([report()], page)
     plots = [
         line.partition("](")[2].rstrip(")") for line in page.read_text().splitlines() if line.startswith("![")
     ]
@@ -66,5 +69,22 @@ def test_every_plot_of_the_page_is_a_picture_beside_it(tmp_path: Path) -> None:
 
 def test_a_page_without_its_suites_is_refused_before_they_run() -> None:
     check_page(PAGE_SUITES)
-    with pytest.raises(ConfigError, match="add designs, layers to --suite"):
+    with pytest.raises(ConfigError, match="add designs, layers to --suite, or a report"):
         check_page(["verifi", "edits"])
+
+
+def test_a_page_is_made_of_several_reports(tmp_path: Path) -> None:
+    whole = report()
+    parts = []
+    for number, name in enumerate(PAGE_SUITES):
+        file = tmp_path / f"{name}.json"
+        write_report(file, whole | {"samples": 10 + number, "suites": {name: whole["suites"][name]}})
+        parts.append(file)
+    page = tmp_path / "PAGE.md"
+    assert main(["evaluate", "--report", *map(str, parts), "--page", str(page)]) == 0
+    assert f"--suite {PAGE_SUITES[2]} --samples 12" in page.read_text()
+    with pytest.raises(ConfigError, match="add layers to --suite"):
+        write_page(read_reports(parts[:3]), page)
+    parts[0].write_text('{"suites": []}')
+    with pytest.raises(ConfigError, match="designs.json is no report: give what --out wrote"):
+        read_reports(parts)
