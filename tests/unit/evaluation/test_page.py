@@ -86,5 +86,5 @@ def test_a_page_is_made_of_several_reports(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="add layers to --suite"):
         write_page(read_reports(parts[:3]), page)
     parts[0].write_text('{"suites": []}')
-    with pytest.raises(ConfigError, match="designs.json is no report: give what --out wrote"):
+    with pytest.raises(ConfigError, match="is no report: give what --out wrote"):
         read_reports(parts)
