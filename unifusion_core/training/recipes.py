@@ -302,12 +302,12 @@ def tiny_traits() -> Recipe:
         pool_size=4000,
         free_pool_size=2000,
         time_means=(1.0, -0.5),
-        picture_time_means=(4.0, 2.5, 1.0, -0.5),
-        tasks={"text": 0.3, "edit": 0.34, "reconstruct": 0.3, "free colors": 0.06},
+        picture_time_means=(2.5, 1.0, -0.5, -0.5),
+        tasks={"text": 0.42, "edit": 0.3, "reconstruct": 0.2, "free colors": 0.08},
         tile_shares=(0.3, 0.25, 0.45),
         size_shares=(0.6, 0.2, 0.2),
         trait_weight=0.3,
-        hidden_thumbnails=0.5,
+        hidden_thumbnails=0.3,
         start=GENERATOR,
     )
 
