@@ -69,19 +69,12 @@ def _seconds_per_step(task: Task, config: LoopConfig, steps: int = 3) -> float:
     import torch
 
     from ..pipeline import default_device
-    from ..training.optimizer import MuonAdamW, parameter_groups
+    from ..training.loop import build_optimizer
 
     device = torch.device(default_device())
     task.model.to(device)
     task.place(device)
-    groups = parameter_groups(
-        task.model,
-        learning_rate=config.learning_rate,
-        muon_learning_rate=config.muon_learning_rate,
-        weight_decay=config.weight_decay,
-        not_muon=task.not_muon,
-    )
-    optimizer = MuonAdamW(groups)
+    optimizer = build_optimizer(task, config)
     started = 0.0
     for step in range(steps + 1):  # the first one only warms up
         if step == 1:

@@ -59,8 +59,9 @@ def evaluate(
     for name in names:
         if name not in SUITES:
             raise ConfigError(f'there is no suite "{name}"; choose from {", ".join(SUITES)}')
+    earlier = read_reports(reports)
     if page is not None:
-        check_page([*names, *(name for report in read_reports(reports) for name in report["suites"])])
+        check_page([*names, *(name for report in earlier for name in report["suites"])])
     if samples < 1:
         raise ConfigError(f"{samples} samples were asked for; at least 1 is needed")
     conditions: dict[str, Any] = {
@@ -86,5 +87,5 @@ def evaluate(
             # after every suite, so that a later failure loses nothing
             write_report(out, as_report(conditions, results))
     if page is not None:
-        write_page([*read_reports(reports), as_report(conditions, results)], page)
+        write_page([*earlier, as_report(conditions, results)], page)
     return results

@@ -517,19 +517,30 @@ def sample_labels(sample: Sample, patch_size: int) -> Int[Tensor, "N 4"]:
 
 def patch_labels(scene: Scene, size: tuple[int, int], patch_size: int) -> Int[Tensor, "N 4"]:
     """Shape, colour and size (0 = none) of the object whose bounding box a patch's centre lies in, and the background."""
+    distances = distances_from_patches(scene, size, patch_size)
+    labels = torch.zeros(*distances.shape[1:], 4, dtype=torch.long)
+    labels[..., 3] = list(BACKGROUNDS).index(scene.background)
+    for obj, distance in zip(scene.objects, distances, strict=True):
+        names = (SHAPES.index(obj.shape), list(COLORS).index(obj.color), list(SIZES).index(obj.size))
+        labels[..., :3] = torch.where(distance[..., None] <= 0, torch.tensor(names) + 1, labels[..., :3])
+    return labels.flatten(0, 1)
+
+
+def distances_from_patches(
+    scene: Scene, size: tuple[int, int], patch_size: int
+) -> Float[Tensor, "objects rows columns"]:
+    """How far the bounding box of each object is from the centre of each patch, along the farther axis, in pixels; 0 or less
+    inside."""
     width, height = size
     side = DOWNSCALE * patch_size
     y, x = torch.meshgrid(
         (torch.arange(height // side) + 0.5) * side, (torch.arange(width // side) + 0.5) * side, indexing="ij"
     )
-    labels = torch.zeros(*x.shape, 4, dtype=torch.long)
-    labels[..., 3] = list(BACKGROUNDS).index(scene.background)
+    distances = []
     for obj in scene.objects:
         center_x, center_y, radius = object_geometry(obj, width, height)
-        names = (SHAPES.index(obj.shape), list(COLORS).index(obj.color), list(SIZES).index(obj.size))
-        inside = ((x - center_x).abs() <= radius) & ((y - center_y).abs() <= radius)
-        labels[..., :3] = torch.where(inside[..., None], torch.tensor(names) + 1, labels[..., :3])
-    return labels.flatten(0, 1)
+        distances.append(torch.maximum((x - center_x).abs(), (y - center_y).abs()) - radius)
+    return torch.stack(distances) if distances else torch.zeros(0, *x.shape)
 
 
 def sample_traits(sample: Sample, patch_size: int) -> Float[Tensor, "N 6"]:
@@ -545,17 +556,10 @@ def sample_traits(sample: Sample, patch_size: int) -> Float[Tensor, "N 6"]:
 
 def patch_traits(scene: Scene, size: tuple[int, int], patch_size: int) -> Float[Tensor, "N 6"]:
     """Traits (`Traits.relative`) of the object whose bounding box reaches into a patch, NaN where none does."""
-    width, height = size
-    side = DOWNSCALE * patch_size
-    y, x = torch.meshgrid(
-        (torch.arange(height // side) + 0.5) * side, (torch.arange(width // side) + 0.5) * side, indexing="ij"
-    )
-    traits = torch.full((*x.shape, NUM_TRAITS), math.nan)
-    for obj in scene.objects:
-        center_x, center_y, radius = object_geometry(obj, width, height)
-        reach = radius + side / 2
-        near = ((x - center_x).abs() <= reach) & ((y - center_y).abs() <= reach)
-        traits[near] = torch.tensor(obj.traits.relative)
+    distances = distances_from_patches(scene, size, patch_size)
+    traits = torch.full((*distances.shape[1:], NUM_TRAITS), math.nan)
+    for obj, distance in zip(scene.objects, distances, strict=True):
+        traits[distance <= DOWNSCALE * patch_size / 2] = torch.tensor(obj.traits.relative)
     return traits.flatten(0, 1)
 
 

@@ -112,6 +112,18 @@ def learning_rate_factor(step: int, config: LoopConfig) -> float:
     return warm * (min(1.0, left / config.decay_steps) if config.decay_steps else 1.0)
 
 
+def build_optimizer(task: Task, config: LoopConfig) -> MuonAdamW:
+    """Over the task's parameters, with the rates of the configuration."""
+    groups = parameter_groups(
+        task.model,
+        learning_rate=config.learning_rate,
+        muon_learning_rate=config.muon_learning_rate,
+        weight_decay=config.weight_decay,
+        not_muon=task.not_muon,
+    )
+    return MuonAdamW(groups)
+
+
 def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: bool = False) -> None:
     """Run the recipe to its end. Writes `out`/checkpoint.safetensors (resume), log/ (TensorBoard), samples/, export."""
     out.mkdir(parents=True, exist_ok=True)
@@ -125,14 +137,7 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
         cpu=not torch.accelerator.is_available()
     )  # said so, it also joins processes on CPUs
     task.place(accelerator.device)
-    groups = parameter_groups(
-        task.model,
-        learning_rate=config.learning_rate,
-        muon_learning_rate=config.muon_learning_rate,
-        weight_decay=config.weight_decay,
-        not_muon=task.not_muon,
-    )
-    model, optimizer = task.model.to(accelerator.device), MuonAdamW(groups)
+    model, optimizer = task.model.to(accelerator.device), build_optimizer(task, config)
     average = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
     first = 0
     if resume and checkpoint.exists():

@@ -228,7 +228,7 @@ def tiny_sharpen() -> Recipe:
         warmup_steps=100,
         weight_decay=0.0,
     )
-    return _generator(TINY, loop, seed=2, noises=4, pool_size=4000, time_means=(1.0, -0.5), start=GENERATOR)
+    return _go_on(loop, free_pool_size=0)
 
 
 def tiny_edits() -> Recipe:
@@ -242,16 +242,9 @@ def tiny_edits() -> Recipe:
         checkpoint_every=250,
         warmup_steps=100,
     )
-    return _generator(
-        TINY,
+    return _go_on(
         loop,
-        seed=2,
-        noises=4,
-        pool_size=4000,
-        free_pool_size=2000,
-        time_means=(1.0, -0.5),
         tasks={"text": 0.62, "edit": 0.18, "reconstruct": 0.06, "free colors": 0.14},
-        start=GENERATOR,
     )
 
 
@@ -266,18 +259,11 @@ def tiny_details() -> Recipe:
         checkpoint_every=200,
         warmup_steps=50,
     )
-    return _generator(
-        TINY,
+    return _go_on(
         loop,
-        seed=2,
-        noises=4,
-        pool_size=4000,
-        free_pool_size=2000,
-        time_means=(1.0, -0.5),
         tasks={"text": 0.38, "edit": 0.32, "reconstruct": 0.2, "free colors": 0.1},
         tile_shares=(0.3, 0.25, 0.45),
         size_shares=(0.6, 0.2, 0.2),
-        start=GENERATOR,
     )
 
 
@@ -294,21 +280,14 @@ def tiny_traits() -> Recipe:
         checkpoint_every=100,
         warmup_steps=50,
     )
-    return _generator(
-        TINY,
+    return _go_on(
         loop,
-        seed=2,
-        noises=4,
-        pool_size=4000,
-        free_pool_size=2000,
-        time_means=(1.0, -0.5),
         picture_time_means=(2.5, 1.0, -0.5, -0.5),
         tasks={"text": 0.42, "edit": 0.3, "reconstruct": 0.2, "free colors": 0.08},
         tile_shares=(0.3, 0.25, 0.45),
         size_shares=(0.6, 0.2, 0.2),
         trait_weight=0.3,
         hidden_thumbnails=0.3,
-        start=GENERATOR,
     )
 
 
@@ -351,6 +330,12 @@ def tiny_short_edits_no_positions() -> Recipe:
 def tiny_short_edits_lap_per_modality() -> Recipe:
     """Text and pictures pooled by a LAP of their own each."""
     return _short_with_pictures(TINY, fusion="lap per modality")
+
+
+def _go_on(loop: LoopConfig, **settings: Any) -> Recipe:
+    """The shipped generator, trained further."""
+    settings = {"pool_size": 4000, "free_pool_size": 2000, "time_means": (1.0, -0.5), **settings}
+    return _generator(TINY, loop, seed=2, noises=4, start=GENERATOR, **settings)
 
 
 def _short_with_pictures(config: UniFusionConfig, **settings: Any) -> Recipe:
