@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def command(comfy: Comfy, words: str) -> str:
 def run(line: str, **environment: str) -> str:
     """What a command prints; it runs in the pack's folder, with this Python as `python`."""
     done = subprocess.run(
-        ["bash", "-c", line.replace("python ", f"{sys.executable} ")],
+        ["bash", "-c", line.replace("python ", f"{shlex.quote(sys.executable)} ")],
         cwd=PACK,
         capture_output=True,
         text=True,
