@@ -7,7 +7,7 @@ travels instead of a tensor: it carries what has been computed, and lives exactl
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import comfy.conds
@@ -34,12 +34,32 @@ def flattened(features: VLMFeatures, spec: VLMSpec) -> tuple[Tensor, dict[str, A
 
 def check_reads(config: UniFusionConfig, spec: VLMSpec) -> None:
     """Refuse features that were encoded for a generator which reads its VLM in another way (ShapeError)."""
-    if spec != config.vlm:
-        raise ShapeError(
-            f"This prompt was encoded for a model that reads layers {spec.taps} of {spec.family}, this one reads "
-            f"{config.vlm.taps} of {config.vlm.family} or in another chat template: connect the model that draws to "
-            "the `model` input of Load UniFusion VLM."
-        )
+    if spec == config.vlm:
+        return
+    names = {
+        "family": "VLM family",
+        "hidden_size": "width",
+        "num_layers": "layers of the VLM",
+        "taps": "layers read",
+        "template": "chat template",
+        "kept_tokens": "tokens kept",
+        "fingerprint": "VLM weights",
+    }
+    differing = [
+        field.name
+        for field in fields(VLMSpec)
+        if getattr(spec, field.name) != getattr(config.vlm, field.name)
+    ]
+    told = ", ".join(
+        names[name]
+        if name in ("template", "fingerprint")  # too long to be read
+        else f"{names[name]} ({getattr(spec, name)}, here {getattr(config.vlm, name)})"
+        for name in differing
+    )
+    raise ShapeError(
+        f"This prompt was encoded for another model than the one that draws; what differs: {told}. Connect the model that "
+        "draws to the `model` input of Load UniFusion VLM."
+    )
 
 
 class SamplingCondition:

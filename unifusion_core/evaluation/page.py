@@ -99,12 +99,10 @@ FIGURES = (
 
 
 def check_page(suites: Iterable[str]) -> None:
-    """Raises ConfigError if these suites do not make a page: better before they run than after."""
-    missing = [name for name in PAGE_SUITES if name not in suites]
-    if missing:
+    """Raises ConfigError if none of these suites has a place on the page: better before they run than after."""
+    if not set(PAGE_SUITES) & set(suites):
         raise ConfigError(
-            f"the page needs the suites {', '.join(PAGE_SUITES)}: add {', '.join(missing)} to --suite, or a report "
-            "of them to --report"
+            f"the page shows the suites {', '.join(PAGE_SUITES)}: add some of them to --suite, or a report of them to --report"
         )
 
 
@@ -123,8 +121,8 @@ def read_reports(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def write_page(reports: Sequence[Mapping[str, Any]], page: Path) -> None:
-    """Write `page` (Markdown) and its plots (PNG, in a folder named after it) out of reports that hold all of `PAGE_SUITES`.
-    Raises ConfigError if one is missing."""
+    """Write `page` (Markdown) and its plots (PNG, in a folder named after it) out of reports; a figure whose suite is in none of
+    them is named as not measured. Raises ConfigError if that is true of all."""
     measured = {
         name: (rows, report["samples"]) for report in reports for name, rows in report["suites"].items()
     }
@@ -138,12 +136,16 @@ def write_page(reports: Sequence[Mapping[str, Any]], page: Path) -> None:
         "*not shown* otherwise.",
     ]
     for number, figure in enumerate(FIGURES, start=1):
+        text += ["", f"## {figure.title}", ""]
+        if figure.suite not in measured:
+            text += [f"{figure.says} Not measured yet: `unifusion evaluate --suite {figure.suite}`."]
+            continue
         rows, samples = measured[figure.suite]
         bars = read_bars(figure, rows)
         plot = folder / f"{number}-{figure.suite}.png"
         draw_bars(bars, "exact, %" if figure.value == "exact" else figure.value, plot)
         command = f"`unifusion evaluate --suite {figure.suite} --samples {samples}`"
-        text += ["", f"## {figure.title}", "", f"{figure.says} ({command})", ""]
+        text += [f"{figure.says} ({command})", ""]
         text += [f"![{figure.title}]({os.path.relpath(plot, page.parent)})", ""]
         text += [f"- {sentence}" for sentence in verdicts(figure, bars)]
     page.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")

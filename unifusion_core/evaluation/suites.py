@@ -52,7 +52,7 @@ def evaluate(
     say: Callable[[str], None] = print,
 ) -> dict[str, list[Row]]:
     """Run suites; each row is said as soon as it is known. JSON goes to `out`, sheets of pictures beside it; `page` gets
-    the proof page, which needs the suites of `page.PAGE_SUITES`, run now or before (`reports`: what `out` got then).
+    the proof page of those suites that it has figures for, run now or before (`reports`: what `out` got then).
 
     Raises ConfigError for an unknown suite or too few samples.
     """

@@ -268,26 +268,33 @@ def tiny_details() -> Recipe:
 
 
 def tiny_traits() -> Recipe:
-    """Go on with the embedded generator, more slowly: heads ask its blocks for the unnamed traits, which picture tokens alone can
-    tell, since their share of the velocity is too small to teach them; and tiles without their thumbnail, which it read alone."""
-    loop = replace(
-        GENERATOR_LOOP,
-        num_steps=2000,
-        learning_rate=7e-4,
+    """Go on with the embedded generator: heads ask its blocks for the unnamed traits, which picture tokens alone can tell, since
+    their share of the velocity is too small to teach them; tiles without their thumbnail, which it read alone. On two cores by
+    `torchrun`, as `tiny_sharpen`; `tiny_finish` goes on from there."""
+    return _tell_traits(
+        num_steps=900,
         muon_learning_rate=0.003,
-        decay_steps=1500,
-        evaluate_every=9999,
-        checkpoint_every=100,
-        warmup_steps=50,
-    )
-    return _go_on(
-        loop,
+        decay_steps=150,
         picture_time_means=(2.5, 1.0, -0.5, -0.5),
         tasks={"text": 0.42, "edit": 0.3, "reconstruct": 0.2, "free colors": 0.08},
-        tile_shares=(0.3, 0.25, 0.45),
-        size_shares=(0.6, 0.2, 0.2),
-        trait_weight=0.3,
         hidden_thumbnails=0.3,
+    )
+
+
+def tiny_finish() -> Recipe:
+    """Go on with what `tiny_traits` left in `runs/`, more slowly and at more of the late times, where outlines are drawn: it had
+    seen half of its pictures near pure noise, and edits had become softer than text."""
+    return _tell_traits(
+        start=Path("runs/tiny-traits/generator.safetensors"),
+        seed=3,
+        pool_size=2000,
+        free_pool_size=1000,
+        num_steps=1000,
+        muon_learning_rate=0.0025,
+        decay_steps=850,
+        picture_time_means=(2.0, 0.3, -0.6, -1.2),
+        tasks={"text": 0.38, "edit": 0.34, "reconstruct": 0.2, "free colors": 0.08},
+        hidden_thumbnails=0.15,
     )
 
 
@@ -334,8 +341,33 @@ def tiny_short_edits_lap_per_modality() -> Recipe:
 
 def _go_on(loop: LoopConfig, **settings: Any) -> Recipe:
     """The shipped generator, trained further."""
-    settings = {"pool_size": 4000, "free_pool_size": 2000, "time_means": (1.0, -0.5), **settings}
-    return _generator(TINY, loop, seed=2, noises=4, start=GENERATOR, **settings)
+    settings = {
+        "pool_size": 4000,
+        "free_pool_size": 2000,
+        "time_means": (1.0, -0.5),
+        "start": GENERATOR,
+        "seed": 2,
+        **settings,
+    }
+    return _generator(TINY, loop, noises=4, **settings)
+
+
+def _tell_traits(num_steps: int, muon_learning_rate: float, decay_steps: int, **settings: Any) -> Recipe:
+    """The generator trained further with the trait heads, its pictures drawn at other times than its texts."""
+    loop = replace(
+        GENERATOR_LOOP,
+        num_steps=num_steps,
+        learning_rate=7e-4,
+        muon_learning_rate=muon_learning_rate,
+        decay_steps=decay_steps,
+        ema_decay=0.99,
+        evaluate_every=9999,
+        checkpoint_every=100,
+        warmup_steps=30,
+    )
+    return _go_on(
+        loop, tile_shares=(0.3, 0.25, 0.45), size_shares=(0.6, 0.2, 0.2), trait_weight=0.3, **settings
+    )
 
 
 def _short_with_pictures(config: UniFusionConfig, **settings: Any) -> Recipe:
@@ -388,6 +420,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-edits": tiny_edits,
     "tiny-details": tiny_details,
     "tiny-traits": tiny_traits,
+    "tiny-finish": tiny_finish,
     "tiny-short": tiny_short,
     "tiny-short-joint": tiny_short_joint,
     "tiny-short-last-layer": tiny_short_last_layer,
