@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..unifusion_core.contracts import VLMFeatures, VLMRequest, VLMSpec
+from ..unifusion_core.sizes import edited_size
 from ..unifusion_core.styles import with_style
 from . import host
 from .comfy_conditions import flattened
@@ -234,7 +235,7 @@ def _encoded(
     return Encoded(
         features=features,
         spec=encoder.spec,
-        edited=host.edited_size(pictures),
+        edited=edited_size(pictures),
         texts=dict(zip(ids.tolist(), encoder.backbone.token_texts(ids), strict=True)),
         pictures=pictures,
     )

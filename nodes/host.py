@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..unifusion_core import embedded
 from ..unifusion_core.errors import CheckpointError, VLMError
 from ..unifusion_core.models.autoencoder import DOWNSCALE, LATENT_CHANNELS
-from ..unifusion_core.sizes import MAX_SIDE, size_of_picture
+from ..unifusion_core.sizes import size_of_picture
 
 logger = logging.getLogger(__name__)
 
@@ -81,13 +81,6 @@ def missing(name: str, place: str, choices: list[str]) -> str:
         )
     known = ", ".join(choices[:6])
     return f'there is no "{name}": put it into {place}, or choose one of: {known}'
-
-
-def edited_size(pictures: Sequence[Tensor]) -> tuple[int, int] | None:
-    """The size in which a single picture (C H W) would be drawn anew; None for several pictures, none, or one too large."""
-    if len(pictures) != 1 or max(pictures[0].shape[1:]) > MAX_SIDE:
-        return None
-    return size_of_picture(pictures[0])
 
 
 def empty_latent_for(

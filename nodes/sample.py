@@ -53,7 +53,8 @@ class UniFusionSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="How strictly the prompt is followed; 1 switches guidance off and is twice as fast.",
+                    tooltip="How strictly the prompt is followed; 1, without picture_only, switches guidance off and is twice as "
+                    "fast.",
                 ),
                 io.Float.Input(
                     "image_cfg",

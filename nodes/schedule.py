@@ -41,12 +41,12 @@ class UniFusionSchedule(io.ComfyNode):
                 ),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="How many steps to draw in."),
                 io.Combo.Input(
-                    "name", options=list(SCHEDULE_NAMES), default=AUTOMATIC, tooltip=SCHEDULE_TOOLTIP
+                    "schedule", options=list(SCHEDULE_NAMES), default=AUTOMATIC, tooltip=SCHEDULE_TOOLTIP
                 ),
             ],
             outputs=[io.Sigmas.Output(tooltip="For SamplerCustom or SamplerCustomAdvanced.")],
         )
 
     @classmethod
-    def execute(cls, model: Any, latent: dict[str, Any], steps: int, name: str) -> io.NodeOutput:
-        return io.NodeOutput(sigmas_for(model, latent, steps, name))
+    def execute(cls, model: Any, latent: dict[str, Any], steps: int, schedule: str) -> io.NodeOutput:
+        return io.NodeOutput(sigmas_for(model, latent, steps, schedule))

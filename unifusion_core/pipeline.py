@@ -30,6 +30,7 @@ from .sampling import OnStep, draw_noise, sample
 from .sizes import check_size, warn_of_untrained_size
 from .vlm.backbone import VLMBackbone
 from .vlm.folder import load_vlm
+from .vlm.tiling import flatten_alpha
 
 EMBEDDED = "tiny"  # what a user writes for the embedded model's parts
 MAX_TILES = 10
@@ -321,7 +322,7 @@ def read_picture_file(path: Path) -> Float[Tensor, "3 H W"]:
             f"{path} cannot be read as a picture ({reason}): give a whole {', '.join(PICTURE_FORMATS)} file."
         ) from error
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255  # 4 H W
-    return pixels[:3] * pixels[3:] + (1 - pixels[3:])
+    return flatten_alpha(pixels)
 
 
 def write_picture_file(path: Path, picture: Picture, record: dict[str, Any]) -> None:

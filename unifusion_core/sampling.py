@@ -47,7 +47,7 @@ def sample(
     """Latents drawn for a condition, in 32 bits; the model computes in the type of the noise.
 
     Every condition has either one row (shared by all latents) or one per latent. `schedule`: falling times from
-    `flow.schedule`. `cfg` 1 switches guidance off (then `negative` is not used).
+    `flow.schedule`. `cfg` 1 without `picture_only` switches guidance off (then `negative` is not used).
 
     Raises ShapeError if channels or batches do not fit, latents do not divide into patches, or the noise is not finite.
     """

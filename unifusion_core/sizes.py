@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -37,8 +38,17 @@ def size_of_picture(picture: Float[Tensor, "C H W"], max_pixels: float | None = 
     made to fit into `max_pixels`, their shape kept. ShapeError for a picture that is too large to be drawn."""
     height, width = picture.shape[1:]
     scale = 1.0 if max_pixels is None else min(1.0, (max_pixels / (width * height)) ** 0.5)
-    size = [max(1, round(side * scale / DOWNSCALE)) * DOWNSCALE for side in (width, height)]
+    # rounding up would exceed `max_pixels`; the hundredth keeps a side that is whole but for float rounding
+    whole = round if scale == 1.0 else lambda cells: math.floor(cells + 0.01)
+    size = [max(1, whole(side * scale / DOWNSCALE)) * DOWNSCALE for side in (width, height)]
     return check_size((size[0], size[1]))
+
+
+def edited_size(pictures: Sequence[Float[Tensor, "C H W"]]) -> tuple[int, int] | None:
+    """The size in which a single picture would be drawn anew; None for several pictures, none, or one too large."""
+    if len(pictures) != 1 or max(pictures[0].shape[1:]) > MAX_SIDE:
+        return None
+    return size_of_picture(pictures[0])
 
 
 def warn_of_untrained_size(size: tuple[int, int], trained: Sequence[tuple[int, int]]) -> None:
@@ -52,8 +62,12 @@ def warn_of_untrained_size(size: tuple[int, int], trained: Sequence[tuple[int, i
 
 
 def warn_of_other_size(size: tuple[int, int], edited: tuple[int, int]) -> None:
-    """A warning for an edit that is drawn in another size than its picture."""
-    if size != edited:
+    """A warning for an edit that is drawn in another shape than its picture's, or larger; smaller ones of its shape, but for the
+    rounding to multiples of 8, keep everything in its place."""
+    (width, height), (own_width, own_height) = size, edited
+    smaller = width < own_width and height < own_height
+    same_shape = abs(width * own_height - height * own_width) <= DOWNSCALE * max(edited)
+    if size != edited and not (smaller and same_shape):
         logger.warning(
             "%s is drawn, and the picture that is edited is %s: what should stay as it is will shift. Draw in the picture's own "
             "size to keep it in its place.",

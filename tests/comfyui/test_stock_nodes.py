@@ -76,7 +76,7 @@ def test_all_samplers_draw_the_same(
     """KSampler, UniFusion's own, SamplerCustom and SamplerCustomAdvanced, with pooled conditions as with flat ones."""
     latent = graph.empty_latent()
     expected = drawn(graph.sample(model, positive, negative, latent_image=latent))
-    schedule = graph.add("UniFusionSchedule", model=model, latent=latent, steps=4, name="automatic")
+    schedule = graph.add("UniFusionSchedule", model=model, latent=latent, steps=4, schedule="automatic")
     euler = graph.add("KSamplerSelect", sampler_name="euler")
     pooled = []
     for text in (PROMPT, ""):

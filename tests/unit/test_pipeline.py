@@ -29,7 +29,7 @@ from unifusion_core.pipeline import (
 )
 from unifusion_core.presets import KREA_2, TINY
 from unifusion_core.rewriting import attempt_rewrites, read, rewrite
-from unifusion_core.sizes import check_size, size_of_picture
+from unifusion_core.sizes import check_size, size_of_picture, warn_of_other_size
 from unifusion_core.vlm.backbone import Written
 from unifusion_core.vlm.folder import load_vlm
 from unifusion_core.vlm.prompts import VLMInputs
@@ -111,6 +111,27 @@ def test_impossible_sizes_are_refused_with_those_that_are_near() -> None:
     assert size_of_picture(torch.zeros(3, 64, 64), max_pixels=1e6) == (64, 64)
     with pytest.raises(ShapeError, match="8000x200 cannot be drawn"):
         size_of_picture(torch.zeros(3, 200, 8000))
+
+
+@pytest.mark.parametrize("size", [(1920, 1080), (1080, 1920), (1999, 1501), (4000, 1000), (1032, 1032)])
+def test_a_drawing_has_no_more_pixels_than_asked_for(size: tuple[int, int]) -> None:
+    width, height = size_of_picture(torch.zeros(1).expand(3, size[1], size[0]), max_pixels=1e6)
+    assert 0.96e6 < width * height <= 1e6
+    assert abs(width / height / (size[0] / size[1]) - 1) < 0.02
+
+
+def test_an_edit_in_another_shape_or_larger_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_other_size((1328, 744), (1920, 1080))  # as `size_of_picture` shrinks it
+    warn_of_other_size((160, 112), (160, 112))
+    assert not caplog.records
+    for drawn in ((128, 128), (152, 112), (112, 160), (320, 224)):
+        warn_of_other_size(drawn, (160, 112))
+    assert [record.getMessage()[:7] for record in caplog.records] == [
+        "128x128",
+        "152x112",
+        "112x160",
+        "320x224",
+    ]
 
 
 def test_untrained_sizes_are_drawn_with_a_warning_that_names_the_trained_ones(

@@ -1,6 +1,6 @@
 """Layers that LAP, refiner and DiT share. Parameter names follow Krea 2's public checkpoint (`wq`, `qknorm`, `prenorm` ...).
 
-Norms, rotary angles and attention statistics are computed in float32 whatever the weights' type.
+Norms, rotary angles and the time embedding are computed in float32 whatever the weights' type.
 """
 
 from __future__ import annotations
@@ -177,12 +177,15 @@ def rotary_axes(head_size: int) -> tuple[int, int, int]:
 
 def rotation(positions: Float[Tensor, "B S 3"], head_size: int, theta: float) -> Rotation:
     """Rotary angles of tokens at (index, row, column), in float64 inside because indices may be large."""
+    # elsewhere (Apple's mps, Intel's xpu, DirectML) there is no float64
+    has_float64 = positions.device.type in ("cpu", "cuda", "meta")
+    exact = positions.to(positions.device if has_float64 else "cpu").double()
     angles = []
     for axis, size in enumerate(rotary_axes(head_size)):
-        frequency = theta ** -(torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / size)
-        angles.append(positions[..., axis, None].double() * frequency)
+        frequency = theta ** -(torch.arange(0, size, 2, dtype=torch.float64, device=exact.device) / size)
+        angles.append(exact[..., axis, None] * frequency)
     angle = torch.cat(angles, -1)[:, None]
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(positions.device)
 
 
 def rotate(x: Float[Tensor, "B A S K"], by: Rotation | None) -> Float[Tensor, "B A S K"]:

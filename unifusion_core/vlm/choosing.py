@@ -46,7 +46,7 @@ def pick_tokens(
     """
     if generators is None:
         return logits.argmax(dim=-1).tolist()
-    cumulative = torch.softmax(logits.double().cpu() / temperature, dim=-1).cumsum(dim=-1)
+    cumulative = torch.softmax(logits.cpu().double() / temperature, dim=-1).cumsum(dim=-1)
     draws = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
     # the last sum may lie a rounding below 1
     return (

@@ -142,7 +142,7 @@ def describe_request(rng: random.Random) -> str:
 
 
 def corpus(rng: random.Random, n: int) -> Iterator[str]:
-    """`n` sample instructions of every kind, held-out pairs included: what a tokenizer must know."""
+    """`n` sample edits, references and requests to describe, held-out pairs included: what a tokenizer must know."""
     for _ in range(n):
         kind = rng.choice((*EDIT_KINDS, *REFERENCE_KINDS, "describe"))
         yield describe_request(rng) if kind == "describe" else sample_instruction(rng, kind, None).instruction
