@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -24,7 +25,7 @@ from ..models.autoencoder import Autoencoder
 from ..world.render import object_geometry, render, render_tensor
 from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene, with_free_colors
 from ..world.scorer import read_picture
-from .loop import Task
+from .loop import Task, step_generator
 
 HARDNESS = {"star": 3, "cross": 2}  # how much more often crops are centred on these shapes
 
@@ -101,8 +102,10 @@ class AutoencoderTask(Task):
 
     def loss(self, model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         latents = model.encode(batch)
-        sigma = self.latent_noise * torch.rand(len(batch), 1, 1, 1, device=batch.device)
-        decoded = model.decode(latents + sigma * torch.randn_like(latents))
+        generator = step_generator(self.seed, step)
+        sigma = self.latent_noise * torch.rand(len(batch), 1, 1, 1, generator=generator)
+        noise = sigma * torch.randn(latents.shape, generator=generator)
+        decoded = model.decode(latents + noise.to(batch.device))
         weight = 1 + self.edge_weight * _edges(batch)
         error = decoded - batch
         reconstruction = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
@@ -120,9 +123,8 @@ class AutoencoderTask(Task):
         rng = random.Random("autoencoder-evaluation")
         scenes = [sample_scene(rng, held_out=True) for _ in range(24)]
         pixels = torch.stack([render_tensor(s) for s in scenes])
-        pixels = pixels.to(memory_format=torch.channels_last)
-        latents = model.encode(pixels)
-        decoded = model.decode(latents).clamp(0, 1)
+        latents = encode_pictures(model, pixels)
+        decoded = model.decode(latents).clamp(0, 1).cpu()
         grid = torch.cat([pixels[:8], decoded[:8]], 0)
         save_grid(grid, out / f"{step:06d}.png", columns=8)
         mse = (decoded - pixels).square().mean((1, 2, 3))
@@ -140,20 +142,26 @@ class AutoencoderTask(Task):
         scenes = [sample_scene(rng, held_out=True) for _ in range(48)]
         free = [with_free_colors(rng, sample_scene(rng)) for _ in range(16)]
         pixels = torch.stack([render_tensor(s) for s in scenes + free])
-        latents = model.encode(pixels.to(memory_format=torch.channels_last))
+        latents = encode_pictures(model, pixels)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents.device)
         scores = {}
         for level in (0.0, 0.2):
-            pictures = model.decode(latents + level * noise).clamp(0, 1)
-            read = (pictures.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
+            pictures = model.decode(latents + level * noise).clamp(0, 1).cpu()
+            read = (pictures.permute(0, 2, 3, 1) * 255).round().byte().numpy()
             right = [read_picture(p).shows(s) for p, s in zip(read[: len(scenes)], scenes, strict=True)]
             scores[f"exact_noise_{level}"] = round(sum(right) / len(right), 3)
-            mse = (pictures.cpu() - pixels)[len(scenes) :].square().mean((1, 2, 3))
+            mse = (pictures - pixels)[len(scenes) :].square().mean((1, 2, 3))
             scores[f"psnr_free_noise_{level}"] = round(float(-10 * mse.log10().mean()), 2)
         return scores
 
     def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
         save_autoencoder(model, out / "vae.safetensors", record)
+
+
+def encode_pictures(model: nn.Module, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+    """Latents, on the autoencoder's device, of pictures on any."""
+    device = next(model.parameters()).device
+    return model.encode(pixels.to(device, memory_format=torch.channels_last))
 
 
 def weighted_object(rng: random.Random, scene: Scene) -> SceneObject:

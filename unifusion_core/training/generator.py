@@ -6,8 +6,9 @@ blocks before it to read them; a close relative of representation alignment (REP
 more, on that block and on the last, must tell the unnamed traits, which picture tokens alone can.
 
 What a chat looks like is drawn per sample, so that the picture follows the words that are kept and not what the VLM expects
-(design: "the DiT can read the VLM's prediction instead of the word"): about half of the rewrites stand without a prompt, some
-behind the prompt they belong to, some behind a prompt for another scene.
+(VERIFI's words are read behind the prompt, see ARCHITECTURE.md, so that their states hold the prediction too; the suite `swap`
+measures which of the two is drawn): about half of the rewrites stand without a prompt, some behind the prompt they belong to,
+some behind a prompt for another scene.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather_object
 from jaxtyping import Float, Int
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checkpoint import load_generator, save_generator
+from ..checkpoint import load_generator, read_tensors, save_generator
 from ..contracts import TokenRole, VLMFeatures, VLMRequest
+from ..errors import CheckpointError
 from ..evaluation.fusion import FUSIONS
 from ..flow.path import interpolate, sample_training_times, velocity
 from ..flow.schedule import build_schedule
@@ -54,8 +56,8 @@ from ..world.scenes import (
     with_free_colors,
 )
 from ..world.scorer import read_picture
-from .autoencoder import save_grid
-from .loop import Task
+from .autoencoder import encode_pictures, save_grid
+from .loop import Task, step_generator
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ POOL_SHARES = (
     0.15,
     0.15,
 )  # of `ASPECT_SIZES` among the scenes of a pool: another value makes its file worthless
+ENCODED_AT_ONCE = 64  # scenes of a pool
 IGNORED = -100  # cross_entropy's own label for what does not count
 PATCH_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # 0 = no object
 
@@ -103,56 +106,98 @@ def free_pool_scene(seed: int, number: int) -> tuple[Scene, tuple[int, int]]:
 
 
 def read_pool(
-    autoencoder: Autoencoder, seed: int, count: int, path: Path, scene_at: SceneAt = pool_scene
+    autoencoder: Autoencoder,
+    seed: int,
+    count: int,
+    path: Path,
+    scene_at: SceneAt = pool_scene,
+    *,
+    process: tuple[int, int] = (0, 1),
 ) -> dict[tuple[int, int], Tensor]:
     """Latents of the pool's scenes by size, in the order of their numbers: encoding a picture costs more than a training step
-    on it, so it is done once and kept in `path`. A shorter file of the same seed and autoencoder is prolonged."""
-    weights = sum(float(p.detach().double().abs().sum()) for p in autoencoder.taesd_encoder.parameters())
+    on it, so it is done once, by each of several processes its share, and kept in `path`. A shorter file of the same seed and
+    autoencoder is prolonged."""
+    weights = sum(
+        float(p.detach().cpu().double().abs().sum()) for p in autoencoder.taesd_encoder.parameters()
+    )
     key = f"{seed} {weights:.6f}"
-    parts: dict[tuple[int, int], list[Tensor]] = {size: [] for size in ASPECT_SIZES}
-    done = 0
-    if path.exists():
-        with safe_open(str(path), "pt") as file:
-            if file.metadata()["key"] == key:
-                done = int(file.metadata()["count"])
-                for size in ASPECT_SIZES:
-                    if (name := "{}x{}".format(*size)) in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                        parts[size].append(file.get_tensor(name))
-    for start in tqdm(range(done, count, 64), desc="encoding the pool", disable=done >= count):
-        pictures: dict[tuple[int, int], list[Tensor]] = {size: [] for size in ASPECT_SIZES}
-        for number in range(start, min(start + 64, count)):
+    index, num_processes = process
+    done, kept = _kept_pool(path, key)
+    encoded: list[tuple[int, dict[tuple[int, int], Tensor]]] = []  # first number, latents by size
+    starts = range(done, count, ENCODED_AT_ONCE)[index::num_processes]
+    for start in tqdm(starts, desc="encoding the pool", disable=index > 0 or not starts):
+        pictures: dict[tuple[int, int], list[Tensor]] = {}
+        for number in range(start, min(start + ENCODED_AT_ONCE, count)):
             scene, size = scene_at(seed, number)
-            pictures[size].append(render_tensor(scene, *size))
-        for size, group in pictures.items():
-            if group:
-                pixels = torch.stack(group).contiguous(memory_format=torch.channels_last)
-                with torch.no_grad():
-                    parts[size].append(autoencoder.encode(pixels).half().contiguous())
+            pictures.setdefault(size, []).append(render_tensor(scene, *size))
+        encoded.append((start, {size: encode_scenes(autoencoder, group) for size, group in pictures.items()}))
+    if num_processes > 1:
+        encoded = gather_object(encoded)
+    groups = [kept, *(group for _, group in sorted(encoded, key=lambda part: part[0]))]
+    parts = {size: [group[size] for group in groups if size in group] for size in ASPECT_SIZES}
     pool = {size: torch.cat(part) for size, part in parts.items() if part}
-    if done < count:
+    if done < count and index == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"{}x{}".format(*size): latents for size, latents in pool.items()}
-        save_file(tensors, str(path), {"key": key, "count": str(count)})
+        unfinished = path.with_suffix(".part")
+        save_file(tensors, str(unfinished), {"key": key, "count": str(count)})
+        unfinished.replace(path)
     return pool
 
 
+def _kept_pool(path: Path, key: str) -> tuple[int, dict[tuple[int, int], Tensor]]:
+    """How many scenes a pool's file holds, and their latents by size; none of another seed or autoencoder, none if damaged."""
+    if not path.exists():
+        return 0, {}
+    try:
+        tensors, metadata = read_tensors(path)
+    except CheckpointError as error:
+        reason = error.__cause__ or error  # without the advice for a file that cannot be made again
+        logger.warning("%s cannot be read (%s): the pool is encoded again", path, reason)
+        return 0, {}
+    if metadata.get("key") != key:
+        return 0, {}
+    names = {size: "{}x{}".format(*size) for size in ASPECT_SIZES}
+    return int(metadata["count"]), {size: tensors[name] for size, name in names.items() if name in tensors}
+
+
+@torch.no_grad()
+def encode_scenes(
+    autoencoder: Autoencoder, pictures: list[Float[Tensor, "3 H W"]]
+) -> Float[Tensor, "B C h w"]:
+    """Latents as a pool keeps them: 16 bits, in main memory."""
+    return encode_pictures(autoencoder, torch.stack(pictures)).half().cpu().contiguous()
+
+
 class Pool:
-    """Scenes by number with their latents, to be drawn by size."""
+    """Scenes by number with their latents, to be drawn by size. What is drawn before `read` is encoded then."""
 
     def __init__(
         self, autoencoder: Autoencoder, seed: int, count: int, path: Path, scene_at: SceneAt
     ) -> None:
-        self.seed, self.scene_at = seed, scene_at
-        self.latents = read_pool(autoencoder, seed, count, path, scene_at) if count else {}
+        self.autoencoder, self.seed, self.count, self.path = autoencoder, seed, count, path
+        self.scene_at = scene_at
+        self.latents: dict[int, Float[Tensor, "C h w"]] = {}  # by number
         self.numbers: dict[tuple[int, int], list[int]] = {size: [] for size in ASPECT_SIZES}
         for number in range(count):
             self.numbers[scene_at(seed, number)[1]].append(number)
 
+    def read(self, process: tuple[int, int] = (0, 1)) -> None:
+        """All latents, from the file or, with the other processes, into it."""
+        if self.count:
+            by_size = read_pool(
+                self.autoencoder, self.seed, self.count, self.path, self.scene_at, process=process
+            )
+            for size, latents in by_size.items():  # the file may hold more than this pool
+                self.latents |= zip(self.numbers[size], latents, strict=False)
+
     def draw(self, rng: random.Random, size: tuple[int, int]) -> tuple[Scene, Float[Tensor, "C h w"]]:
         """A random scene of this size and its latents."""
-        place = rng.randrange(len(self.numbers[size]))
-        scene, _ = self.scene_at(self.seed, self.numbers[size][place])
-        return scene, self.latents[size][place]
+        number = rng.choice(self.numbers[size])
+        scene, _ = self.scene_at(self.seed, number)
+        if number not in self.latents:
+            self.latents[number] = encode_scenes(self.autoencoder, [render_tensor(scene, *size)])[0]
+        return scene, self.latents[number]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +338,10 @@ class GeneratorTask(Task):
 
     # ------------------------------------------------------------------ data
 
+    def prepare(self, process: tuple[int, int]) -> None:
+        for pool in self.pools.values():
+            pool.read(process)
+
     def item(self, index: int) -> Sample:
         group = random.Random(f"generator-group-{self.seed}-{index // self.batch_size}")
         size = group.choices(ASPECT_SIZES, self.size_shares)[0]
@@ -373,7 +422,7 @@ class GeneratorTask(Task):
         device = batch.latents.device
         latents = batch.latents.repeat_interleave(self.noises, 0)
         weights = batch.weights.repeat_interleave(self.noises, 0)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        generator = step_generator(self.seed, step)
         means = self.picture_time_means if batch.shows_pictures else self.time_means
         t = sample_training_times(len(latents), means=means, generator=generator).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)

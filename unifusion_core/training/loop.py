@@ -20,14 +20,14 @@ from typing import Any, ClassVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ..errors import CheckpointError, TrainingError
+from ..errors import CheckpointError, ConfigError, TrainingError
 from .optimizer import MuonAdamW, parameter_groups
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,28 @@ class LoopConfig:
     evaluate_every: int = 1000
     num_workers: int = 0
 
+    def __post_init__(self) -> None:
+        def check(name: str, fits: bool, needed: str) -> None:
+            if not fits:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}, {needed} is needed: change it in the recipe or by --set {name}=..."
+                )
+
+        for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "evaluate_every"):
+            check(name, getattr(self, name) >= 1, "1 or more")
+        for name in (
+            "muon_learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "decay_steps",
+            "seed",
+            "num_workers",
+        ):
+            check(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("learning_rate", "gradient_clip"):
+            check(name, getattr(self, name) > 0, "more than 0")
+        check("ema_decay", 0 <= self.ema_decay < 1, "a number from 0 to below 1")
+
 
 class Task(ABC):
     """One thing to train. `model` holds the parameters; `name` names its files."""
@@ -73,10 +95,15 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss to minimise and what to log beside it."""
+        """The loss to minimise and what to log beside it. `step` counts the batches of all processes; randomness comes from
+        `step_generator`, since a resumed run does not restore torch's global one."""
 
     def place(self, device: torch.device) -> None:  # noqa: B027  (most tasks have nothing to place)
         """Put what belongs to the task but is not trained (frozen models) on the device of the run."""
+
+    def prepare(self, process: tuple[int, int]) -> None:  # noqa: B027  (most tasks have nothing to prepare)
+        """Make what the whole run draws from, and keep it in files; `process`: this one's index and how many there are. A dry
+        run, which writes nothing, does without."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
@@ -105,6 +132,11 @@ class _Stream(Dataset):
         return self.task.item(batch * self.batch_size + place)
 
 
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """What the loss of a batch draws from: the same again in a resumed run, another in each process."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
 def learning_rate_factor(step: int, config: LoopConfig) -> float:
     """Warm-up, constant, linear fall to zero at `num_steps`."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
@@ -125,13 +157,13 @@ def build_optimizer(task: Task, config: LoopConfig) -> MuonAdamW:
 
 
 def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: bool = False) -> None:
-    """Run the recipe to its end. Writes `out`/checkpoint.safetensors (resume), log/ (TensorBoard), samples/, export."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Run the recipe to its end. Writes `out`/checkpoint.safetensors (resume), log/ (TensorBoard), samples/, export.
+
+    Raises CheckpointError if `out` holds a run that shall not be resumed, or none that can be."""
     checkpoint = out / "checkpoint.safetensors"
-    if checkpoint.exists() and not resume:
-        raise CheckpointError(
-            f"{checkpoint} holds an earlier run: continue it with --resume, or choose another --out"
-        )
+    # read before `Accelerator` lets the processes meet, so before the first of them writes
+    record = _begin_record(checkpoint, out / "recipe.json", recipe, resume=resume)
+    out.mkdir(parents=True, exist_ok=True)
     set_seed(config.seed)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available()
@@ -139,15 +171,15 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
     task.place(accelerator.device)
     model, optimizer = task.model.to(accelerator.device), build_optimizer(task, config)
     average = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
-    first = 0
-    if resume and checkpoint.exists():
-        first = load_checkpoint(checkpoint, task.model, average, optimizer)
+    first = load_checkpoint(checkpoint, task.model, average, optimizer) if resume else 0
+    if first > config.num_steps:
+        raise ConfigError(
+            f"{checkpoint} has done {first} steps, num_steps is {config.num_steps}: --set num_steps={first} or more"
+        )
+    task.prepare((accelerator.process_index, accelerator.num_processes))
     chief = accelerator.is_main_process
-    record = (
-        _record_phase(out / "recipe.json", recipe, task, config, first, accelerator.num_processes)
-        if chief
-        else {}
-    )
+    if chief:
+        _record_phase(out / "recipe.json", record, task, config, first, accelerator.num_processes)
     writer = SummaryWriter(str(out / "log")) if chief else None
     parameters = [p for p in model.parameters() if p.requires_grad]
     bar = tqdm(
@@ -193,20 +225,50 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
 
 
 def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
-    """The mean over all processes, as one message. No wrapper around the model, since tasks call its parts."""
+    """The mean over all processes, as one message. No wrapper around the model, since tasks call its parts.
+
+    Batches differ in kind: a parameter without a gradient in some of the processes counts there as zero, and one without in
+    all of them keeps none, as in one process with the whole batch."""
     if accelerator.num_processes == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    mean = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
-    for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    used = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    mean = accelerator.reduce(torch.cat([used, *(g.flatten() for g in gradients)]), reduction="mean")
+    shares, *parts = mean.split([len(parameters), *(g.numel() for g in gradients)])
+    for parameter, share, gradient, part in zip(parameters, shares.tolist(), gradients, parts, strict=True):
+        parameter.grad = gradient.copy_(part.view_as(gradient)) if share else None
+
+
+def _begin_record(checkpoint: Path, path: Path, recipe: str, *, resume: bool) -> dict[str, Any]:
+    """What is recorded of the run so far: nothing yet, or what `path` tells of the one that is resumed."""
+    if not resume:
+        if checkpoint.exists():
+            raise CheckpointError(
+                f"{checkpoint} holds an earlier run: continue it with --resume, or choose another --out"
+            )
+        return {"recipe": recipe, "phases": []}
+    if not checkpoint.exists():
+        raise CheckpointError(
+            f"there is no {checkpoint} to resume: give the --out of an earlier run, or begin one without --resume"
+        )
+    try:
+        record = json.loads(path.read_text())
+        earlier, _ = record["recipe"], record["phases"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}, the record of the run, cannot be read ({error!r}): put it back, or begin anew in another --out"
+        ) from error
+    if earlier != recipe:
+        raise CheckpointError(
+            f"{checkpoint} is a run of {earlier}, not of {recipe}: resume that recipe, or choose another --out"
+        )
+    return record
 
 
 def _record_phase(
-    path: Path, recipe: str, task: Task, config: LoopConfig, first: int, num_processes: int
-) -> dict[str, Any]:
-    """The record that goes into the finished file: every phase of the run, since a resumed one may go on differently."""
-    record = json.loads(path.read_text()) if first else {"recipe": recipe, "phases": []}
+    path: Path, record: dict[str, Any], task: Task, config: LoopConfig, first: int, num_processes: int
+) -> None:
+    """Complete the record that goes into the finished file: every phase of the run, since a resumed one may go on differently."""
     if task.before is not None:
         record["before"] = task.before
     phase = {"first_step": first, "task": task.settings, "loop": asdict(config), "processes": num_processes}
@@ -215,7 +277,6 @@ def _record_phase(
         earlier.append(phase)
     record["phases"] = earlier
     path.write_text(json.dumps(record, indent=1))
-    return record
 
 
 def _batches(task: Task, config: LoopConfig, first: int, accelerator: Accelerator) -> Iterator[Any]:
@@ -287,19 +348,55 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer | None = None
 ) -> int:
-    """Put a checkpoint into `model`, `average` and `optimizer`; returns the number of steps done."""
-    with safe_open(str(path), "pt") as file:
-        step = int(file.metadata()["step"])
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    for key, value in tensors.items():
-        if key.startswith("average."):
-            average[key.removeprefix("average.")].copy_(value)
+    """Put a checkpoint into `model`, `average` and `optimizer`; returns the number of steps done. Raises CheckpointError."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            step = int(file.metadata()["step"])
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint of a run ({error!r}): begin anew in another --out"
+        ) from error
+    weights, averaged, moments = (
+        {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
+        for part in ("model", "average", "optimizer")
+    )
+    _check_weights(path, model.state_dict(), weights)
+    _check_weights(path, average, averaged)
+    model.load_state_dict(weights)
+    for key, value in averaged.items():
+        average[key].copy_(value)
     if optimizer is not None:
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = value
+        for key, value in moments.items():
+            index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+        _check_optimizer_state(path, optimizer, state)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return step
+
+
+def _check_weights(path: Path, needed: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    expected, found = ({k: v.shape for k, v in each.items()} for each in (needed, given))
+    odd = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+    if odd:
+        raise CheckpointError(
+            f"{path} holds other parameters than the recipe has now, for example {odd[:3]}: resume it with the version that "
+            "began it, or begin anew in another --out"
+        )
+
+
+def _check_optimizer_state(
+    path: Path, optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]
+) -> None:
+    """The state is told by numbers, which change where parameters go from Muon to AdamW or back."""
+    needed = [(group["kind"], p.shape) for group in optimizer.param_groups for p in group["params"]]
+    for index, values in state.items():
+        found = (
+            ("muon", values["momentum"].shape) if "momentum" in values else ("adamw", values["mean"].shape)
+        )
+        if index >= len(needed) or needed[index] != found:
+            raise CheckpointError(
+                f"{path} holds the state of an optimizer of other parameters: whether muon_learning_rate is 0 must stay as it "
+                "was; or begin anew in another --out"
+            )

@@ -33,7 +33,7 @@ AUTOENCODER_LOOP = LoopConfig(
 
 
 VLM_LOOP = LoopConfig(  # of runs that go on with the shipped VLM
-    num_steps=0,
+    num_steps=1,  # each recipe says how many
     batch_size=16,
     learning_rate=7e-4,
     muon_learning_rate=0.004,
@@ -41,7 +41,7 @@ VLM_LOOP = LoopConfig(  # of runs that go on with the shipped VLM
     ema_decay=0.998,
 )
 GENERATOR_LOOP = LoopConfig(  # of runs that go on with the shipped generator
-    num_steps=0,
+    num_steps=1,  # each recipe says how many
     batch_size=8,
     learning_rate=1e-3,
     muon_learning_rate=0.005,
@@ -299,7 +299,7 @@ def tiny_finish() -> Recipe:
 
 
 def tiny_short() -> Recipe:
-    """`tiny` on a small budget (about 20k samples): what the two below are compared with."""
+    """`tiny` on a small budget (about 20k samples): what the four below are compared with."""
     return _generator(TINY, _from_scratch(560, decay_steps=200), seed=2)
 
 

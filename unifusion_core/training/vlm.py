@@ -27,7 +27,7 @@ from ..vlm.backbone import VLMBackbone
 from ..vlm.folder import load_vlm
 from ..vlm.prompts import VLMInputs
 from ..vlm.template import TINY_TEMPLATE, TINY_VLM
-from ..vlm.tiny import MEAN, STD, TOKENS_PER_SIDE, build_vlm, read_tokenizer, save_vlm
+from ..vlm.tiny import MEAN, STD, TOKENS_PER_SIDE, build_tokenizer, build_vlm, read_tokenizer, save_vlm
 from ..world import edits, wordings
 from ..world.german import german_prompt
 from ..world.render import render_tensor
@@ -197,12 +197,17 @@ class VLMTask(Task):
             "style_share": style_share,
             "start": start.name if start else None,
         }
+        self.tokenizer_folder = start or tokenizer
         if start:
             self.backbone = load_vlm(start)
             self.before = json.loads((start / "training.json").read_text())
             self.tokenizer = self.backbone.tokenizer
         else:
-            self.tokenizer = read_tokenizer(tokenizer, lambda: tokenizer_texts(seed), vocab_size=900)
+            self.tokenizer = (
+                read_tokenizer(tokenizer, lambda: tokenizer_texts(seed), vocab_size=900)
+                if (tokenizer / "tokenizer.json").exists()
+                else build_tokenizer(tokenizer_texts(seed), vocab_size=900)
+            )
             self.backbone = VLMBackbone(
                 build_vlm(self.tokenizer, seed), self.tokenizer, normalisation=(MEAN, STD)
             )
@@ -218,6 +223,11 @@ class VLMTask(Task):
         )
 
     # ------------------------------------------------------------------ data
+
+    def prepare(self, process: tuple[int, int]) -> None:
+        """Keep a tokenizer that is new: a run that is resumed after the wordings changed must not number its words anew."""
+        if process[0] == 0 and not (self.tokenizer_folder / "tokenizer.json").exists():
+            self.tokenizer.save_pretrained(str(self.tokenizer_folder))
 
     def item(self, index: int) -> Sample:
         group = random.Random(f"vlm-group-{self.seed}-{index // self.batch_size}")
@@ -333,6 +343,7 @@ class VLMTask(Task):
         ]
         suites += [("reference", "reference", 10), ("look", "look", 1)]
         scores = {}
+        device = next(model.parameters()).device
         for task, kind, max_tiles in suites:
             rng = random.Random(f"vlm-evaluation-{task}-{kind}-{max_tiles}")
             right = total = 0
@@ -341,9 +352,9 @@ class VLMTask(Task):
                     sample_rewrite(rng, kind) if task == "rewrite" else self.draw(rng, task, max_tiles)
                     for _ in range(32)
                 ]
-                logits, target, row, *_ = self.answer_logits(model, self.collate(items))
+                logits, target, row, *_ = self.answer_logits(model, self.collate(items).to(device))
                 wrong = torch.zeros(len(items), dtype=torch.bool)
-                wrong[row[logits.argmax(-1) != target]] = True
+                wrong[row[logits.argmax(-1) != target].cpu()] = True
                 right += int((~wrong).sum())
                 total += len(items)
             scores[f"{kind}{max_tiles if task != 'rewrite' else ''}"] = round(right / total, 3)

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from unifusion_core.errors import CheckpointError
+from unifusion_core.errors import CheckpointError, ConfigError
+from unifusion_core.training.autoencoder import AutoencoderTask
 from unifusion_core.training.loop import LoopConfig, Task, learning_rate_factor, train
 
 CONFIG = LoopConfig(
@@ -35,14 +36,16 @@ class PowerCutError(Exception):
 
 
 class LineTask(Task):
-    """Fits y = W x + b; every item from its number alone."""
+    """Fits y = W x + b; every item from its number alone. A part of the model is used for the items of every fourth batch of
+    three: in two processes by the second alone, in every other step by neither."""
 
     name = "line"
     settings: ClassVar[dict[str, Any]] = {"seed": 3}
 
     def __init__(self, *, cut_at: int | None = None, poison_at: int | None = None) -> None:
         torch.manual_seed(3)
-        self.model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+        line = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+        self.model = nn.ModuleDict({"line": line, "branch": nn.Linear(4, 2)})
         self.cut_at, self.poison_at = cut_at, poison_at
         self.seen: list[int] = []
         self.judged: list[dict[str, Tensor]] = []
@@ -60,7 +63,11 @@ class LineTask(Task):
             raise PowerCutError
         indices, x, y = batch
         self.seen += indices
-        loss = (model(x) - y).square().mean()
+        y_hat = model["line"](x)
+        rows = [row for row, index in enumerate(indices) if index // 3 % 4 == 1]
+        if rows:
+            y_hat = y_hat.index_add(0, torch.tensor(rows), model["branch"](x[rows]))
+        loss = (y_hat - y).square().mean()
         return loss * (float("nan") if step == self.poison_at else 1.0), {"parts": 1.0}
 
     def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
@@ -87,6 +94,43 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path) 
     one, other = (load_file(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "parts"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class CropTask(AutoencoderTask):
+    """The real task, whose loss draws noise; not judged."""
+
+    def __init__(self, *, cut_at: int | None = None) -> None:
+        torch.manual_seed(3)
+        super().__init__(seed=1, crop=16)
+        self.cut_at = cut_at
+
+    def loss(self, model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+        if step == self.cut_at:
+            raise PowerCutError
+        return super().loss(model, batch, step)
+
+    def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
+        return {}
+
+
+def test_a_resumed_run_draws_the_noise_of_its_loss_again(tmp_path: Path) -> None:
+    config = replace(CONFIG, num_steps=3, batch_size=2, checkpoint_every=2)
+    train(CropTask(), config, tmp_path / "whole", recipe="crop")
+    with pytest.raises(PowerCutError):
+        train(CropTask(cut_at=2), config, tmp_path / "parts", recipe="crop")
+    train(CropTask(), config, tmp_path / "parts", recipe="crop", resume=True)
+
+    one, other = (load_file(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_every_batch_has_noise_of_its_own() -> None:
+    task = CropTask()
+    batch = task.collate([task.item(i) for i in range(2)])
+    with torch.no_grad():
+        first, again, other = (float(task.loss(task.model, batch, step)[0]) for step in (0, 0, 1))
+    assert first == again
+    assert first != other
 
 
 def test_a_finished_run_leaves_what_the_next_step_needs(tmp_path: Path) -> None:
@@ -157,6 +201,75 @@ def test_an_earlier_run_is_not_overwritten(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="--resume, or choose another --out"):
         train(LineTask(), CONFIG, tmp_path, recipe="line")
+
+
+def test_resuming_needs_a_whole_run_of_the_same_recipe(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no .* to resume: give the --out of an earlier run"):
+        train(LineTask(), CONFIG, tmp_path / "none", recipe="line", resume=True)
+    assert not (tmp_path / "none").exists()
+    out = tmp_path / "run"
+    train(LineTask(), replace(CONFIG, num_steps=2), out, recipe="line")
+
+    def refused(error: type[Exception], match: str, *, task: Task | None = None, **options: Any) -> None:
+        with pytest.raises(error, match=match):
+            train(task or LineTask(), options.pop("config", CONFIG), out, resume=True, **options)
+
+    refused(CheckpointError, "is a run of line, not of curve: resume that recipe", recipe="curve")
+    refused(
+        ConfigError,
+        "has done 2 steps, num_steps is 1: --set num_steps=2 or more",
+        recipe="line",
+        config=replace(CONFIG, num_steps=1),
+    )
+    refused(
+        CheckpointError,
+        "whether muon_learning_rate is 0 must stay as it was",
+        recipe="line",
+        config=replace(CONFIG, muon_learning_rate=0.0),
+    )
+    wider = LineTask()
+    wider.model["branch"] = nn.Linear(4, 3)
+    refused(
+        CheckpointError, r"other parameters .* \['branch.bias', 'branch.weight'\]", recipe="line", task=wider
+    )
+
+    checkpoint, record = out / "checkpoint.safetensors", out / "recipe.json"
+    whole = checkpoint.read_bytes()
+    for damaged in (whole[:-100], whole[: len(whole) // 2], b""):
+        checkpoint.write_bytes(damaged)
+        refused(CheckpointError, "is damaged .* begin anew in another --out", recipe="line")
+    save_file({"x": torch.zeros(1)}, checkpoint)
+    refused(CheckpointError, "no checkpoint of a run", recipe="line")
+    checkpoint.write_bytes(whole)
+    record.write_text(record.read_text()[:-5])
+    refused(CheckpointError, "the record of the run, cannot be read", recipe="line")
+    record.unlink()
+    refused(CheckpointError, "the record of the run, cannot be read", recipe="line")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "needed"),
+    [
+        ("num_steps", 0, "1 or more"),
+        ("batch_size", 0, "1 or more"),
+        ("log_every", 0, "1 or more"),
+        ("checkpoint_every", 0, "1 or more"),
+        ("evaluate_every", -1, "1 or more"),
+        ("decay_steps", -1, "0 or more"),
+        ("warmup_steps", -1, "0 or more"),
+        ("num_workers", -1, "0 or more"),
+        ("seed", -1, "0 or more"),
+        ("learning_rate", 0.0, "more than 0"),
+        ("learning_rate", float("nan"), "more than 0"),
+        ("muon_learning_rate", -0.1, "0 or more"),
+        ("weight_decay", -0.1, "0 or more"),
+        ("gradient_clip", 0.0, "more than 0"),
+        ("ema_decay", 1.0, "a number from 0 to below 1"),
+    ],
+)
+def test_a_loop_that_cannot_run_is_refused_at_once(name: str, value: float, needed: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is {value}, {needed} is needed: .* by --set {name}="):
+        replace(CONFIG, **{name: value})
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:

@@ -81,6 +81,65 @@ def test_styles_change_how_the_answer_is_worded_or_what_it_shows() -> None:
     assert set(seen) == {*STYLES.values(), "free"} - {""}
 
 
+def test_a_pool_is_encoded_once_by_all_processes_and_a_damaged_file_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(generator, "ENCODED_AT_ONCE", 4)
+    path = tmp_path / "pool.safetensors"
+
+    def pool(count: int = 10) -> generator.Pool:
+        return generator.Pool(load_autoencoder(VAE), 7, count, path, generator.pool_scene)
+
+    alone = pool()
+    alone.read()
+    whole = path.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert sorted(alone.latents) == list(range(10))
+    scene, latents = pool().draw(random.Random(5), ASPECT_SIZES[0])  # not read: encoded where it is drawn
+    assert scene == alone.draw(random.Random(5), ASPECT_SIZES[0])[0]
+    torch.testing.assert_close(latents, alone.draw(random.Random(5), ASPECT_SIZES[0])[1], atol=5e-3, rtol=0)
+
+    encoded: list[object] = []
+    encode = generator.encode_scenes
+    monkeypatch.setattr(generator, "encode_scenes", lambda *given: encoded.append(given) or encode(*given))
+    fewer = pool(3)
+    fewer.read()
+    assert not encoded, "a longer file has what a shorter pool needs"
+    assert all(torch.equal(fewer.latents[number], alone.latents[number]) for number in range(3))
+
+    path.write_bytes(whole[:-100])
+    shares: list[list[object]] = []
+
+    def gather(mine: list[object]) -> list[object]:
+        shares.append(mine)
+        return [part for share in shares for part in share]
+
+    monkeypatch.setattr(generator, "gather_object", gather)
+    with caplog.at_level("WARNING"):
+        pool().read((1, 2))
+        assert path.read_bytes() == whole[:-100], "the first process alone writes"
+        together = pool()
+        together.read((0, 2))
+    assert "the pool is encoded again" in caplog.text
+    assert [[first for first, _ in share] for share in shares] == [[4], [0, 8]]
+    from_file = pool()
+    from_file.read()
+    for each in (together, from_file):
+        assert all(torch.equal(each.latents[number], alone.latents[number]) for number in range(10))
+
+
+def test_a_new_tokenizer_is_kept_when_a_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vlm, "tokenizer_texts", lambda seed: ["a red circle and a blue star"] * 2)
+    settings = {"seed": 1, "batch_size": 2, "mix": {"rewrite": 1.0}, "tokenizer": tmp_path / "tokenizer"}
+    task = vlm.VLMTask(**settings)
+    assert not list(tmp_path.iterdir())
+    task.prepare((1, 2))
+    assert not list(tmp_path.iterdir())
+    task.prepare((0, 2))
+    monkeypatch.setattr(vlm, "tokenizer_texts", lambda seed: ["other wordings"] * 2)
+    assert vlm.VLMTask(**settings).tokenizer.get_vocab() == task.tokenizer.get_vocab()
+
+
 def test_colours_without_a_name_are_neither_named_nor_guessed(tmp_path: Path) -> None:
     pool = generator.Pool(
         load_autoencoder(VAE), 7, 3, tmp_path / "pool.safetensors", generator.free_pool_scene
