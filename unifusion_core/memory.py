@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .errors import VLMError
 from .models.unifusion import UniFusionConfig
 
 CARDS = (8, 12, 16, 24, 48)  # GB of memory on graphics cards
@@ -23,12 +24,18 @@ def gigabytes(count: float) -> str:
 
 
 def taps_of_tiles(config: UniFusionConfig) -> str:
-    """What the VLM's states at all tapped layers take, in 32 bit, as they travel from the VLM to LAP."""
+    """What the VLM's states at all tapped layers take, in 32 bit, as they travel from the VLM to LAP. Raises VLMError for a
+    family that this version does not know."""
     spec = config.vlm
     per_token = 4 * len(spec.taps) * spec.hidden_size
     text = f"{per_token / 1e3:.1f} kB per token"
     if spec.fingerprint:  # the embedded VLM has tiles of its own
         return text
+    if spec.family not in TOKENS_PER_TILE:
+        raise VLMError(
+            f'The generator needs a VLM of type "{spec.family}"; supported are {", ".join(sorted(TOKENS_PER_TILE))}: update '
+            "the pack."
+        )
     tokens = TOKENS_PER_TILE[spec.family]
     each = (f"{tiles}: {gigabytes(tiles * tokens * per_token)}" for tiles in TILES)
     return f"{text}; for pictures in {', '.join(each)} (tiles of {tokens} tokens)"

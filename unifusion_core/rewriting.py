@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from .contracts import VLMFeatures, VLMRequest, VLMSpec
 from .errors import ConfigError, PromptError
-from .vlm.base import BaseVLM
+from .vlm.base import NEW_TOKENS, BaseVLM
 from .vlm.prompts import join_features, kept_features, one_row
 
 MAX_NEW_TOKENS = {"decoded": 128, "after_prefix": 512}
@@ -138,7 +138,7 @@ def attempt_rewrites(
             attempts.append(
                 PromptError(
                     f"The rewrite of {_shown(request)} did not end within {max_new_tokens} tokens: word the prompt "
-                    "otherwise, raise max_new_tokens, or give the rewrite yourself."
+                    f"otherwise, raise {NEW_TOKENS}, or give the rewrite yourself."
                 )
             )
         elif not text.strip():

@@ -7,7 +7,8 @@ attention logits are raised by log g, in the refiner and in both forms of the Di
 place as their rotary position (Krea 2 gives none at all). So strength is a number of tokens, and needs nothing of the generator:
 ComfyUI's own Krea 2, which knows no mask and no bias, reads it like ours.
 
-Leaving tokens out is known from text-trained generators that copy a picture too closely (paper.md 3.4).
+Leaving tokens out is known from text-trained generators that copy a picture too closely (Qwen-VL's picture tokens in Z-Image,
+somepago.github.io/posts/emergent-rabbit-hole).
 """
 
 from __future__ import annotations

@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from unifusion_core.checkpoint import CONFIG_KEY, read_tensors
 from unifusion_core.command_line import main
 from unifusion_core.contracts import TokenRole
 from unifusion_core.evaluation import SUITE_NAMES
@@ -191,6 +194,22 @@ def test_an_edit_in_another_size_than_its_picture_is_drawn_with_a_warning(
     assert "64x32 is drawn, and the picture that is edited is 48x32" in capsys.readouterr().err
 
 
+def test_a_picture_too_large_to_be_drawn_is_read_where_a_size_is_given(
+    random_weights: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (4200, 60)).save(tmp_path / "wide.png")
+    call = ["generate", "x", "--image", str(tmp_path / "wide.png"), "--max-tiles", "1", "--no-rewrite"]
+    call += ["--steps", "1", *random_weights.options, "--out", str(tmp_path / "out.png")]
+    assert main(call) == 2
+    told = capsys.readouterr().err
+    assert (
+        "wide.png is 4200x60, too large to be drawn in its own size: give --size, with sides of up to 4096"
+        in told
+    )
+    assert main([*call, "--size", "64x32"]) == 0
+    assert Image.open(tmp_path / "out.png").size == (64, 32)
+
+
 # Mistakes -----------------------------------------------------------------------------------------
 
 
@@ -219,7 +238,12 @@ def test_an_edit_in_another_size_than_its_picture_is_drawn_with_a_warning(
         (["train", "nothing"], 'there is no recipe "nothing"; choose one of tiny-vae'),
         (
             ["evaluate", "--suite", "vlm", "--page", "page.md"],
-            "add designs, verifi, edits, layers to --suite",
+            "shows the suites designs, verifi, edits, layers: add some of them to --suite",
+        ),
+        (["evaluate", "--suite", "verifi", "--page", "proof"], "choose a name that ends in .md"),
+        (
+            ["evaluate", "--report", "a.json", "--page", "page.md", "--out", "b.json"],
+            "add --suite, or leave --out out",
         ),
         (["evaluate", "--suite", "vlm", "taste"], 'there is no suite "taste"; choose from text-to-image'),
         (["generate", "x", "--schedule", "karras"], 'there is no schedule "karras"; choose one of uniform'),
@@ -315,11 +339,12 @@ def test_a_mistake_in_a_process_of_its_own_shows_no_traceback() -> None:
 # Training, evaluation, inspection -------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("recipe", ["tiny-vae", "tiny-vlm", "tiny"])
 def test_dry_run_says_what_would_run_and_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "tiny-vae", "--dry-run", "--set", "num_steps=10", "learning_rate=1"]) == 0
+    assert main(["train", recipe, "--dry-run", "--set", "num_steps=10", "learning_rate=1"]) == 0
     printed = capsys.readouterr().out
     assert '"num_steps": 10' in printed
     assert '"learning_rate": 1.0' in printed
@@ -330,7 +355,11 @@ def test_dry_run_says_what_would_run_and_writes_nothing(
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [("speed=3", 'there is no "speed" to set'), ("num_steps=many", "num_steps needs a value of type int")],
+    [
+        ("speed=3", 'there is no "speed" to set'),
+        ("num_steps=many", "num_steps needs a value of type int"),
+        ("log_every=0", "log_every is 0, 1 or more is needed"),
+    ],
 )
 def test_settings_that_a_recipe_does_not_have_are_refused(
     change: str, sentence: str, capsys: pytest.CaptureFixture[str]
@@ -362,6 +391,82 @@ def test_inspect_tells_each_kind_of_file(
         assert main(["inspect", str(path)]) == 0
         printed = capsys.readouterr().out
         assert all(word in printed for word in (*words, '"recipe": "random"')), printed
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "sentence"),
+    [
+        ("vlm.family", "qwen9", 'needs a VLM of type "qwen9"; supported are internvl, qwen2_5_vl, qwen3_vl'),
+        ("vlm.hidden_size", -160, "a VLM of width -160"),
+        ("lap.num_layer_blocks", -1, "LAP with -1 blocks"),
+        ("dit.num_heads", 0, "num_heads is 0: it must be above 0"),
+        ("dit.num_kv_heads", 0, "num_kv_heads is 0: it must be above 0"),
+        ("dit.mlp_size", -8, "mlp_size is -8: it must be above 0"),
+    ],
+)
+def test_inspect_refuses_impossible_numbers_in_one_sentence(
+    random_weights: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+    value: object,
+    sentence: str,
+) -> None:
+    tensors, metadata = read_tensors(random_weights.model)
+    stored = json.loads(metadata[CONFIG_KEY])
+    part, name = where.split(".")
+    stored["config"][part][name] = value
+    save_file(tensors, tmp_path / "odd.safetensors", metadata | {CONFIG_KEY: json.dumps(stored)})
+    assert main(["inspect", str(tmp_path / "odd.safetensors")]) == 2
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "sentence"),
+    [
+        ("config.json", None, "has no config.json, so it is no VLM folder: copy all files"),
+        ("config.json", "{", "config.json is damaged (Expecting"),
+        ("config.json", "[]", "config.json is damaged (no JSON object): copy the model's files again"),
+        (
+            "config.json",
+            '{"text_config": []}',
+            "(its text_config is no object): copy the model's files again",
+        ),
+        ("training.json", "{", "training.json is damaged (Expecting"),
+    ],
+)
+def test_inspect_refuses_damaged_json_of_a_vlm(
+    random_weights: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    text: str | None,
+    sentence: str,
+) -> None:
+    folder = tmp_path / "vlm"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((random_weights.vlm / "config.json").read_bytes())
+    if text is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(text)
+    assert main(["inspect", str(folder)]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_inspect_refuses_a_damaged_record_of_a_vae(
+    random_weights: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, metadata = read_tensors(random_weights.vae)
+    for record in ("{", "[]"):
+        save_file(tensors, tmp_path / "vae.safetensors", metadata | {"training": record})
+        assert main(["inspect", str(tmp_path / "vae.safetensors")]) == 2
+        assert "vae.safetensors: its record of training is damaged" in capsys.readouterr().err
+    save_file({"taesd_decoder.1.weight": torch.ones(3)}, tmp_path / "flat.safetensors")
+    assert main(["inspect", str(tmp_path / "flat.safetensors")]) == 2
+    assert "another kind of model" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -408,6 +513,16 @@ def test_a_krea_2_file_needs_its_own_vae(krea_2_file: Path, capsys: pytest.Captu
     """Said before 25.6 GB of weights are read: they would not fit into this test's memory."""
     assert main(["generate", "x", "--model", str(krea_2_file)]) == 2
     assert 'draws 16 of "qwen-image": choose its own VAE (--vae; for Krea 2' in capsys.readouterr().err
+
+
+def test_a_style_beside_an_own_rewrite_is_refused_where_prompts_are_not_rewritten(
+    krea_2_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["generate", "x", "--model", str(krea_2_file), "--style", "terse"]
+    assert main([*call, "--rewrite-text", "a red ball"]) == 2
+    assert "--rewrite-text is the rewrite: leave --style out" in capsys.readouterr().err
+    assert main(call) == 2
+    assert "add --rewrite, or leave --style out" in capsys.readouterr().err
 
 
 def test_schedule_brings_its_steps_and_guidance(random_weights: SimpleNamespace, tmp_path: Path) -> None:

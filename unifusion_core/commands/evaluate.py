@@ -16,6 +16,8 @@ def evaluate_suites(arguments: argparse.Namespace) -> None:
     unknown = [name for name in names if name not in SUITE_NAMES]
     if unknown:
         raise ConfigError(f'there is no suite "{unknown[0]}"; choose from {", ".join(SUITE_NAMES)}')
+    if arguments.out is not None and not names:
+        raise ConfigError("--out is for the numbers of suites that run: add --suite, or leave --out out")
     from ..evaluation.suite import Subject
     from ..evaluation.suites import evaluate
 

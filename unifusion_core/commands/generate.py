@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..errors import ConfigError
+from ..errors import ConfigError, ShapeError
 from ..styles import STYLES
 from .prompts import Line, progress, read_lines
 
@@ -39,15 +39,17 @@ def generate(arguments: argparse.Namespace) -> None:
     from ..checkpoint import read_config
     from ..pipeline import DrawSettings, Pipeline, generator_path, write_picture_file
     from ..presets import drawing_for
+    from ..rewriting import REWRITE_BY_DEFAULT
     from ..vlm.prompts import join_features
 
     _check_schedule(arguments.schedule)
-    _check_style(arguments.style, arguments.rewrite is not False)
-    drawing = drawing_for(read_config(generator_path(arguments.model)), arguments.schedule)
+    config = read_config(generator_path(arguments.model))
+    by_default = REWRITE_BY_DEFAULT[config.vlm.kept_tokens]
+    rewriting = by_default if arguments.rewrite is None else arguments.rewrite
+    _check_style(arguments, rewriting)
+    drawing = drawing_for(config, arguments.schedule)
     jobs = list(_jobs(lines, arguments, drawing.size))  # read all before the models: mistakes show at once
     pipeline = Pipeline.load(arguments.model, arguments.vlm, arguments.vae, offload=arguments.offload)
-    rewriting = pipeline.rewrites_by_default if arguments.rewrite is None else arguments.rewrite
-    _check_style(arguments.style, rewriting)
     batches = list(_batches(jobs))
     steps = arguments.steps or drawing.steps
     with progress(steps * len(batches), "drawing") as step_done:
@@ -96,29 +98,46 @@ def _check_schedule(name: str | None) -> None:
         raise ConfigError(f'there is no schedule "{name}"; choose one of {", ".join(SCHEDULES)}')
 
 
-def _check_style(style: str, rewriting: bool) -> None:
-    if STYLES.get(style, style) and not rewriting:
-        raise ConfigError("--style says how to rewrite: add --rewrite, or leave --style out")
+def _check_style(arguments: argparse.Namespace, rewriting: bool) -> None:
+    if rewriting or not STYLES.get(arguments.style, arguments.style):
+        return
+    if arguments.rewrite_text is not None:  # beside which there is no --rewrite
+        raise ConfigError("--style says how to rewrite, and --rewrite-text is the rewrite: leave --style out")
+    raise ConfigError("--style says how to rewrite: add --rewrite, or leave --style out")
 
 
 def _jobs(
     lines: Sequence[Line], arguments: argparse.Namespace, usual_size: tuple[int, int]
 ) -> Iterator[_Job]:
     """`--batch` pictures per line, with seeds that count on."""
-    from ..sizes import check_size, size_of_picture, warn_of_other_size
+    from ..sizes import check_size, edited_size, warn_of_other_size
 
     stem = _out_stem(arguments)
     for line in lines:
         request = line.request(arguments.style, keep_rewrite=arguments.rewrite is not False)
         if arguments.image_cfg is not None and not request.pictures:
             raise ConfigError("--image-cfg guides by input pictures: give --image, or leave --image-cfg out")
-        size = arguments.size or (size_of_picture(request.pictures[0]) if request.pictures else usual_size)
-        if len(request.pictures) == 1:
-            warn_of_other_size(size, size_of_picture(request.pictures[0]))
+        size = arguments.size or (_size_of_first(line, request) if request.pictures else usual_size)
+        edited = edited_size(request.pictures)
+        if edited is not None:
+            warn_of_other_size(size, edited)
         for number in range(arguments.batch):
             name = (line.id or stem.name) + (f"-{number + 1}" if arguments.batch > 1 else "")
             path = stem.with_name(f"{name}.png")
             yield _Job(line=line, request=request, seed=line.seed + number, size=check_size(size), path=path)
+
+
+def _size_of_first(line: Line, request: VLMRequest) -> tuple[int, int]:
+    from ..sizes import MAX_SIDE, size_of_picture
+
+    try:
+        return size_of_picture(request.pictures[0])
+    except ShapeError as error:
+        height, width = request.pictures[0].shape[1:]
+        raise ShapeError(
+            f"{line.images[0]} is {width}x{height}, too large to be drawn in its own size: give --size, with sides of up to "
+            f"{MAX_SIDE} pixels"
+        ) from error
 
 
 def _out_stem(arguments: argparse.Namespace) -> Path:

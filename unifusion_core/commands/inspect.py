@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import VLMError
+from ..errors import CheckpointError, VLMError
 
 if TYPE_CHECKING:  # for annotations alone
     from torch import Tensor
+
+COPY_AGAIN = "copy the model's files again"
 
 
 def inspect(arguments: argparse.Namespace) -> None:
@@ -26,8 +28,9 @@ def inspect(arguments: argparse.Namespace) -> None:
         from ..checkpoint import read_layout
 
         tensors, metadata = read_layout(path)
-        if "taesd_decoder.1.weight" in tensors:
-            title, facts, blocks = _vae_facts(tensors, metadata)
+        first = tensors.get("taesd_decoder.1.weight")
+        if first is not None and first.ndim == 4:
+            title, facts, blocks = _vae_facts(tensors, metadata, path.name)
         else:
             title, facts, blocks = _generator_facts(tensors, metadata, path.name)
     print(f"{path}: {title}")
@@ -80,23 +83,32 @@ def _generator_facts(tensors: dict[str, Tensor], metadata: dict[str, str], name:
     return title, facts, {"config": dataclasses.asdict(config), "training": training}
 
 
-def _vae_facts(tensors: dict[str, Tensor], metadata: dict[str, str]) -> _Facts:
+def _vae_facts(tensors: dict[str, Tensor], metadata: dict[str, str], name: str) -> _Facts:
     facts = {
         "parameters": millions(_count(tensors.values())),
         "latents": f"{tensors['taesd_decoder.1.weight'].shape[1]} channels, one cell for 8 x 8 pixels",
     }
-    return "VAE in the TAESD layout", facts, {"training": json.loads(metadata.get("training", "{}"))}
+    try:
+        training = _json_object(metadata.get("training", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{name}: its record of training is damaged ({error}): download or save it again"
+        ) from error
+    return "VAE in the TAESD layout", facts, {"training": training}
 
 
 def _vlm_facts(folder: Path) -> _Facts:
     """From the folder's files alone: transformers would take seconds to import."""
     from ..checkpoint import read_layout
 
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise VLMError(f"{folder} is no VLM folder: its config.json cannot be read ({error})") from error
+    if not (folder / "config.json").is_file():
+        raise VLMError(
+            f"{folder} has no config.json, so it is no VLM folder: copy all files of the model into it"
+        )
+    config = _read_json(folder / "config.json")
     text = config.get("text_config", config)
+    if not isinstance(text, dict):
+        raise VLMError(f"{folder / 'config.json'} is damaged (its text_config is no object): {COPY_AGAIN}")
     files = sorted(folder.glob("*.safetensors"))
     record = folder / "training.json"
     facts = {
@@ -108,8 +120,22 @@ def _vlm_facts(folder: Path) -> _Facts:
     return (
         "VLM folder",
         facts,
-        {"training": json.loads(record.read_text("utf-8")) if record.is_file() else {}},
+        {"training": _read_json(record) if record.is_file() else {}},
     )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return _json_object(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise VLMError(f"{path} is damaged ({error}): {COPY_AGAIN}") from error
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    return content
 
 
 def _count(tensors: Iterable[Tensor]) -> int:

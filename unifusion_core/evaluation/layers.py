@@ -1,5 +1,5 @@
-"""Layer dropout: what is left of a picture when some of the tapped VLM layers are left out of the pooling (the paper's study of
-layers, without any training for it; paper.md 1.3)."""
+"""Layer dropout: what is left of a picture when some of the tapped VLM layers are left out of the pooling, without any training
+for it (the study of layer dropout in arXiv 2510.12789)."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ A claim is a pair of rows, the one that the paper finds better first. What a run
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A number with its 95 % interval."""
+    """A number with its 95 % interval, whose ends are infinite where one sample told nothing of the spread."""
 
     name: str
     middle: float
@@ -98,8 +99,11 @@ FIGURES = (
 )
 
 
-def check_page(suites: Iterable[str]) -> None:
-    """Raises ConfigError if none of these suites has a place on the page: better before they run than after."""
+def check_page(page: Path, suites: Iterable[str]) -> None:
+    """Raises ConfigError if `page` is no Markdown file, or if none of these suites has a place on it: better before they run than
+    after."""
+    if page.suffix.lower() != ".md":
+        raise ConfigError(f'the page is "{page}": it is written as Markdown, choose a name that ends in .md')
     if not set(PAGE_SUITES) & set(suites):
         raise ConfigError(
             f"the page shows the suites {', '.join(PAGE_SUITES)}: add some of them to --suite, or a report of them to --report"
@@ -107,26 +111,31 @@ def check_page(suites: Iterable[str]) -> None:
 
 
 def read_reports(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Reports that `unifusion evaluate --out` wrote. Raises ConfigError for a file that is none."""
+    """Reports that `unifusion evaluate --out` wrote. Raises ConfigError for a file that is none, or that lacks what the page
+    shows."""
     reports = []
     for file in files:
         try:
             report = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{file} cannot be read ({error}): give what --out wrote") from error
-        if not isinstance(report, dict) or not {"suites", "samples"} <= set(report):
+        whole = isinstance(report, dict) and {"suites", "samples"} <= set(report)
+        if not whole or not isinstance(report["suites"], dict):
             raise ConfigError(f"{file} is no report: give what --out wrote")
+        for figure in FIGURES:
+            if figure.suite in report["suites"]:
+                read_bars(figure, report["suites"][figure.suite])
         reports.append(report)
     return reports
 
 
 def write_page(reports: Sequence[Mapping[str, Any]], page: Path) -> None:
     """Write `page` (Markdown) and its plots (PNG, in a folder named after it) out of reports; a figure whose suite is in none of
-    them is named as not measured. Raises ConfigError if that is true of all."""
+    them is named as not measured. Raises ConfigError if that is true of all, or if a suite lacks what its figure shows."""
     measured = {
         name: (rows, report["samples"]) for report in reports for name, rows in report["suites"].items()
     }
-    check_page(measured)
+    check_page(page, measured)
     folder = page.with_name(page.stem.lower())
     folder.mkdir(parents=True, exist_ok=True)
     text = [
@@ -152,19 +161,29 @@ def write_page(reports: Sequence[Mapping[str, Any]], page: Path) -> None:
 
 
 def read_bars(figure: Figure, rows: Rows) -> list[Bar]:
-    """The figure's numbers out of a suite's rows."""
-    by_name = {row["name"]: row for row in rows}
-    bars = []
-    for name in figure.rows or tuple(by_name):
-        row = by_name[name]
-        if figure.value == "exact":
-            rate = row["rates"]["exact"]
-            low, high = rate["interval_95"]
-            bars.append(Bar(name=name, middle=100 * rate["share"], low=100 * low, high=100 * high))
-        else:
-            middle, reach = row["values"][figure.value], row["values"][figure.spread]
-            bars.append(Bar(name=name, middle=middle, low=middle - reach, high=middle + reach))
-    return bars
+    """The figure's numbers out of a suite's rows. Raises ConfigError for a row or a number that is not there."""
+    claimed = (name for claim in figure.claims for name in claim)
+    try:
+        by_name = {row["name"]: row for row in rows}
+        names = dict.fromkeys((*(figure.rows or by_name), *claimed))  # each once
+        return [_bar(figure, by_name[name]) for name in names]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f'the report of the suite {figure.suite} lacks {error}, which "{figure.title}" shows: run the suite again '
+            f"(unifusion evaluate --suite {figure.suite})"
+        ) from error
+
+
+def _bar(figure: Figure, row: Mapping[str, Any]) -> Bar:
+    if figure.value == "exact":
+        rate = row["rates"]["exact"]
+        low, high = rate["interval_95"]
+        return Bar(name=row["name"], middle=100 * rate["share"], low=100 * low, high=100 * high)
+    middle, reach = row["values"][figure.value], row["values"][figure.spread]
+    if middle is None:
+        raise KeyError(figure.value)
+    reach = math.inf if reach is None else reach  # JSON has no infinity
+    return Bar(name=row["name"], middle=middle, low=middle - reach, high=middle + reach)
 
 
 def verdicts(figure: Figure, bars: Sequence[Bar]) -> list[str]:
@@ -187,15 +206,22 @@ def verdicts(figure: Figure, bars: Sequence[Bar]) -> list[str]:
 
 
 def draw_bars(bars: Sequence[Bar], axis: str, path: Path) -> None:
-    """Horizontal bars with their intervals."""
+    """Horizontal bars with their intervals; those without an end go beyond the plot."""
     from matplotlib.figure import Figure as Canvas  # noqa: PLC0415  (only the page needs it)
 
     canvas = Canvas(figsize=(7, 0.8 + 0.38 * len(bars)), dpi=PIXELS_PER_INCH, layout="constrained")
     plot = canvas.add_subplot()
     places = range(len(bars), 0, -1)
-    reach = [[bar.middle - bar.low for bar in bars], [bar.high - bar.middle for bar in bars]]
+    ends = [end for bar in bars for end in (bar.middle, bar.low, bar.high) if math.isfinite(end)]
+    left, right = 1.05 * min([0.0, *ends]), 1.05 * max([1e-3, *ends])
+    beyond = 2 * (right - left)  # an infinite line would not be drawn at all
+    reach = [
+        [min(bar.middle - bar.low, beyond) for bar in bars],
+        [min(bar.high - bar.middle, beyond) for bar in bars],
+    ]
     plot.barh(places, [bar.middle for bar in bars], xerr=reach, color="#7a9cc6", ecolor="#333333", capsize=3)
     plot.set_yticks(list(places), [bar.name for bar in bars])
+    plot.set_xlim(left, right)
     plot.set_xlabel(axis)
     plot.spines[["top", "right"]].set_visible(False)
     canvas.savefig(path)

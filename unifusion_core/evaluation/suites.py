@@ -54,14 +54,14 @@ def evaluate(
     """Run suites; each row is said as soon as it is known. JSON goes to `out`, sheets of pictures beside it; `page` gets
     the proof page of those suites that it has figures for, run now or before (`reports`: what `out` got then).
 
-    Raises ConfigError for an unknown suite or too few samples.
+    Raises ConfigError for an unknown suite, too few samples, or a page that cannot be made, before anything is run.
     """
     for name in names:
         if name not in SUITES:
             raise ConfigError(f'there is no suite "{name}"; choose from {", ".join(SUITES)}')
     earlier = read_reports(reports)
     if page is not None:
-        check_page([*names, *(name for report in earlier for name in report["suites"])])
+        check_page(page, [*names, *(name for report in earlier for name in report["suites"])])
     if samples < 1:
         raise ConfigError(f"{samples} samples were asked for; at least 1 is needed")
     conditions: dict[str, Any] = {

@@ -7,11 +7,12 @@ the VLM's prediction instead of the word draws the old one: an edited rewrite wo
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..contracts import VLMRequest
 from ..world import wordings
+from ..world.edits import another
 from ..world.requirements import Requirement
 from ..world.scenes import (
     BACKGROUNDS,
@@ -87,22 +88,18 @@ def draw_swap(rng: random.Random, word: str) -> Swap:
     i = rng.randrange(len(scene.objects))
     obj = scene.objects[i]
     if word == "background":
-        said = replace(scene, background=_other(rng, BACKGROUNDS, scene.background))
+        said = replace(scene, background=another(rng, BACKGROUNDS, scene.background))
         return Swap(word=word, asked=scene, said=said, index=i)
     if word == "color":
         allowed = [c for c in COLORS if (c, obj.shape) not in HELD_OUT_PAIRS]
-        obj = replace(obj, color=_other(rng, allowed, obj.color))
+        obj = replace(obj, color=another(rng, allowed, obj.color))
     elif word == "shape":
         allowed = [s for s in SHAPES if (obj.color, s) not in HELD_OUT_PAIRS]
-        obj = replace(obj, shape=_other(rng, allowed, obj.shape))
+        obj = replace(obj, shape=another(rng, allowed, obj.shape))
     elif word == "size":
-        obj = replace(obj, size=_other(rng, SIZES, obj.size))
+        obj = replace(obj, size=another(rng, SIZES, obj.size))
     else:
         taken = {o.cell for o in scene.objects}
         obj = replace(obj, cell=rng.choice([cell for cell in POSITION_NAMES if cell not in taken]))
     said = replace(scene, objects=(*scene.objects[:i], obj, *scene.objects[i + 1 :]))
     return Swap(word=word, asked=scene, said=said, index=i)
-
-
-def _other(rng: random.Random, values: Iterable[str], value: str) -> str:
-    return rng.choice([v for v in values if v != value])

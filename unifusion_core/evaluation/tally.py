@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -78,15 +78,8 @@ class Tally:
     def __len__(self) -> int:
         return len(self.judgements)
 
-    def __iter__(self) -> Iterator[Judgement]:
-        return iter(self.judgements)
-
     def __add__(self, other: Tally) -> Tally:
         return Tally(self.judgements + other.judgements)
-
-    def where(self, keep: Callable[[Judgement], bool]) -> Tally:
-        """Those judgements alone that `keep` accepts."""
-        return Tally(tuple(j for j in self.judgements if keep(j)))
 
     def rate(self, name: str = "exact") -> Rate:
         """The rate of one of `COUNTED`."""

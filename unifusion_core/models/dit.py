@@ -7,7 +7,7 @@ adaLN vector with a learned bias per block, rotary positions over (index, row, c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from einops import rearrange
@@ -36,6 +36,9 @@ class DiTConfig:
     rope_theta: float = 1000.0
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value <= 0:
+                raise ConfigError(f"the DiT's {name} is {value}: it must be above 0")
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 16:
             raise ConfigError(
                 f"hidden size {self.hidden_size} over {self.num_heads} heads: the head size must be a multiple of 16"

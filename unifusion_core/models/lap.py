@@ -1,4 +1,4 @@
-"""Layerwise Attention Pooling (LAP): one vector per VLM token out of many VLM layers (paper, section on LAP; paper.md 1.3)."""
+"""Layerwise Attention Pooling (LAP): one vector per VLM token out of many VLM layers (arXiv 2510.12789, section on LAP)."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ class LAPConfig:
             raise ConfigError(
                 f"LAP with {self.num_heads} heads and MLP size {self.mlp_size}: both must be at least 1"
             )
+        if self.num_layer_blocks < 0 or self.num_refiner_blocks < 0:
+            raise ConfigError(
+                f"LAP with {self.num_layer_blocks} blocks and a refiner with {self.num_refiner_blocks}: give at least 0"
+            )
 
 
 class LayerwiseAttentionPooling(nn.Module):
@@ -40,6 +44,8 @@ class LayerwiseAttentionPooling(nn.Module):
 
     def __init__(self, config: LAPConfig, *, num_taps: int, size: int, build: Build) -> None:
         super().__init__()
+        if size < 1:
+            raise ConfigError(f"LAP for a VLM of width {size}: it must be at least 1")
         self.layerwise_blocks = nn.ModuleList(
             TransformerBlock(size, config.num_heads, config.mlp_size, build)
             for _ in range(config.num_layer_blocks)

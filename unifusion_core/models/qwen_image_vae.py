@@ -6,6 +6,7 @@ Only the command line needs it: in ComfyUI the stock VAELoader opens the same we
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,11 @@ def load_qwen_image_vae(folder: Path, device: torch.device | str = "cpu") -> Qwe
         ) from error
     try:
         vae = AutoencoderKLQwenImage.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        if re.search("allocate memory|out of memory", str(error)):
+            raise CheckpointError(
+                f"the VAE in {folder} needs more memory than the system grants ({error}): end other programs"
+            ) from error
         raise CheckpointError(
             f"the weights in {folder} are missing, damaged or do not fit ({error}): copy its files again"
         ) from error

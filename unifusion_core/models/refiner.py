@@ -1,4 +1,4 @@
-"""The bidirectional refiner: undoes the position bias that the VLM's causal attention leaves (paper.md 1.4)."""
+"""The bidirectional refiner: undoes the position bias that the VLM's causal attention leaves (arXiv 2510.12789, figure 4)."""
 
 from __future__ import annotations
 

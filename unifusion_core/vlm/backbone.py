@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..contracts import ChatTemplate, TokenRole, VLMFeatures, VLMRequest, VLMSpec
 from ..errors import VLMError
-from .base import BaseVLM, Written
+from .base import NEW_TOKENS, BaseVLM, Written
 from .choosing import draw_generators, pick_tokens
 from .families import decoder_layers, find_family
 from .fingerprint import fingerprint_of, tensors_in_files
@@ -265,10 +265,11 @@ class VLMBackbone(BaseVLM, nn.Module):
         )
         if not all(written.ended):
             logger.warning(
-                "%d of %d rewrites were cut off after %d tokens; raise max_new_tokens if they matter.",
+                "%d of %d rewrites were cut off after %d tokens; raise %s if they matter.",
                 written.ended.count(False),
                 len(written.ended),
                 max_new_tokens,
+                NEW_TOKENS,
             )
         return written.texts
 

@@ -17,6 +17,9 @@ from .picture_states import RecentlyUsed, digest
 from .prompts import PictureLayout, VLMInputs, build_chat, single_token, token_centres
 from .tiling import Tiles, split_into_tiles
 
+NEW_TOKENS = "the number of new tokens (max_new_tokens in Rewrite for UniFusion, max_length in Generate Text)"
+"""What messages call it: the command line has no such option, and ComfyUI's own node another name for it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
@@ -150,7 +153,7 @@ class BaseVLM(ABC):
         if longest + max_new_tokens > self.max_length:
             raise PromptError(
                 f"The longest chat has {longest} tokens and {max_new_tokens} new ones were asked for; "
-                f"this VLM takes {self.max_length} in all: set max_new_tokens to "
+                f"this VLM takes {self.max_length} in all: set {NEW_TOKENS} to "
                 f"{max(0, self.max_length - longest)} or less, or give fewer tiles or a shorter prompt."
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -107,7 +108,12 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) ->
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, MemoryError, SafetensorError) as error:
+        if re.search("allocate memory|out of memory", str(error)):
+            raise VLMError(
+                f"The VLM in {folder} needs more memory than the system grants ({error}): take a smaller one, or end other "
+                "programs."
+            ) from error
         raise VLMError(
             f"The weights in {folder} are missing, damaged or do not fit its config.json ({error}); "
             "copy the model's files again."

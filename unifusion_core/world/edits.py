@@ -7,7 +7,7 @@ What an instruction does not touch keeps its unnamed traits, so a faithful edit 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -158,7 +158,8 @@ def _free_cell(rng: random.Random, scene: Scene) -> Cell:
     return rng.choice([cell for cell in POSITION_NAMES if cell not in taken])
 
 
-def _other(rng: random.Random, values: Sequence[str], value: str) -> str:
+def another(rng: random.Random, values: Iterable[str], value: str) -> str:
+    """Any of the values but this one."""
     return rng.choice([v for v in values if v != value])
 
 
@@ -190,16 +191,16 @@ def _change_object(
 
 def _recolor(rng: random.Random, _: Scene, obj: SceneObject) -> SceneObject:
     traits = replace(obj.traits, shade=sample_traits(rng).shade)  # a shade belongs to its colour
-    return replace(obj, color=_other(rng, tuple(COLORS), obj.color), traits=traits)
+    return replace(obj, color=another(rng, COLORS, obj.color), traits=traits)
 
 
 def _reshape(rng: random.Random, _: Scene, obj: SceneObject) -> SceneObject:
-    return replace(obj, shape=_other(rng, SHAPES, obj.shape))
+    return replace(obj, shape=another(rng, SHAPES, obj.shape))
 
 
 def _resize(rng: random.Random, _: Scene, obj: SceneObject) -> SceneObject:
     traits = replace(obj.traits, scale=sample_traits(rng).scale)
-    return replace(obj, size=_other(rng, tuple(SIZES), obj.size), traits=traits)
+    return replace(obj, size=another(rng, SIZES, obj.size), traits=traits)
 
 
 def _move(rng: random.Random, source: Scene, obj: SceneObject) -> SceneObject:
@@ -232,7 +233,7 @@ def _add(rng: random.Random, source: Scene) -> _Change:
 
 
 def _change_background(rng: random.Random, source: Scene) -> _Change:
-    target = replace(source, background=_other(rng, tuple(BACKGROUNDS), source.background))
+    target = replace(source, background=another(rng, BACKGROUNDS, source.background))
     return _Change(target=target, touched=frozenset(), origin=tuple(_origins(len(source.objects))))
 
 

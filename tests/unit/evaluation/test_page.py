@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from unifusion_core.command_line import main
 from unifusion_core.errors import ConfigError
-from unifusion_core.evaluation.page import FIGURES, PAGE_SUITES, check_page, read_reports, write_page
+from unifusion_core.evaluation.page import (
+    FIGURES,
+    PAGE_SUITES,
+    check_page,
+    draw_bars,
+    read_bars,
+    read_reports,
+    verdicts,
+    write_page,
+)
 from unifusion_core.evaluation.report import as_report, write_report
 from unifusion_core.evaluation.suite import Row
 from unifusion_core.evaluation.tally import Rate
@@ -67,10 +79,50 @@ def test_every_plot_of_the_page_is_a_picture_beside_it(tmp_path: Path) -> None:
             assert min(image.size) > 50
 
 
-def test_a_page_without_any_of_its_suites_is_refused_before_they_run() -> None:
-    check_page(["verifi", "speed"])
+def test_a_page_that_cannot_be_made_is_refused_before_suites_run() -> None:
+    check_page(Path("PAGE.md"), ["verifi", "speed"])
     with pytest.raises(ConfigError, match="shows the suites designs, verifi, edits, layers: add some"):
-        check_page(["speed"])
+        check_page(Path("PAGE.md"), ["speed"])
+    with pytest.raises(ConfigError, match=r'the page is "proof": .* choose a name that ends in \.md'):
+        check_page(Path("proof"), ["verifi"])
+
+
+def test_one_sample_has_no_end_of_its_interval_and_shows_nothing(tmp_path: Path) -> None:
+    given = report({"reconstruction, 5 tiles": 30})
+    for row in given["suites"]["edits"]:
+        if "PSNR interval dB" in row["values"]:
+            row["values"]["PSNR interval dB"] = None  # as infinity is written
+    (figure,) = (figure for figure in FIGURES if figure.value == "PSNR dB")
+    bars = read_bars(figure, given["suites"]["edits"])
+    assert {(bar.low, bar.high) for bar in bars} == {(-math.inf, math.inf)}
+    assert "30.0 against 20.0, **not shown: within the intervals**" in verdicts(figure, bars)[0]
+    draw_bars(bars, figure.value, tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as image:
+        pixels = np.asarray(image.convert("L")).astype(int)
+    lines = (pixels < 100).sum(1)  # of the intervals: all across the plot
+    assert (lines > pixels.shape[1] / 2).sum() >= len(bars)
+
+
+@pytest.mark.parametrize(
+    ("suite", "damage"),
+    [
+        ("verifi", lambda rows: rows.pop()),
+        ("designs", lambda rows: rows.pop(1)),
+        ("layers", lambda rows: rows[0]["rates"].clear()),
+        ("edits", lambda rows: rows[0]["values"].pop("PSNR interval dB")),
+        ("edits", lambda rows: rows[0]["values"].update({"PSNR dB": None})),
+    ],
+)
+def test_a_report_that_lacks_something_is_refused_when_it_is_read(
+    tmp_path: Path, suite: str, damage: Callable[[list[Any]], object]
+) -> None:
+    given = report()
+    damage(given["suites"][suite])
+    write_report(tmp_path / "a.json", given)
+    with pytest.raises(ConfigError, match=f"the report of the suite {suite} lacks .*: run the suite again"):
+        read_reports([tmp_path / "a.json"])
+    with pytest.raises(ConfigError, match=f"the report of the suite {suite} lacks .*: run the suite again"):
+        write_page([given], tmp_path / "PAGE.md")
 
 
 def test_a_page_is_made_of_several_reports(tmp_path: Path) -> None:

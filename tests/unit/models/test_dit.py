@@ -39,3 +39,19 @@ def test_sizes_that_do_not_divide_are_refused(heads: int, kv_heads: int, message
             mlp_size=8,
             latent_channels=3,
         )
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_heads": 0}, {"num_kv_heads": 0}, {"mlp_size": -8}, {"num_blocks": 0}, {"rope_theta": 0.0}]
+)
+def test_numbers_that_are_not_above_0_are_refused_by_name(wrong: dict[str, int | float]) -> None:
+    sizes = {
+        "hidden_size": 64,
+        "num_blocks": 1,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "mlp_size": 8,
+        "latent_channels": 3,
+    }
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is .*: it must be above 0"):
+        DiTConfig(**sizes | wrong)

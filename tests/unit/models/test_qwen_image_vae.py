@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -35,6 +36,22 @@ def test_what_was_encoded_is_decoded_as_by_diffusers(folder: Path) -> None:
         given = ours.decode((raw - mean) / std)
     assert given.shape == (2, 3, 32, 48)
     torch.testing.assert_close(given, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 507500000 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 484.00 MiB."),
+        MemoryError("Cannot allocate memory (os error 12)"),
+    ],
+)
+def test_too_little_memory_is_not_called_damage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(diffusers.AutoencoderKLQwenImage, "from_pretrained", Mock(side_effect=error))
+    with pytest.raises(CheckpointError, match=r"more memory than the system grants .*: end other programs"):
+        load_qwen_image_vae(folder)
 
 
 def test_folders_that_are_no_such_vae(folder: Path, tmp_path: Path) -> None:

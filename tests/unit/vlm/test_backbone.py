@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -318,6 +319,16 @@ def test_text_right_after_a_picture_equals_passes_without_a_cache(vlm: VLMBackbo
     assert written == [vlm.tokenizer.decode(expected, skip_special_tokens=True)]
 
 
+def test_a_warning_tells_of_answers_that_were_cut_off(
+    internvl: VLMBackbone, caplog: pytest.LogCaptureFixture
+) -> None:
+    internvl.generate(internvl.prepare([VLMRequest(prompt="x")]), max_new_tokens=2)
+    assert (
+        "1 of 1 rewrites were cut off after 2 tokens; raise the number of new tokens (max_new_tokens in"
+        in caplog.text
+    )
+
+
 def test_nothing_is_called_by_a_name_that_transformers_gives_up(vlm: VLMBackbone) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
@@ -518,7 +529,7 @@ def test_encoding_and_writing_do_not_disturb_each_other(vlm: VLMBackbone) -> Non
             VLMRequest(prompt="x"),
             {"max_new_tokens": MAX_LENGTH},
             PromptError,
-            "set max_new_tokens to 3[0-9]{2} or less",
+            r"set the number of new tokens \(max_new_tokens in .*, max_length in .*\) to 3[0-9]{2} or less",
         ),
         (VLMRequest(prompt="x"), {"temperature": -1.0}, ConfigError, "temperature is -1.0"),
         (
@@ -713,6 +724,24 @@ def test_broken_folders_are_refused(folders: dict[str, Path], tmp_path: Path, ca
     damage(folder)
     with pytest.raises(VLMError, match=told):
         load_vlm(folder)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 16000000000 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.90 GiB."),
+        MemoryError("Cannot allocate memory (os error 12)"),
+    ],
+)
+def test_too_little_memory_is_not_called_damage(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", Mock(side_effect=error))
+    with pytest.raises(
+        VLMError, match=r"more memory than the system grants .*: take a smaller one, or end other"
+    ):
+        load_vlm(folders["internvl"])
 
 
 def test_shards_open_as_one_file_does(folders: dict[str, Path], tmp_path: Path) -> None:
