@@ -108,7 +108,9 @@ def press_run(page: Page, comfy: Comfy) -> np.ndarray:
     page.get_by_role("button", name="Run", exact=True).first.click()
     deadline = time.monotonic() + 60 * PATIENCE
     while not (new := set(comfy.request("GET", "/history")[1]) - before):
-        assert time.monotonic() < deadline, "nothing was drawn"
+        if time.monotonic() > deadline:
+            keep(page, "nothing_drawn")
+            pytest.fail(f"nothing was drawn (output/screenshots/nothing_drawn.png); the page says {errors(page)}")
         page.wait_for_timeout(200)
     (done,) = new
     entry = comfy.request("GET", f"/history/{done}")[1][done]
