@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 STATES_LIMIT = 1 << 30  # bytes
 TILES_LIMIT = 1 << 26
+MOST_KEPT = 16  # however small: who draws hundreds of pictures of their own does not go back to the first ones
 
 
 def digest(*tensors: Tensor) -> str:
@@ -65,10 +66,10 @@ V = TypeVar("V", bound=HasBytes)
 
 
 class RecentlyUsed(Generic[V]):
-    """The latest values up to a limit in bytes; whatever is used goes to the front."""
+    """The latest values, up to a limit in bytes and `most` of them; whatever is used goes to the front."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, most: int = MOST_KEPT) -> None:
+        self.limit, self.most = limit, most
         self._kept: OrderedDict[Hashable, V] = OrderedDict()
 
     def __len__(self) -> int:
@@ -92,6 +93,6 @@ class RecentlyUsed(Generic[V]):
         """Keep a value and let the oldest go; what is larger than the limit by itself is only handed back."""
         if value.num_bytes <= self.limit:
             self._kept[key] = value
-            while self.num_bytes > self.limit:
+            while self.num_bytes > self.limit or len(self) > self.most:
                 self._kept.popitem(last=False)
         return value

@@ -481,6 +481,11 @@ def test_kept_pictures_stay_within_their_limit(internvl: VLMBackbone) -> None:
         assert torch.isfinite(internvl.encode(each, (0, 2), reuse_pictures=True).states).all()
     assert len(internvl.picture_states) == 2
     assert torch.equal(internvl.encode(inputs[0], (0, 2), reuse_pictures=True).states, unlimited)
+    internvl.picture_states = RecentlyUsed(STATES_LIMIT, most=1)
+    for each in (*inputs, inputs[0]):
+        internvl.encode(each, (0, 2), reuse_pictures=True)
+    assert len(internvl.picture_states) == 1
+    assert torch.equal(internvl.encode(inputs[0], (0, 2), reuse_pictures=True).states, unlimited)
 
 
 def test_a_picture_is_cut_once(internvl: VLMBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
