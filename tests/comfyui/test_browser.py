@@ -110,7 +110,9 @@ def press_run(page: Page, comfy: Comfy) -> np.ndarray:
     while not (new := set(comfy.request("GET", "/history")[1]) - before):
         if time.monotonic() > deadline:
             keep(page, "nothing_drawn")
-            pytest.fail(f"nothing was drawn (output/screenshots/nothing_drawn.png); the page says {errors(page)}")
+            pytest.fail(
+                f"nothing was drawn (output/screenshots/nothing_drawn.png); the page says {errors(page)}"
+            )
         page.wait_for_timeout(200)
     (done,) = new
     entry = comfy.request("GET", f"/history/{done}")[1][done]

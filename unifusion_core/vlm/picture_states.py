@@ -18,7 +18,9 @@ from transformers import DynamicCache
 
 STATES_LIMIT = 1 << 30  # bytes
 TILES_LIMIT = 1 << 26
-MOST_KEPT = 16  # however small: who draws hundreds of pictures of their own does not go back to the first ones
+MOST_KEPT = (
+    16  # however small: who draws hundreds of pictures of their own does not go back to the first ones
+)
 
 
 def digest(*tensors: Tensor) -> str:
