@@ -133,7 +133,7 @@ def _read(
     try:
         with safe_open(str(path), framework) as file:
             return {k: tensor_of(file, k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except RuntimeError as error:  # torch's, when it maps the file
+    except (RuntimeError, MemoryError) as error:  # torch's, when it maps the file; safetensors' own
         raise CheckpointError(
             f"{path.name} needs more memory than the system grants ({error}): take a smaller file, or end other programs"
         ) from error

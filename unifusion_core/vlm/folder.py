@@ -33,8 +33,8 @@ def load_vlm(
 ) -> VLMBackbone:
     """Load a VLM from a local folder in Hugging Face's layout; no download, no code of the folder is run.
 
-    `device="auto"` lets accelerate spread a big model over what there is. `tile_size` is for families that
-    do not fix it. With a generator's `spec`, a VLM of another size is refused before its weights are read.
+    `tile_size` is for families that do not fix it. With a generator's `spec`, a VLM of another size is refused before its
+    weights are read.
 
     Raises VLMError for a folder that is missing, incomplete, damaged, of an unsupported type, or that
     brings its own code.
@@ -97,7 +97,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
     """The model with exactly the weights of the folder, on its device."""
-    options: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
     try:
         model, info = cast(Any, AutoModelForImageTextToText).from_pretrained(
             folder,
@@ -106,10 +105,9 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) ->
             use_safetensors=True,
             dtype=dtype,
             output_loading_info=True,
-            **options,
         )
     except (OSError, ValueError, RuntimeError, KeyError, MemoryError, SafetensorError) as error:
-        if re.search("allocate memory|out of memory", str(error)):
+        if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
             raise VLMError(
                 f"The VLM in {folder} needs more memory than the system grants ({error}): take a smaller one, or end other "
                 "programs."
@@ -126,7 +124,7 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) ->
                 f"The weights in {folder} do not fit its config.json: {kind.replace('_', ' ')} {shown}; "
                 "copy the model's files again."
             )
-    return model if device == "auto" else model.to(device)
+    return model.to(device)
 
 
 def _normalisation(folder: Path) -> tuple[Sequence[float], Sequence[float]] | None:
