@@ -50,8 +50,8 @@ FIGURES = (
         suite="designs",
         says="Pooling many layers per token (LAP) follows the prompt better than the last layer, than key-value fusion and than "
         "hidden-state injection (paper, table of fusion designs). Every design was trained on about 20 thousand samples, too few "
-        "for exact pictures: counted is which share of a picture's named properties is right. One run each, and intervals are over "
-        "pictures: a design trained again may differ by several points (training/LOG.md).",
+        "for exact pictures: counted is which share of a picture's named properties is right. One run each, and intervals are "
+        "over pictures: a design trained again may differ by several points (training/LOG.md).",
         value=PROPERTIES_RIGHT,
         spread=PROPERTIES_INTERVAL,
         claims=(
