@@ -259,14 +259,16 @@ class GeneratorTask(Task):
         trait_weight: float = 0.0,
         hidden_thumbnails: float = 0.0,
         tasks: dict[str, float] | None = None,
+        edit_shares: dict[str, float] | None = None,
         tile_shares: tuple[float, ...] = (0.4, 0.3, 0.3),
         size_shares: tuple[float, ...] = POOL_SHARES,
         fusion: str = "lap",
         start: Path | None = None,
     ) -> None:
         """`tasks`: shares of "text", "edit", "reconstruct" and "free colors" among the batches (text alone if not given); the
-        last takes its scenes from a pool of its own, of `free_pool_size`. `tile_shares`, `size_shares`: how many batches have
-        each of `TILE_COUNTS` and `ASPECT_SIZES`. `fusion`: how the VLM's layers reach the DiT (`evaluation.fusion`).
+        last takes its scenes from a pool of its own, of `free_pool_size`. `edit_shares`: of the kinds of edits (1 if not
+        named). `tile_shares`, `size_shares`: how many batches have each of `TILE_COUNTS` and `ASPECT_SIZES`. `fusion`: how the
+        VLM's layers reach the DiT (`evaluation.fusion`).
 
         `time_means`: of the times (`sample_training_times`), `picture_time_means` in batches with pictures, if those differ:
         near t = 1 a picture is told by its tokens alone. `hidden_thumbnails`: in how many of the batches with tiles the
@@ -277,7 +279,7 @@ class GeneratorTask(Task):
         self.foreground_weight, self.time_means, self.head_weight = foreground_weight, time_means, head_weight
         self.picture_time_means = picture_time_means or time_means
         self.trait_weight, self.hidden_thumbnails = trait_weight, hidden_thumbnails
-        self.tasks = tasks or {"text": 1.0}
+        self.tasks, self.edit_shares = tasks or {"text": 1.0}, edit_shares or {}
         self.tile_shares, self.size_shares = tile_shares, size_shares
         self.head_block, self.last_block = config.dit.num_blocks // 2, config.dit.num_blocks - 1
         self.settings = {
@@ -293,6 +295,7 @@ class GeneratorTask(Task):
             "trait_weight": trait_weight,
             "hidden_thumbnails": hidden_thumbnails,
             "tasks": self.tasks,
+            "edit_shares": self.edit_shares,
             "fusion": fusion,
             "start": start.name if start else None,
             "chats": CHATS,
@@ -352,7 +355,7 @@ class GeneratorTask(Task):
         request = (
             self.draw_request(rng, scene)
             if task == "text"
-            else self.draw_picture_request(rng, scene, task, size)
+            else self.draw_picture_request(rng, scene, task, size, self.edit_shares)
         )
         return Sample(
             request=request,
@@ -384,12 +387,16 @@ class GeneratorTask(Task):
 
     @staticmethod
     def draw_picture_request(
-        rng: random.Random, scene: Scene, task: str, size: tuple[int, int]
+        rng: random.Random,
+        scene: Scene,
+        task: str,
+        size: tuple[int, int],
+        edit_shares: dict[str, float] | None = None,
     ) -> VLMRequest:
         """A chat that asks for the scene, mostly about one picture (`PICTURE_CHATS`): an edit into it, or the scene itself."""
         kind = rng.choices(list(PICTURE_CHATS[task]), list(PICTURE_CHATS[task].values()))[0]
         if task == "edit":
-            edit = edits.sample_edit_into(rng, scene)
+            edit = edits.sample_edit_into(rng, scene, edit_shares)
             source, prompt, target = edit.sources[0], edit.instruction, edit.target
         else:
             source = target = scene.in_raster_order()

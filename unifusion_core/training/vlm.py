@@ -169,6 +169,8 @@ class VLMTask(Task):
         cell_weight: float = 0.3,
         meant_weight: float = 0.0,
         detail_weight: float = 0.0,
+        trait_weight: float | None = None,
+        frozen_language_model: bool = False,
         rewrite_shares: dict[str, float] | None = None,
         edit_shares: dict[str, float] | None = None,
         tile_shares: tuple[float, float, float] = (0.55, 0.25, 0.2),
@@ -176,13 +178,15 @@ class VLMTask(Task):
         start: Path | None = None,
     ) -> None:
         """`mix`: shares of the tasks; `detail_weight`: of the head that tells what a picture token
-        covers; `rewrite_shares`: of the kinds of prompts (`REWRITE_SHARES` if not given);
+        covers, `trait_weight`: of its traits, if they weigh otherwise than its pixels; `frozen_language_model`: train what
+        sees alone, so that texts keep their states; `rewrite_shares`: of the kinds of prompts (`REWRITE_SHARES` if not given);
         `edit_shares`: of the kinds among edits, references and looks (1 if not named); `tile_shares`: how many
         batches have each of `TILE_COUNTS`; `style_share`: of the chats, how many have a style;
         `start`: a VLM folder to go on from."""
         self.seed, self.batch_size, self.mix = seed, batch_size, mix
         self.cell_weight, self.meant_weight = cell_weight, meant_weight
         self.detail_weight = detail_weight
+        self.trait_weight = detail_weight if trait_weight is None else trait_weight
         self.rewrite_shares = rewrite_shares or REWRITE_SHARES
         self.edit_shares, self.tile_shares, self.style_share = edit_shares or {}, tile_shares, style_share
         self.settings = {
@@ -191,6 +195,8 @@ class VLMTask(Task):
             "cell_weight": cell_weight,
             "meant_weight": meant_weight,
             "detail_weight": detail_weight,
+            "trait_weight": self.trait_weight,
+            "frozen_language_model": frozen_language_model,
             "rewrite_shares": self.rewrite_shares,
             "edit_shares": self.edit_shares,
             "tile_shares": tile_shares,
@@ -212,6 +218,8 @@ class VLMTask(Task):
                 build_vlm(self.tokenizer, seed), self.tokenizer, normalisation=(MEAN, STD)
             )
         vlm = self.backbone.model.requires_grad_(True)  # the backbone has frozen it
+        if frozen_language_model:
+            vlm.model.language_model.requires_grad_(False)
         width = TINY_VLM.hidden_size
         self.model = nn.ModuleDict(
             {
@@ -238,7 +246,12 @@ class VLMTask(Task):
         return with_random_style(rng, sample) if rng.random() < self.style_share else sample
 
     def draw(self, rng: random.Random, task: str, max_tiles: int, held_out: bool | None = None) -> Sample:
-        """One sample of a task: rewrite, describe, edit, reference, look."""
+        """One sample of a task: rewrite, describe, edit, reference, look, detail."""
+        if task == "detail":
+            count = MAX_SOURCES if max_tiles == 1 else 1  # what is seen at once stays small
+            scenes = tuple(sample_scene(rng, held_out=held_out) for _ in range(count))
+            prompt = edits.describe_request(rng)
+            return Sample(kind=task, prompt=prompt, sources=scenes, target=scenes[0], max_tiles=max_tiles)
         if task == "rewrite":
             shares = self.rewrite_shares
             return sample_rewrite(rng, rng.choices(list(shares), list(shares.values()))[0], held_out)
@@ -281,6 +294,11 @@ class VLMTask(Task):
 
     # ------------------------------------------------------------------ loss
 
+    @staticmethod
+    def see(model: nn.Module, chat: VLMInputs) -> Float[Tensor, "P D"]:
+        """The picture tokens as the language model reads them."""
+        return model["vlm"].model.get_image_features(**chat.pixel_inputs).pooler_output.flatten(0, -2)
+
     def answer_logits(
         self, model: nn.Module, batch: VLMBatch
     ) -> tuple[
@@ -292,7 +310,7 @@ class VLMTask(Task):
         embedded = vlm.get_input_embeddings()(chat.token_ids)
         seen = None
         if chat.pixel_inputs:
-            seen = vlm.model.get_image_features(**chat.pixel_inputs).pooler_output.flatten(0, -2)
+            seen = self.see(model, chat)
             embedded = embedded.masked_scatter((chat.roles == TokenRole.PICTURE)[..., None], seen)
         output = vlm.model.language_model(
             inputs_embeds=embedded,
@@ -308,10 +326,13 @@ class VLMTask(Task):
         return logits, chat.token_ids[row, column], row, seen, decision
 
     def loss(self, model: nn.Module, batch: VLMBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        logits, target, _, seen, decision = self.answer_logits(model, batch)
-        loss = F.cross_entropy(logits, target)
-        task = "rewrite" if seen is None else "picture"
-        parts = {f"loss_{task}": float(loss.detach())}
+        parts: dict[str, float] = {}
+        if batch.kind == "detail":  # nothing is asked of the language model
+            seen, decision, loss = self.see(model, batch.chat), None, 0.0
+        else:
+            logits, target, _, seen, decision = self.answer_logits(model, batch)
+            loss = F.cross_entropy(logits, target)
+            parts["loss_rewrite" if seen is None else "loss_picture"] = float(loss.detach())
         if seen is not None:
             guesses = model["cell_head"](seen).split(CELL_LABELS, -1)
             cell = sum(F.cross_entropy(g, batch.cells[:, i]) for i, g in enumerate(guesses)) / len(
@@ -322,14 +343,12 @@ class VLMTask(Task):
             if self.detail_weight:
                 pixels, traits = detail_errors(model["detail_head"](seen), batch)
                 parts |= {"pixels_mse": float(pixels.detach()), "traits_mse": float(traits.detach())}
-                loss = loss + self.detail_weight * (pixels + traits)
-            if self.meant_weight:
-                guesses = model["meant_head"](decision)
-                meant = F.binary_cross_entropy_with_logits(guesses, batch.meant, reduction="sum") / len(
-                    guesses
-                )
-                parts["loss_meant"] = float(meant.detach())
-                loss = loss + self.meant_weight * meant
+                loss = loss + self.detail_weight * pixels + self.trait_weight * traits
+        if decision is not None and seen is not None and self.meant_weight:
+            guesses = model["meant_head"](decision)
+            meant = F.binary_cross_entropy_with_logits(guesses, batch.meant, reduction="sum") / len(guesses)
+            parts["loss_meant"] = float(meant.detach())
+            loss = loss + self.meant_weight * meant
         return loss, parts
 
     # ------------------------------------------------------------------ judging

@@ -87,15 +87,16 @@ def sample_edit(rng: random.Random, kind: str, held_out: bool | None = False) ->
     return _put_into_words(rng, kind, source, change)
 
 
-def sample_edit_into(rng: random.Random, target: Scene) -> Edit:
+def sample_edit_into(rng: random.Random, target: Scene, shares: dict[str, float] | None = None) -> Edit:
     """A random edit that ends in this scene (its objects may come in another order), from a picture without held-out pairs: the
-    change is made backwards, so that pictures drawn once can be the targets of any number of edits."""
+    change is made backwards, so that pictures drawn once can be the targets of any number of edits. `shares`: of the kinds, 1
+    if not named."""
     count = len(target.objects)
     possible = [
         k for k in EDIT_KINDS if (k != "add" or count > 1) and (k != "remove" or count < MAX_TARGET_OBJECTS)
     ]
     while True:
-        kind = rng.choice(possible)
+        kind = rng.choices(possible, [(shares or {}).get(k, 1.0) for k in possible])[0]
         source, change = _backwards(rng, kind, target)
         if not source.held_out:
             break

@@ -140,6 +140,35 @@ def test_a_new_tokenizer_is_kept_when_a_run_begins(tmp_path: Path, monkeypatch: 
     assert vlm.VLMTask(**settings).tokenizer.get_vocab() == task.tokenizer.get_vocab()
 
 
+def test_with_a_frozen_language_model_only_what_sees_learns() -> None:
+    task = vlm.VLMTask(
+        seed=1,
+        batch_size=2,
+        mix={"detail": 0.5, "edit": 0.5},
+        tokenizer=VLM,
+        cell_weight=0.1,
+        detail_weight=0.5,
+        trait_weight=3.0,
+        frozen_language_model=True,
+        start=VLM,
+    )
+    rng = random.Random(5)
+    for kind, answered in (("detail", False), ("edit", True)):
+        batch = task.collate([task.draw(rng, kind, max_tiles=5) for _ in range(2)])
+        task.model.zero_grad()
+        loss, parts = task.loss(task.model, batch, 0)
+        loss.backward()
+        assert ("loss_picture" in parts) == answered
+        learning = {name for name, p in task.model.named_parameters() if p.grad is not None}
+        assert not any("language_model" in name for name in learning)
+        for part in ("vision_tower.encoder", "multi_modal_projector", "cell_head", "detail_head"):
+            assert any(part in name for name in learning), (kind, part)
+    traits = parts["traits_mse"]
+    task.trait_weight += 1
+    again, _ = task.loss(task.model, batch, 0)
+    assert float((again - loss).detach()) == pytest.approx(traits, rel=1e-3)
+
+
 def test_colours_without_a_name_are_neither_named_nor_guessed(tmp_path: Path) -> None:
     pool = generator.Pool(
         load_autoencoder(VAE), 7, 3, tmp_path / "pool.safetensors", generator.free_pool_scene

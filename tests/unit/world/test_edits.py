@@ -301,6 +301,8 @@ def test_an_edit_made_backwards_leads_into_the_scene() -> None:
         for i, (obj, origin) in enumerate(zip(edit.target.objects, edit.origin, strict=True)):
             assert (origin is not None and obj == source.objects[origin[1]]) == (i not in edit.touched)
     assert kinds == set(EDIT_KINDS)
+    none_but_move = dict.fromkeys(EDIT_KINDS, 0.0) | {"move": 1.0}
+    assert {sample_edit_into(rng, scene, none_but_move).kind for _ in range(20)} == {"move"}
 
 
 def test_objects_are_described_in_the_order_they_are_asked_for() -> None:
