@@ -76,12 +76,11 @@ def evaluate_picture_designs(subject: Subject, sampling: Sampling) -> Iterator[R
         pipeline = _pipeline(subject, recipe)
         group = draw_group(pipeline, instructions)
         row = group.row(name)
-        likeness = reconstruct(pipeline, scenes, tiles=10).values
+        reconstruction, _ = reconstruct(pipeline, scenes, tiles=10)
         tally = Tally(tuple(side.judgement for side in group.seeing))
         values = {"loss": _last_loss(recipe), **properties_of(tally), **row.values}
-        yield replace(
-            row, values=values | {f"reconstruction {key}": value for key, value in likeness.items()}
-        )
+        likeness = {f"reconstruction {key}": value for key, value in reconstruction.values.items()}
+        yield replace(row, values=values | likeness)
 
 
 def properties_of(tally: Tally) -> dict[str, float]:

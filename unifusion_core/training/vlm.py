@@ -328,7 +328,8 @@ class VLMTask(Task):
     def loss(self, model: nn.Module, batch: VLMBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         parts: dict[str, float] = {}
         if batch.kind == "detail":  # nothing is asked of the language model
-            seen, decision, loss = self.see(model, batch.chat), None, 0.0
+            seen, decision = self.see(model, batch.chat), None
+            loss = seen.new_zeros(())
         else:
             logits, target, _, seen, decision = self.answer_logits(model, batch)
             loss = F.cross_entropy(logits, target)

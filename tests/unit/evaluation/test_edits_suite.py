@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from unifusion_core.contracts import TokenRole
@@ -90,7 +89,9 @@ def test_the_suite_draws_every_kind_with_and_without_pictures(
     assert rows["edits"].rates["exact"].total == 2
     assert rows["  move"].rates["exact"].total == 1
     assert rows["two references"].rates["exact"].total == rows["three references"].rates["exact"].total == 2
-    assert np.isfinite(rows["reconstruction, 10 tiles"].values["PSNR dB"])
+    one, ten = (rows[f"reconstruction, {n} tiles"].values for n in (1, 10))
+    assert ten["dB above 1 tile"] == pytest.approx(ten["PSNR dB"] - one["PSNR dB"])
+    assert "dB above 1 tile" not in one
     assert masks.count(False) == 5  # one blind drawing for each kind
     assert masks.count(True) == 5 + 3
 
