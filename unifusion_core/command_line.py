@@ -183,7 +183,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE.json", help="the numbers, and sheets of pictures beside them"
     )
     evaluate_options.add_argument(
-        "--page", type=Path, metavar="FILE.md", help="a page with plots of designs, verifi, edits and layers"
+        "--page", type=Path, metavar="FILE.md", help="a page with plots of some suites, as PROOF.md"
     )
     evaluate_options.add_argument(
         "--report",

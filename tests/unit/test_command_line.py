@@ -238,7 +238,7 @@ def test_a_picture_too_large_to_be_drawn_is_read_where_a_size_is_given(
         (["train", "nothing"], 'there is no recipe "nothing"; choose one of tiny-vae'),
         (
             ["evaluate", "--suite", "vlm", "--page", "page.md"],
-            "shows the suites designs, verifi, edits, layers: add some of them to --suite",
+            "shows the suites designs, verifi, edits, edit-training, layers: add some of them to --suite",
         ),
         (["evaluate", "--suite", "verifi", "--page", "proof"], "choose a name that ends in .md"),
         (

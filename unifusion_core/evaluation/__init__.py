@@ -15,4 +15,4 @@ SHIPPED_SUITES = (
     "speed",
 )  # judge the model that is given
 # these measure something else: a random VLM of middle size, and training runs, which must have been made
-SUITE_NAMES = (*SHIPPED_SUITES, "vlm-speed", "designs", "picture-designs")
+SUITE_NAMES = (*SHIPPED_SUITES, "vlm-speed", "designs", "edit-training", "picture-designs")

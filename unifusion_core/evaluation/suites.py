@@ -12,7 +12,7 @@ import torch
 
 from ..errors import ConfigError
 from .autoencoder import evaluate_autoencoder
-from .designs import evaluate_designs, evaluate_picture_designs
+from .designs import evaluate_designs, evaluate_edit_training, evaluate_picture_designs
 from .edits import evaluate_edits
 from .layers import evaluate_layers
 from .page import check_page, read_reports, write_page
@@ -36,6 +36,7 @@ SUITES: dict[str, Suite] = {
     "speed": evaluate_speed,
     "vlm-speed": evaluate_vlm_speed,
     "designs": evaluate_designs,
+    "edit-training": evaluate_edit_training,
     "picture-designs": evaluate_picture_designs,
 }
 

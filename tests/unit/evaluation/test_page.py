@@ -81,7 +81,9 @@ def test_every_plot_of_the_page_is_a_picture_beside_it(tmp_path: Path) -> None:
 
 def test_a_page_that_cannot_be_made_is_refused_before_suites_run() -> None:
     check_page(Path("PAGE.md"), ["verifi", "speed"])
-    with pytest.raises(ConfigError, match="shows the suites designs, verifi, edits, layers: add some"):
+    with pytest.raises(
+        ConfigError, match="shows the suites designs, verifi, edits, edit-training, layers: add some"
+    ):
         check_page(Path("PAGE.md"), ["speed"])
     with pytest.raises(ConfigError, match=r'the page is "proof": .* choose a name that ends in \.md'):
         check_page(Path("proof"), ["verifi"])
