@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host
+from .comfy import host
 from .encode import UniFusionImageEncode
 from .features_to_krea2 import UniFusionFeaturesToKrea2
+from .image_strength import UniFusionPictureStrength
 from .inspect_layers import UniFusionLAPInspect
+from .latent_from_reference import UniFusionLatentFromReference
 from .load_model import UniFusionModelLoader
 from .load_vlm import UniFusionVLMLoader
-from .picture_strength import UniFusionPictureStrength
 from .pool import UniFusionLAPPool
-from .reference_latent import UniFusionLatentFromReference
 from .rewrite import UniFusionVerifiRewrite
 from .sample import UniFusionSampler
 from .schedule import UniFusionSchedule

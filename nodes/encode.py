@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from .comfy_clip import encode, tiles_of
+from .comfy.clip import encode, tiles_of
 from .sockets import CATEGORY, Features
 
 MAX_PICTURES = 10

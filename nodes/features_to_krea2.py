@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .comfy_krea2 import krea2_conditioning
+from .comfy.krea2 import krea2_conditioning
 from .sockets import CATEGORY, Encoded, Features
 
 

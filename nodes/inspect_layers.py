@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..unifusion_core.inspection.table import lines_of, write_table
-from .comfy_model import read_layers
+from .comfy.model import read_layers
 from .sockets import CATEGORY, Encoded, Features
 
 
@@ -58,10 +58,10 @@ class UniFusionLAPInspect(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, features: Encoded) -> io.NodeOutput:
-        from ..unifusion_core.inspection.layer_map import draw_layer_map  # matplotlib takes a second to load
+        from ..unifusion_core.inspection.layer_map import draw_layer_map
 
         reading, taps = read_layers(model, features), features.spec.taps
         texts = [features.texts[number] for number in features.features.token_ids[0].tolist()]
         lines = lines_of(features.features, texts)
-        drawn = draw_layer_map(reading, features.features, lines, taps, features.pictures)
+        drawn = draw_layer_map(reading, features.features, lines, taps, features.images)
         return io.NodeOutput(torch.from_numpy(drawn)[None].float() / 255, write_table(reading, lines, taps))

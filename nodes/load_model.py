@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import host
-from .comfy_model import load_model
+from .comfy import host
+from .comfy.loading import load_model
 from .sockets import CATEGORY
 
 

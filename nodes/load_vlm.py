@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import host
-from .comfy_clip import load_clip
-from .comfy_krea2 import vlm_spec
+from .comfy import host
+from .comfy.clip import load_clip
+from .comfy.krea2 import vlm_spec
 from .sockets import CATEGORY
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .comfy_model import pool
+from .comfy.model import pool
 from .sockets import CATEGORY, Encoded, Features
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..unifusion_core.styles import STYLES
-from .comfy_clip import AUTOMATIC, rewrite
+from ..unifusion_core.vlm.styles import STYLES
+from .comfy.clip import AUTOMATIC, rewrite
 from .encode import connected, max_tiles_input, pictures_input
 from .sockets import CATEGORY, Features
 

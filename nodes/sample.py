@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .comfy_sampling import AUTOMATIC, SCHEDULE_NAMES, draw, sigmas_for
+from .comfy.sampling import AUTOMATIC, SCHEDULE_NAMES, draw, sigmas_for
 from .schedule import SCHEDULE_TOOLTIP
 from .sockets import CATEGORY
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..unifusion_core.presets import DRAWINGS
-from .comfy_sampling import AUTOMATIC, SCHEDULE_NAMES, sigmas_for
+from ..unifusion_core.zoo.spec import DRAWINGS
+from .comfy.sampling import AUTOMATIC, SCHEDULE_NAMES, sigmas_for
 from .sockets import CATEGORY
 
 

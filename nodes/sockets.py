@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..unifusion_core.contracts import VLMFeatures, VLMSpec
+from ..unifusion_core.contracts import Features, VLMSpec
 
 CATEGORY = "UniFusion"
 
@@ -22,8 +22,8 @@ class Encoded:
     size (width, height) in which a single picture would be drawn anew; several pictures or none have no such size. For looking
     at them: the tokens' own texts by their vocabulary ids, and the pictures (C H W) that the VLM read."""
 
-    features: VLMFeatures
+    features: Features
     spec: VLMSpec
     edited: tuple[int, int] | None = None
     texts: Mapping[int, str] = field(default_factory=dict)
-    pictures: Sequence[Tensor] = ()
+    images: Sequence[Tensor] = ()

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unifusion_core.contracts import ChatTemplate, TokenRole, VLMFeatures, VLMSpec
+from unifusion_core.contracts import ChatTemplate, Features, TokenRole, VLMSpec
 from unifusion_core.models.dit import DiTConfig
 from unifusion_core.models.lap import LAPConfig
 from unifusion_core.models.unifusion import UniFusion, UniFusionConfig
@@ -24,9 +24,9 @@ SMALL_CONFIG = UniFusionConfig(
             prefix="<s>",
             suffix="<a>",
             end="<e>",
-            picture_prefix="<i>",
-            picture_token="<p>",
-            picture_suffix="</i>",
+            image_prefix="<i>",
+            image_token="<p>",
+            image_suffix="</i>",
         ),
     ),
     lap=LAPConfig(num_heads=3, mlp_size=40),
@@ -85,22 +85,22 @@ def build_model() -> Callable[..., UniFusion]:
 
 
 @pytest.fixture
-def build_features() -> Callable[..., VLMFeatures]:
-    """`build_features(5, 3)`: features of two chats with 5 and 3 real tokens; the first `num_picture` of them are picture
+def build_features() -> Callable[..., Features]:
+    """`build_features(5, 3)`: features of two chats with 5 and 3 real tokens; the first `num_image` of them are picture
     tokens in a column. Padding holds large numbers, so that a leak is seen."""
 
-    def build(*lengths: int, num_picture: int = 0, seed: int = 0) -> VLMFeatures:
+    def build(*lengths: int, num_image: int = 0, seed: int = 0) -> Features:
         generator = torch.Generator().manual_seed(seed)
         spec, length = SMALL_CONFIG.vlm, max(lengths)
         states = torch.randn(len(lengths), length, len(spec.taps), spec.hidden_size, generator=generator)
         mask = torch.arange(length)[None] < torch.tensor(lengths)[:, None]
         roles = torch.where(mask, int(TokenRole.PROMPT), int(TokenRole.PADDING))
         positions = torch.zeros(len(lengths), length, 3)
-        for number in range(num_picture):
-            roles[:, number] = int(TokenRole.PICTURE)
-            positions[:, number] = torch.tensor([1.0, (number + 0.5) / num_picture, 0.25])
+        for number in range(num_image):
+            roles[:, number] = int(TokenRole.IMAGE)
+            positions[:, number] = torch.tensor([1.0, (number + 0.5) / num_image, 0.25])
         states[~mask] = 1e3
-        return VLMFeatures(
+        return Features(
             states=states, mask=mask, roles=roles, token_ids=torch.zeros_like(roles), positions=positions
         )
 

@@ -1,57 +1,89 @@
-"""The whole way from a prompt to a picture, readable in two functions: `Pipeline.read` (or `rewrite`) and `Pipeline.draw`."""
+"""From a prompt to an image in one call: `Pipeline.load`, then `pipe(prompt, images=..., seed=...)`.
+
+The steps behind it are `rewrite_requests` or `encode` (VLM), then `sample` (LAP, refiner, DiT, VAE). Every default comes from the
+loaded generator's spec (zoo/), on the command line as in Python.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, PngImagePlugin
-from torch import Tensor
+from PIL import Image
 
-from . import embedded
-from .checkpoint import build_unifusion, load_autoencoder, load_generator, read_config
-from .contracts import Conditioning, VLMFeatures, VLMRequest
-from .errors import CheckpointError, ConfigError, ShapeError
-from .flow.schedule import build_schedule
+from . import zoo
+from .checkpoints.generator_file import GeneratorFile
+from .checkpoints.vae_file import AnyAutoencoder, check_decodes, load_vae
+from .contracts import MAX_TILES, Conditioning, Features, Request, RewriteSettings
+from .errors import ConfigError, PromptError, ShapeError
+from .flow.schedule import build_schedule, check_schedule
+from .images import (
+    ImageLike,
+    Pixels,
+    check_size,
+    edited_size,
+    size_for_image,
+    to_pixels,
+    to_tensor,
+    warn_of_other_size,
+    warn_of_untrained_size,
+)
 from .models.autoencoder import DOWNSCALE, Autoencoder
-from .models.layers import Build
-from .models.qwen_image_vae import QwenImageAutoencoder, load_qwen_image_vae
-from .models.unifusion import UniFusion, UniFusionConfig
-from .presets import DRAWN_WITH
-from .rewriting import REWRITE_BY_DEFAULT, STATES_BY_DEFAULT, Rewrite, read, rewrite
-from .sampling import OnStep, draw_noise, sample
-from .sizes import check_size, warn_of_untrained_size
+from .models.unifusion import UniFusion
+from .sampling import OnStep, make_noise, sample
 from .vlm.backbone import VLMBackbone
 from .vlm.folder import load_vlm
-from .vlm.tiling import flatten_alpha
+from .vlm.rewrite import Rewrite, encode_requests, rewrite
+from .vlm.styles import with_style
+from .zoo.spec import GeneratorSpec
 
-EMBEDDED = "tiny"  # what a user writes for the embedded model's parts
-MAX_TILES = 10
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
-LARGE = 1_000_000_000  # parameters of a generator; from there on 16 bits are taken
-_DRAWING = DRAWN_WITH[Autoencoder.latent_format]
-PNG_KEY = "unifusion"  # one entry of JSON; "prompt" and "workflow" would be taken for ComfyUI's own
-
-Picture = UInt8[np.ndarray, "H W 3"]
+# drawn at once: more is no faster on a CPU
+PIXELS_PER_BATCH = 16 * 128 * 128
+SEED_LIMIT = 2**63
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DrawSettings:
-    """How a picture is drawn; the defaults are those that the embedded model is evaluated with."""
+class SamplingSettings:
+    """How images are drawn. `Pipeline.settings` fills in what the model draws best with.
 
-    size: tuple[int, int] = _DRAWING.size  # width, height in pixels, multiples of 8
-    steps: int = _DRAWING.steps
-    cfg: float = _DRAWING.cfg  # 1 = no guidance
-    image_cfg: float = 1.0  # guidance by input pictures, apart from the text's; used with `picture_only`
-    schedule: str = _DRAWING.schedule
-    max_tiles: int = MAX_TILES  # per input picture, thumbnail counted
+    size        (width, height) in pixels, multiples of 8
+    steps       calls of the model, 1 or more
+    cfg         guidance scale, 1 = off
+    schedule    a name of `flow.schedule.SCHEDULES`
+    image_cfg   guidance by the input images, apart from the text's; None = guided together
+    max_tiles   per input image, thumbnail included
+
+    Raises ConfigError for a number out of range or an unknown schedule, ShapeError for an impossible size.
+    """
+
+    size: tuple[int, int]
+    steps: int
+    cfg: float
+    schedule: str
+    image_cfg: float | None = None
+    max_tiles: int = MAX_TILES
+
+    def __post_init__(self) -> None:
+        _check_size_type(self.size)
+        check_size(self.size)
+        _check_whole("steps", self.steps, 1)
+        _check_whole("max_tiles", self.max_tiles, 1)
+        _check_finite("cfg", self.cfg)
+        if self.image_cfg is not None:
+            _check_finite("image_cfg", self.image_cfg)
+        check_schedule(self.schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """One drawn image: its pixels (H W 3, bytes), and the request as it was drawn, with its rewrite."""
+
+    pixels: Pixels
+    request: Request
 
 
 class Pipeline:
@@ -61,56 +93,66 @@ class Pipeline:
         self,
         model: UniFusion,
         backbone: VLMBackbone,
-        autoencoder: Autoencoder | QwenImageAutoencoder,
+        autoencoder: AnyAutoencoder,
         *,
+        spec: GeneratorSpec,
         training: dict[str, Any] | None = None,
         run_device: torch.device | str | None = None,
     ) -> None:
-        """`training`: the generator's record of how it was made. `run_device`: where to compute, if the weights wait elsewhere.
+        """`spec`: what the generator is, with its defaults. `training`: the record of how it was made. `run_device`: where to
+        compute, if the weights wait elsewhere.
 
         Raises VLMError for a VLM and CheckpointError for an autoencoder that the generator was not trained with.
         """
         backbone.check_fits(model.config.vlm)
-        _check_decodes(autoencoder, model.config)
-        self.model, self.backbone = model, backbone
+        check_decodes(autoencoder, model.config)
+        self.model, self.backbone, self.spec = model, backbone, spec
         if isinstance(autoencoder, Autoencoder):
-            autoencoder.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
+            # faster convolutions on a CPU
+            autoencoder.to(memory_format=torch.channels_last)
         self.autoencoder, self.run_device = autoencoder, run_device
         self.training = training or {}
+        self._unconditional: tuple[object, Conditioning] | None = None
 
     @classmethod
     def load(
         cls,
-        model: str | Path = EMBEDDED,
-        vlm: str | Path = EMBEDDED,
-        vae: str | Path = EMBEDDED,
+        model: str | Path | GeneratorFile = "tiny",
+        vlm: str | Path = "tiny",
+        vae: str | Path = "tiny",
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         offload: bool = False,
     ) -> Pipeline:
-        """From files, "tiny" standing for the embedded ones; `device` None means a GPU if there is one, `dtype` None 32 bits, for
-        generators of a billion parameters bfloat16. `offload`: weights of generator and VLM wait in main memory, and visit the
-        device layer by layer (accelerate).
+        """A pipeline from files; "tiny" is the embedded model's. The generator's file is opened once.
 
-        Raises CheckpointError or VLMError for what is missing, damaged, or does not fit.
+        device    None = a GPU if there is one
+        dtype     None = 32 bits; for generators of a billion parameters bfloat16
+        offload   weights of generator and VLM wait in main memory and visit the device layer by layer (accelerate)
+
+        Raises CheckpointError or VLMError for what is missing, damaged, or does not fit, and ConfigError for a device that is
+        absent or a dtype that is no type of floats. What does not fit is refused before the weights are read.
         """
-        device, path = device or default_device(), generator_path(model)
-        config = read_config(path)
+        device = check_device(default_device() if device is None else device)
+        file = model if isinstance(model, GeneratorFile) else GeneratorFile(model)
         autoencoder = load_vae(vae, device)
-        _check_decodes(autoencoder, config)  # before the weights, which may be many GB
-        dtype, home = dtype or default_dtype(config), "cpu" if offload else device
-        backbone = load_vlm(vlm_path(vlm), dtype, home, spec=config.vlm)
-        generator, training = load_generator(path, device=home, dtype=dtype)
-        if not offload:
-            return cls(generator, backbone, autoencoder, training=training)
-        from accelerate import cpu_offload  # noqa: PLC0415  (takes time, and few need it)
+        check_decodes(autoencoder, file.config)
+        dtype, home = check_dtype(dtype or file.default_dtype), "cpu" if offload else device
+        backbone = load_vlm(zoo.path_of(vlm, "vlm"), dtype, home, spec=file.config.vlm)
+        backbone.check_fits(file.config.vlm)
+        generator = file.load(device=home, dtype=dtype)
+        run_device = None
+        if offload:
+            # takes time to import, and few need it
+            from accelerate import cpu_offload  # noqa: PLC0415
 
-        backbone.check_fits(config.vlm)  # while its weights are in their place
-        for part in (generator, backbone.model):
-            cpu_offload(part, torch.device(device))
-        backbone.run_device = torch.device(device)
-        return cls(generator, backbone, autoencoder, training=training, run_device=device)
+            for part in (generator, backbone.model):
+                cpu_offload(part, torch.device(device))
+            run_device = backbone.run_device = torch.device(device)
+        return cls(
+            generator, backbone, autoencoder, spec=file.spec, training=file.training, run_device=run_device
+        )
 
     @property
     def device(self) -> torch.device:
@@ -122,142 +164,278 @@ class Pipeline:
         """What the generator computes in."""
         return self.model.first.weight.dtype
 
-    @property
-    def rewrites_by_default(self) -> bool:
-        """Whether this generator wants its prompts rewritten if the user does not say."""
-        return REWRITE_BY_DEFAULT[self.model.config.vlm.kept_tokens]
+    # In one call ------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        images: Sequence[ImageLike] = (),
+        rewrite: bool | str | None = None,
+        style: str = "caption",
+        seed: int | Sequence[int] = 0,
+        size: tuple[int, int] | None = None,
+        steps: int | None = None,
+        cfg: float | None = None,
+        image_cfg: float | None = None,
+        schedule: str | None = None,
+        max_tiles: int = MAX_TILES,
+        on_step: OnStep | None = None,
+    ) -> Any:
+        """Draws a prompt: one PIL image for one prompt and one seed, a list of them for a list of either.
+
+        images      PIL images, paths, arrays (H W C) or tensors (C H W, 0..1), in the order in which the prompt counts them
+        rewrite     True = the VLM rewrites the prompt (VERIFI); False = the prompt as it is; a text = your own rewrite;
+                    None = as the model wants it
+        style       how the VLM rewrites: a name of `vlm.styles.STYLES` or any text
+        seed        whole number from 0 to 2^63 - 1, for all prompts; a list has one for each prompt, or several for one prompt
+        size        (width, height) in pixels; None = the first image's, or the model's own
+        steps, cfg, schedule    None = what the model draws best with
+        image_cfg   guidance by the images, apart from the text's; None = guided together
+        max_tiles   per image, thumbnail included
+        on_step     called with (step, steps, clean latents as predicted now); an exception that it raises cancels the call
+
+        Raises a UniFusionError (ConfigError, ShapeError, PromptError) for every argument that cannot be drawn.
+        """
+        prompts, inputs = _check_prompts(prompt), _check_images(images)
+        locked = rewrite if isinstance(rewrite, str) else None
+        if locked is not None and not locked.strip():
+            raise PromptError("the rewrite is empty: give its words, or rewrite=False")
+        if rewrite is not None and not isinstance(rewrite, bool | str):
+            raise ConfigError(f"rewrite is {rewrite!r}; give True, False, a text or None.")
+        seeds = _check_seeds(seed, len(prompts))
+        if len(prompts) == 1:
+            prompts = prompts * len(seeds)
+        rewriting = self.spec.rewrites if rewrite is None else bool(rewrite)
+        requests = [Request(prompt=each, images=inputs, rewrite=locked) for each in prompts]
+        requests = [self._with_style(each, style, rewriting) for each in requests]
+        if image_cfg is not None and not inputs:
+            raise ConfigError(
+                "image_cfg guides by input images, and none is given: give images, or leave image_cfg out."
+            )
+        settings = self.settings(
+            size=size or (size_for_image(inputs[0]) if inputs else None),
+            steps=steps,
+            cfg=cfg,
+            schedule=schedule,
+            image_cfg=image_cfg,
+            max_tiles=max_tiles,
+        )
+        if (edited := edited_size(inputs)) is not None:
+            warn_of_other_size(settings.size, edited)
+        drawn: list[Image.Image] = []
+        for part in batches(len(requests), settings.size):
+            done = self.generate(requests[part], seeds[part], settings, rewriting=rewriting, on_step=on_step)
+            drawn += [Image.fromarray(each.pixels) for each in done]
+        single = isinstance(prompt, str) and not isinstance(seed, Sequence)
+        return drawn[0] if single else drawn
 
     def rewrite(
         self,
-        requests: Sequence[VLMRequest],
+        prompt: str | Sequence[str],
         *,
-        max_tiles: int = MAX_TILES,
+        images: Sequence[ImageLike] = (),
+        style: str = "caption",
         temperature: float = 0.0,
-        seed: int | Sequence[int] = 0,
-    ) -> list[Rewrite]:
-        """The requests with the VLM's rewrite as their decoded text, and the features to `draw` from.
+        seed: int = 0,
+        max_new_tokens: int | None = None,
+        max_tiles: int = MAX_TILES,
+    ) -> Any:
+        """What the VLM writes the target image shows (VERIFI): a `Rewrite`, whose `.text` has the words. A list of prompts gives a
+        list.
 
-        Only read, not rewritten: locked rewrites, and empty prompts without pictures, which ask for the unconditional
-        picture.
+        temperature      0 = the likeliest words; more varies them by `seed`
+        max_new_tokens   None = as the model wants it
+
+        Raises PromptError for a rewrite that is empty or does not end, and a UniFusionError for every argument that is wrong.
         """
-        spec = self.model.config.vlm
-        numbers = [
-            i for i, r in enumerate(requests) if r.decoded is None and (r.prompt.strip() or r.pictures)
-        ]
-        done: dict[int, Rewrite] = {}
-        if numbers:
-            rewritten = rewrite(
-                self.backbone,
-                spec,
-                [requests[i] for i in numbers],
-                max_tiles=max_tiles,
-                temperature=temperature,
-                seed=seed if isinstance(seed, int) else [seed[i] for i in numbers],
-            )
-            done = dict(zip(numbers, rewritten, strict=True))
-        return [
-            done.get(i) or Rewrite(request=request, features=self.read([request], max_tiles))
-            for i, request in enumerate(requests)
-        ]
+        inputs = _check_images(images)
+        requests = [with_style(Request(prompt=each, images=inputs), style) for each in _check_prompts(prompt)]
+        _check_whole("max_tiles", max_tiles, 1)
+        _check_finite("temperature", temperature)
+        (checked,) = _check_seeds(seed, 1)
+        settings = replace(self.spec.rewriting, temperature=temperature, seed=checked)
+        if max_new_tokens is not None:
+            _check_whole("max_new_tokens", max_new_tokens, 1)
+            settings = replace(settings, max_new_tokens=max_new_tokens)
+        done = self.rewrite_requests(requests, settings, max_tiles=max_tiles)
+        return done[0] if isinstance(prompt, str) else done
 
-    def read(self, requests: Sequence[VLMRequest], max_tiles: int = MAX_TILES) -> VLMFeatures:
-        """VLM states of the kept tokens, for requests as they are."""
-        spec = self.model.config.vlm
-        return read(
-            self.backbone, spec, requests, max_tiles=max_tiles, states=STATES_BY_DEFAULT[spec.kept_tokens]
+    def _with_style(self, request: Request, style: str, rewriting: bool) -> Request:
+        """The request in a style. Raises ConfigError for a style where nothing is rewritten."""
+        styled = with_style(request, style)
+        if styled.style and (not rewriting or request.rewrite is not None):
+            raise ConfigError(
+                f'The style "{style}" says how to rewrite, and nothing is rewritten: leave it out, or rewrite.'
+            )
+        return styled
+
+    # Step by step -----------------------------------------------------------------------------------
+
+    def settings(
+        self,
+        *,
+        size: tuple[int, int] | None = None,
+        steps: int | None = None,
+        cfg: float | None = None,
+        schedule: str | None = None,
+        image_cfg: float | None = None,
+        max_tiles: int = MAX_TILES,
+    ) -> SamplingSettings:
+        """Settings with what the model draws best with in every place that is None. Raises as `SamplingSettings` does."""
+        if schedule is not None:
+            check_schedule(schedule)
+        usual = self.spec.sampling_for(schedule)
+        return SamplingSettings(
+            size=self.spec.size if size is None else size,
+            steps=usual.steps if steps is None else steps,
+            cfg=usual.cfg if cfg is None else cfg,
+            schedule=usual.schedule,
+            image_cfg=image_cfg,
+            max_tiles=max_tiles,
         )
 
     @torch.no_grad()
     def generate(
         self,
-        requests: Sequence[VLMRequest],
+        requests: Sequence[Request],
         seeds: Sequence[int],
-        settings: DrawSettings | None = None,
+        settings: SamplingSettings | None = None,
+        *,
+        rewriting: bool | None = None,
         on_step: OnStep | None = None,
-    ) -> list[Picture]:
-        """One picture per request as it is (`rewrite` and `draw` have the VLM rewrite it first).
+    ) -> list[Generated]:
+        """One image per request, all in one batch. `rewriting` None = as the model wants it; a locked rewrite is always read.
 
-        Raises ShapeError for an impossible size or input picture, PromptError for a chat the VLM cannot take,
-        ConfigError for an impossible setting; warns if the size is none that the generator was trained on.
+        Raises PromptError for a chat that the VLM cannot take, ConfigError and ShapeError as `sample` does; warns of a size
+        that the generator was not trained on.
         """
-        settings = settings or DrawSettings()
-        check_size(settings.size)
-        return self.draw(self.read(requests, settings.max_tiles), seeds, settings, on_step)
+        settings = settings or self.settings()
+        if self.spec.rewrites if rewriting is None else rewriting:
+            rewrites = self.rewrite_requests(requests, max_tiles=settings.max_tiles)
+            requests = [each.request for each in rewrites]
+            features = Features.cat([each.features for each in rewrites])
+        else:
+            features = self.encode(requests, settings.max_tiles)
+        image_only = None
+        if settings.image_cfg is not None:
+            alone = [replace(request, prompt="", style="", rewrite=None) for request in requests]
+            image_only = self.encode(alone, settings.max_tiles)
+        pixels = self.sample(features, seeds, settings, on_step, image_only=image_only)
+        return [Generated(pixels=p, request=r) for p, r in zip(pixels, requests, strict=True)]
+
+    def rewrite_requests(
+        self,
+        requests: Sequence[Request],
+        settings: RewriteSettings | None = None,
+        *,
+        max_tiles: int = MAX_TILES,
+    ) -> list[Rewrite]:
+        """The requests with the VLM's rewrite, and the features to `sample` from. `settings` None = as the model wants them.
+
+        Locked rewrites are only encoded, and so are empty prompts without images: they ask for the unconditional image.
+        Raises PromptError as `vlm.rewrite.rewrite` does.
+        """
+        settings = settings or self.spec.rewriting
+        numbers = [i for i, r in enumerate(requests) if r.rewrite is None and (r.prompt.strip() or r.images)]
+        done: dict[int, Rewrite] = {}
+        if numbers:
+            seed = settings.seed
+            own = settings if isinstance(seed, int) else replace(settings, seed=[seed[i] for i in numbers])
+            chosen = [requests[i] for i in numbers]
+            written = rewrite(self.backbone, self.model.config.vlm, chosen, own, max_tiles=max_tiles)
+            done = dict(zip(numbers, written, strict=True))
+        return [
+            done.get(i) or Rewrite(request=request, features=self.encode([request], max_tiles))
+            for i, request in enumerate(requests)
+        ]
+
+    def encode(self, requests: Sequence[Request], max_tiles: int = MAX_TILES) -> Features:
+        """The VLM's states of the selected tokens, for requests as they are. Raises PromptError for a chat that is too long."""
+        spec = self.model.config.vlm
+        return encode_requests(self.backbone, spec, requests, states=spec.rewrite_states, max_tiles=max_tiles)
 
     @torch.no_grad()
-    def draw(
+    def sample(
         self,
-        features: VLMFeatures,
+        features: Features,
         seeds: Sequence[int],
-        settings: DrawSettings | None = None,
+        settings: SamplingSettings | None = None,
         on_step: OnStep | None = None,
         *,
-        picture_only: VLMFeatures | None = None,
+        image_only: Features | None = None,
         layer_gains: Sequence[float] | None = None,
-    ) -> list[Picture]:
-        """One picture per row of VLM features. A picture depends on its row and its seed, not on its neighbours in the batch.
+    ) -> list[Pixels]:
+        """One image per row of features. An image depends on its row and its seed, not on its neighbours in the batch.
 
-        `picture_only`: the same pictures with an empty prompt; then text and pictures are guided apart, by
-        negative + image_cfg (picture_only - negative) + cfg (positive - picture_only). `layer_gains` concern `features` alone.
+        `image_only`: the same images with an empty prompt. Text and images are then guided apart, by
+        negative + image_cfg (image_only - negative) + cfg (positive - image_only). `layer_gains` concern `features` alone.
 
-        Raises and warns as `generate` does.
+        Raises ConfigError for another number of seeds than rows; warns of a size that the generator was not trained on.
         """
-        settings = settings or DrawSettings()
+        settings = settings or self.settings()
         if len(seeds) != len(features.mask):
             raise ConfigError(
                 f"{len(seeds)} seeds were given for {len(features.mask)} pictures; give one for each."
             )
         config = self.model.config
-        width, height = check_size(settings.size)
+        width, height = settings.size
         warn_of_untrained_size((width, height), config.trained_sizes)
         patch = config.dit.patch_size
-        rows, columns = (
-            -(-side // DOWNSCALE // patch) for side in (height, width)
-        )  # whole patches; more is cut off
+        # whole patches; what is more than the size is cut off
+        rows, columns = (-(-side // DOWNSCALE // patch) for side in (height, width))
+        grid = (rows, columns)
         schedule = build_schedule(settings.schedule, settings.steps, rows * columns)
-
-        condition = self.model.prepare(self.pool(features, layer_gains), (rows, columns))
-        guided = settings.cfg != 1 or picture_only is not None
-        negative = self.model.prepare(self.unconditional, (rows, columns)) if guided else None
-        pictures = (
-            None if picture_only is None else self.model.prepare(self.pool(picture_only), (rows, columns))
-        )
-        noise = draw_noise(
+        noise = make_noise(
             list(seeds), config.dit.latent_channels, rows * patch, columns * patch, self.device
         )
+        guided = settings.cfg != 1 or image_only is not None
         latents = sample(
             self.model,
-            condition,
+            self.model.prepare(self.pool(features, layer_gains), grid),
             noise.to(self.dtype),
             schedule,
-            negative=negative,
+            negative=self.model.prepare(self.unconditional, grid) if guided else None,
             cfg=settings.cfg,
-            picture_only=pictures,
-            image_cfg=settings.image_cfg,
+            image_only=None if image_only is None else self.model.prepare(self.pool(image_only), grid),
+            image_cfg=1.0 if settings.image_cfg is None else settings.image_cfg,
             on_step=on_step,
         )
-        pixels = self.autoencoder.decode(latents.float())  # B 3 H W
-        return to_pictures(pixels[..., :height, :width])
+        pixels = self.autoencoder.decode(latents.float())
+        return to_pixels(pixels[..., :height, :width])
 
     @torch.no_grad()
-    def pool(self, features: VLMFeatures, layer_gains: Sequence[float] | None = None) -> Conditioning:
+    def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
         """What the DiT reads: features pooled by LAP and refined; `layer_gains` as in `UniFusion.pool`."""
         return self.model.pool(features.to(self.device, self.dtype), layer_gains)
 
-    @cached_property
+    @property
     def unconditional(self) -> Conditioning:
-        """The empty prompt in the same template: what guidance leads away from. Encoded once."""
-        return self.pool(self.read([VLMRequest(prompt="")]))
+        """The empty prompt in the same template: what guidance leads away from. It is encoded once, and again after the weights
+        that make it have changed (a merged LoRA, another type or device)."""
+        of_weights = self._state_of_weights()
+        if self._unconditional is None or self._unconditional[0] != of_weights:
+            self._unconditional = (of_weights, self.pool(self.encode([Request(prompt="")])))
+        return self._unconditional[1]
 
-
-def _check_decodes(autoencoder: Autoencoder | QwenImageAutoencoder, config: UniFusionConfig) -> None:
-    channels, latent_format = config.dit.latent_channels, config.latent_format
-    if (channels, latent_format) != (autoencoder.latent_channels, autoencoder.latent_format):
-        raise CheckpointError(
-            f'This VAE decodes {autoencoder.latent_channels} channels of the format "{autoencoder.latent_format}", '
-            f'the generator draws {channels} of "{latent_format}": choose its own VAE (--vae; for Krea 2 the folder vae/ of its '
-            "diffusers repository)."
+    def _state_of_weights(self) -> object:
+        """Something that is equal as long as the weights behind a condition are: torch counts changes in place."""
+        parts = (self.backbone.model, self.model.txtfusion, self.model.txtmlp)
+        return (
+            self.dtype,
+            self.device,
+            [(p.data_ptr(), p._version, p.dtype) for part in parts for p in part.parameters()],
         )
+
+
+def batches(count: int, size: tuple[int, int]) -> Iterator[slice]:
+    """Slices over `count` images of one size, as many in each as are drawn at once."""
+    fitting = max(1, PIXELS_PER_BATCH // (size[0] * size[1]))
+    for start in range(0, count, fitting):
+        yield slice(start, start + fitting)
+
+
+# Arguments -----------------------------------------------------------------------------------------
 
 
 def default_device() -> str:
@@ -265,69 +443,69 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def default_dtype(config: UniFusionConfig) -> torch.dtype:
-    """What a generator computes in: 16 bits for large ones, whose files have no more."""
-    count = sum(p.numel() for p in build_unifusion(config, Build(device="meta")).parameters())
-    return torch.bfloat16 if count >= LARGE else torch.float32
-
-
-# Parts --------------------------------------------------------------------------------------------
-
-
-def generator_path(name: str | Path) -> Path:
-    """The file of a generator; "tiny" is the embedded one."""
-    return embedded.GENERATOR if name == EMBEDDED else Path(name)
-
-
-def vae_path(name: str | Path) -> Path:
-    """The file of an autoencoder; "tiny" is the embedded one."""
-    return embedded.VAE if name == EMBEDDED else Path(name)
-
-
-def load_vae(name: str | Path, device: torch.device | str) -> Autoencoder | QwenImageAutoencoder:
-    """A VAE: "tiny", a file in the TAESD layout, or diffusers' folder of the Qwen-Image VAE. Raises CheckpointError."""
-    path = vae_path(name)
-    return load_qwen_image_vae(path, device) if path.is_dir() else load_autoencoder(path, device=device)
-
-
-def vlm_path(name: str | Path) -> Path:
-    """The folder of a VLM; "tiny" is the embedded one."""
-    return embedded.VLM if name == EMBEDDED else Path(name)
-
-
-# Picture files ------------------------------------------------------------------------------------
-
-
-def to_pictures(pixels: Float[Tensor, "B 3 H W"]) -> list[Picture]:
-    """Decoded pixels as 8-bit pictures, what lies outside 0..1 cut off."""
-    whole = pixels.float().clamp(0, 1).mul(255).round().byte()
-    return list(whole.permute(0, 2, 3, 1).cpu().numpy())
-
-
-def read_picture_file(path: Path) -> Float[Tensor, "3 H W"]:
-    """A PNG, JPEG or WebP file as RGB in 0..1, upright, transparency laid on white. Raises ShapeError."""
+def check_device(device: torch.device | str) -> torch.device:
+    """The device. Raises ConfigError for one that torch does not know or that this machine lacks."""
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16-bit gray, which convert() would cut off at 255
-                image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
-            image = image.convert("RGBA")
-    except FileNotFoundError as error:
-        raise ShapeError(f"There is no picture {path}: check its name.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = (
-            "of another kind or damaged" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        )
-        raise ShapeError(
-            f"{path} cannot be read as a picture ({reason}): give a whole {', '.join(PICTURE_FORMATS)} file."
+        checked = torch.device(device)
+        torch.empty(0, device=checked)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f'The device "{device}" cannot be used here ({reason}): choose "{default_device()}".'
         ) from error
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255  # 4 H W
-    return flatten_alpha(pixels)
+    return checked
 
 
-def write_picture_file(path: Path, picture: Picture, record: dict[str, Any]) -> None:
-    """A PNG that carries what made it (prompt, seed, settings) as JSON in its text entry "unifusion"."""
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt(PNG_KEY, json.dumps(record, ensure_ascii=False))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, "PNG", pnginfo=info)
+def check_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype. Raises ConfigError for one that a generator cannot compute in."""
+    allowed = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    if dtype not in allowed:
+        raise ConfigError(
+            f"dtype is {dtype!r}; choose {', '.join(str(each).removeprefix('torch.') for each in allowed)} of torch."
+        )
+    return dtype
+
+
+def _check_prompts(prompt: str | Sequence[str]) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, Sequence) or not all(isinstance(each, str) for each in prompts):
+        raise PromptError(f"The prompt is {prompt!r:.80}; give a text, or a list of texts.")
+    if not prompts:
+        raise PromptError("No prompt was given; give at least one (it may be empty).")
+    return list(prompts)
+
+
+def _check_images(images: Sequence[ImageLike]) -> list[torch.Tensor]:
+    if not isinstance(images, list | tuple):
+        raise ShapeError(f"images is a {type(images).__name__}; give a list, also for one image.")
+    return [to_tensor(each) for each in images]
+
+
+def _check_seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """One seed for each of `count` prompts; one prompt may have many."""
+    seeds = list(seed) if isinstance(seed, list | tuple | range) else None
+    for each in seeds if seeds is not None else [seed]:
+        if not isinstance(each, int) or isinstance(each, bool) or not 0 <= each < SEED_LIMIT:
+            raise ConfigError(f"The seed is {each!r}; give a whole number from 0 to 2^63 - 1.")
+    if seeds is None:
+        assert isinstance(seed, int)
+        return [seed] * count
+    if not seeds or (count > 1 and len(seeds) != count):
+        raise ConfigError(f"{len(seeds)} seeds were given for {count} prompts; give one for each.")
+    return seeds
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} is {value!r}; give a whole number of at least {least}.")
+
+
+def _check_finite(name: str, value: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ConfigError(f"{name} is {value!r}; give a number.")
+
+
+def _check_size_type(size: tuple[int, int]) -> None:
+    whole = isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    if not whole:
+        raise ConfigError(f"size is {size!r}; give (width, height) in pixels.")

@@ -20,7 +20,7 @@ OnStep = Callable[
 ]  # step done, number of steps, clean latents as predicted now; may raise
 
 
-def draw_noise(
+def make_noise(
     seeds: list[int], channels: int, height: int, width: int, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "B C h w"]:
     """Noise of each picture from its own seed, on the CPU, so that a picture depends on its seed alone: neither on its
@@ -35,11 +35,11 @@ def sample(
     model: UniFusion,
     positive: Conditioning | PreparedCondition,
     noise: Float[Tensor, "B C h w"],
-    schedule: Float[Tensor, " K"],
+    schedule: Float[Tensor, " times"],
     *,
     negative: Conditioning | PreparedCondition | None = None,
     cfg: float = 1.0,
-    picture_only: Conditioning | PreparedCondition | None = None,
+    image_only: Conditioning | PreparedCondition | None = None,
     image_cfg: float = 1.0,
     solver: str = "euler",
     on_step: OnStep | None = None,
@@ -47,7 +47,7 @@ def sample(
     """Latents drawn for a condition, in 32 bits; the model computes in the type of the noise.
 
     Every condition has either one row (shared by all latents) or one per latent. `schedule`: falling times from
-    `flow.schedule`. `cfg` 1 without `picture_only` switches guidance off (then `negative` is not used).
+    `flow.schedule`. `cfg` 1 without `image_only` switches guidance off (then `negative` is not used).
 
     Raises ShapeError if channels or batches do not fit, latents do not divide into patches, or the noise is not finite.
     """
@@ -75,15 +75,15 @@ def sample(
             raise ShapeError(f"{rows} conditions for {len(noise)} latents: give one, or as many as latents")
         return prepared.repeat(len(noise)) if rows == 1 and len(noise) > 1 else prepared
 
-    guided = cfg != 1 or picture_only is not None
+    guided = cfg != 1 or image_only is not None
     if guided and negative is None:
         raise ShapeError(
             f"guidance (cfg {cfg:g}) needs a negative condition (the empty prompt): give one, or set cfg to 1 "
-            "and leave picture_only out"
+            "and leave image_only out"
         )
     main = ready(positive)
     other = ready(negative) if guided and negative is not None else None
-    pictures = ready(picture_only) if picture_only is not None else None
+    images = ready(image_only) if image_only is not None else None
     step = find_solver(solver)
 
     dtype = noise.dtype  # the model's; times and sums in 16 bits would spoil the picture without a sign
@@ -98,7 +98,7 @@ def sample(
         v = call(main)
         if other is None:
             return v
-        only = None if pictures is None else call(pictures)
+        only = None if images is None else call(images)
         return guide(v, call(other), cfg, only, image_cfg)
 
     x, times = noise.to(exact), schedule.tolist()

@@ -60,19 +60,19 @@ sys.modules["the_pack"] = importlib.util.module_from_spec(spec)
 from diffusers import FlowMatchEulerDiscreteScheduler, Krea2Pipeline, Krea2Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_krea2_transformer_checkpoint_to_diffusers
 from safetensors.torch import save_file
-from the_pack.unifusion_core.checkpoint import load_generator
-from the_pack.unifusion_core.contracts import VLMFeatures
+from the_pack.unifusion_core.checkpoints.generator_file import load_generator
+from the_pack.unifusion_core.contracts import Features
 from the_pack.unifusion_core.flow.schedule import build_schedule
 from the_pack.unifusion_core.models.lap import LAPConfig
 from the_pack.unifusion_core.models.unifusion import UniFusion
-from the_pack.unifusion_core.presets import KREA_2
 from the_pack.unifusion_core.sampling import sample
+from the_pack.unifusion_core.zoo.krea_2 import KREA_2
 
 CONFIG = replace(  # widths in about Krea 2's proportions, and as ComfyUI's module computes them
-    KREA_2,
-    vlm=replace(KREA_2.vlm, hidden_size=480),
+    KREA_2.config,
+    vlm=replace(KREA_2.config.vlm, hidden_size=480),
     lap=LAPConfig(num_heads=20, mlp_size=1280),
-    dit=replace(KREA_2.dit, hidden_size=1024, num_blocks=8, num_heads=8, num_kv_heads=2, mlp_size=2816),
+    dit=replace(KREA_2.config.dit, hidden_size=1024, num_blocks=8, num_heads=8, num_kv_heads=2, mlp_size=2816),
 )
 PROMPT, EMPTY, PADDED = 80, 10, 512  # tokens
 SIDE = 64  # cells of latents: 32 x 32 tokens
@@ -94,10 +94,10 @@ def states(length: int) -> torch.Tensor:
     return torch.randn(1, length, len(CONFIG.vlm.taps), CONFIG.vlm.hidden_size, generator=random)
 
 
-def features(length: int) -> VLMFeatures:
+def features(length: int) -> Features:
     mask = torch.ones(1, length, dtype=torch.bool)
     nothing = mask.long()
-    return VLMFeatures(
+    return Features(
         states=states(length),
         mask=mask,
         roles=nothing,
@@ -201,7 +201,7 @@ def main() -> None:
     contestants = {"core": of_the_core(path), "diffusers": of_diffusers()}
     ratios = [("core", "diffusers", 0.8)]
     if HAS_COMFYUI:
-        from the_pack.nodes.comfy_model import load_model
+        from the_pack.nodes.comfy.loading import load_model
 
         contestants["MODEL"] = of_comfyui(load_model(path))
         contestants["ComfyUI's Krea 2"] = of_comfyui(comfy.sd.load_diffusion_model(str(path)))

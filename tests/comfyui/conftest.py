@@ -273,7 +273,7 @@ class Graph(dict[str, Any]):
         return [number, 0]
 
     def load_model(self, file: str = BUILT_IN, weight_dtype: str = "default") -> list[Any]:
-        """The generator, the embedded one by default."""
+        """The generator, the tiny one by default."""
         return self.add("UniFusionModelLoader", file=file, weight_dtype=weight_dtype)
 
     def load_clip(self, model: list[Any], folder: str = BUILT_IN) -> list[Any]:
@@ -305,7 +305,7 @@ class Graph(dict[str, Any]):
         self.add("SaveLatent", samples=samples, filename_prefix="latent")
 
     def save_picture(self, samples: list[Any], prefix: str = "picture") -> None:
-        """Decode with the embedded VAE and save, see `Comfy.images`."""
+        """Decode with the tiny VAE and save, see `Comfy.images`."""
         vae = self.add("VAELoader", vae_name=BUILT_IN_VAE)
         self.add("SaveImage", images=self.add("VAEDecode", samples=samples, vae=vae), filename_prefix=prefix)
 
@@ -324,11 +324,12 @@ def graph(new_graph: Callable[[], Graph]) -> Graph:
 
 @pytest.fixture(scope="session")
 def trained() -> bool:
-    """Whether the embedded generator is a trained one: its file then says by which recipe."""
-    from unifusion_core import checkpoint, embedded
+    """Whether the tiny generator is a trained one: its file then says by which recipe."""
+    from unifusion_core.checkpoints import generator_file
+    from unifusion_core.zoo import tiny
 
-    tensors, metadata = checkpoint.read_tensors(embedded.GENERATOR)
-    return "recipe" in checkpoint.split_generator_tensors(tensors, metadata, embedded.GENERATOR.name)[2]
+    tensors, metadata = generator_file.read_tensors(tiny.GENERATOR)
+    return "recipe" in generator_file.split_generator_tensors(tensors, metadata, tiny.GENERATOR.name)[2]
 
 
 @pytest.fixture(scope="session")

@@ -65,33 +65,27 @@ def _import_pack() -> Any:
 
 _import_pack()
 
-from the_pack.nodes import (
-    comfy_clip,
-    comfy_conditions,
-    comfy_krea2,
-    comfy_model,
-    comfy_sampling,
-    comfy_stock_clip,
-    host,
-    schedule,
-)
+from the_pack.nodes import schedule
+from the_pack.nodes.comfy import clip, conditions, host, krea2, model, sampling, stock_clip
 from the_pack.nodes.inspect_layers import UniFusionLAPInspect
 from the_pack.nodes.sockets import Encoded
-from the_pack.unifusion_core import checkpoint, embedded, presets, rewriting
-from the_pack.unifusion_core.contracts import Conditioning, TokenRole, VLMFeatures, VLMRequest, VLMSpec
+from the_pack.unifusion_core.checkpoints import generator_file
+from the_pack.unifusion_core.contracts import Conditioning, Features, Request, TokenRole, VLMSpec
 from the_pack.unifusion_core.flow.schedule import build_schedule
 from the_pack.unifusion_core.inspection import reading
 from the_pack.unifusion_core.models.dit import DiTConfig
 from the_pack.unifusion_core.models.lap import LAPConfig
 from the_pack.unifusion_core.models.unifusion import PreparedCondition, UniFusion, UniFusionConfig
 from the_pack.unifusion_core.sampling import sample
+from the_pack.unifusion_core.vlm import rewrite
 from the_pack.unifusion_core.vlm.backbone import VLMBackbone
+from the_pack.unifusion_core.vlm.features import join_features, select_tokens
 from the_pack.unifusion_core.vlm.folder import load_vlm
-from the_pack.unifusion_core.vlm.prompts import join_features, kept_features
+from the_pack.unifusion_core.zoo import spec, tiny
 
 CONFIG = UniFusionConfig(
     vlm=VLMSpec(
-        family="internvl", hidden_size=24, num_layers=5, taps=(0, 1, 3), template=presets.TINY.vlm.template
+        family="internvl", hidden_size=24, num_layers=5, taps=(0, 1, 3), template=TINY.config.vlm.template
     ),
     lap=LAPConfig(num_heads=3, mlp_size=40),
     dit=DiTConfig(hidden_size=64, num_blocks=3, num_heads=2, num_kv_heads=1, mlp_size=72, latent_channels=16),
@@ -120,32 +114,32 @@ def generator_file(name: str = "model", **changes: Any) -> Path:
         for parameter in model.parameters():
             std = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3
             parameter.data.normal_(std=std, generator=random)
-        checkpoint.save_generator(model, path, {"recipe": "none"}, dtype=torch.float32)
+        generator_file.save_generator(model, path, {"recipe": "none"}, dtype=torch.float32)
     return path
 
 
 def core_model(name: str = "model", **changes: Any) -> UniFusion:
-    return checkpoint.load_generator(generator_file(name, **changes))[0]
+    return generator_file.load_generator(generator_file(name, **changes))[0]
 
 
 def comfy_model_of(name: str = "model", weight_type: str = "default", **changes: Any) -> Any:
-    return comfy_model.load_model(generator_file(name, **changes), weight_type)
+    return model.load_model(generator_file(name, **changes), weight_type)
 
 
-def features(length: int, num_picture: int = 0, seed: int = 0) -> VLMFeatures:
+def features(length: int, num_image: int = 0, seed: int = 0) -> Features:
     random = torch.Generator().manual_seed(100 * length + seed)
     states = torch.randn(1, length, len(CONFIG.vlm.taps), CONFIG.vlm.hidden_size, generator=random)
     positions = torch.zeros(1, length, 3)
-    positions[:, :num_picture] = torch.rand(1, num_picture, 3, generator=random)
-    positions[:, :num_picture, 0] = 1
+    positions[:, :num_image] = torch.rand(1, num_image, 3, generator=random)
+    positions[:, :num_image, 0] = 1
     roles = torch.full((1, length), int(TokenRole.PROMPT))
     mask = torch.ones(1, length, dtype=torch.bool)
-    return VLMFeatures(states=states, mask=mask, roles=roles, token_ids=roles, positions=positions)
+    return Features(states=states, mask=mask, roles=roles, token_ids=roles, positions=positions)
 
 
-def conditioning(each: VLMFeatures) -> list[list[Any]]:
+def conditioning(each: Features) -> list[list[Any]]:
     """As stock CLIPTextEncode would give it."""
-    tokens, rest = comfy_conditions.flattened(each, CONFIG.vlm)
+    tokens, rest = conditions.flattened(each, CONFIG.vlm)
     return [[tokens, rest]]
 
 
@@ -190,8 +184,8 @@ LATENT = torch.zeros(1, 16, 8, 12)
 
 
 def parity(
-    positive: VLMFeatures,
-    negative: VLMFeatures,
+    positive: Features,
+    negative: Features,
     latent: torch.Tensor = LATENT,
     cfg: float = CFG,
     **changes: Any,
@@ -240,9 +234,7 @@ def pooled_conditions() -> float:
     positive, negative = features(21, 9), features(5)
     expected = by_core(core, core.pool(positive), core.pool(negative), LATENT)
     return difference(
-        by_comfyui(
-            model, *(comfy_model.pool(model, Encoded(f, CONFIG.vlm)) for f in (positive, negative)), LATENT
-        ),
+        by_comfyui(model, *(model.pool(model, Encoded(f, CONFIG.vlm)) for f in (positive, negative)), LATENT),
         expected,
     )
 
@@ -253,7 +245,7 @@ def condition_per_latent() -> float:
     core, model = core_model(), comfy_model_of()
     long, short = features(9, 3), features(9, seed=2)
     short.mask[:, 6:] = False
-    both = VLMFeatures(
+    both = Features(
         **{
             n: torch.cat([getattr(long, n), getattr(short, n)])
             for n in ("states", "mask", "roles", "token_ids", "positions")
@@ -299,11 +291,11 @@ def unifusion_sampler() -> dict[str, float]:
     chosen = features(21, 9), features(14, 9), features(5)
     positive, pictures, negative = (conditioning(f) for f in chosen)
     pooled = [core.pool(f) for f in chosen]
-    sigmas = comfy_sampling.sigmas_for(model, {"samples": LATENT}, STEPS, "shift 2")
+    sigmas = sampling.sigmas_for(model, {"samples": LATENT}, STEPS, "shift 2")
 
     def drawn(picture_only: Any) -> torch.Tensor:
         options = {"seed": SEED, "sigmas": sigmas, "cfg": CFG, "image_cfg": 1.7}
-        return comfy_sampling.draw(model, positive, negative, picture_only, {"samples": LATENT}, **options)[
+        return sampling.draw(model, positive, negative, picture_only, {"samples": LATENT}, **options)[
             "samples"
         ]
 
@@ -341,7 +333,7 @@ def sampling_nodes() -> dict[str, float]:
 @contextmanager
 def nothing_shared() -> Any:
     """Every condition alone in its pass, everything computed anew."""
-    alone, once = comfy_conditions.ConditionInBatch, comfy_conditions.SamplingCondition
+    alone, once = conditions.ConditionInBatch, conditions.SamplingCondition
     saved = alone.can_concat, once.once
     alone.can_concat, once.once = (lambda self, other: False), (lambda self, key, compute: compute())
     try:
@@ -382,7 +374,7 @@ def concatenation() -> float:
     core, model = core_model(), comfy_model_of()
     a, b, negative = features(7), features(12), features(5)
     names = ("states", "mask", "roles", "token_ids", "positions")
-    both = VLMFeatures(**{n: torch.cat([getattr(a, n), getattr(b, n)], 1) for n in names})
+    both = Features(**{n: torch.cat([getattr(a, n), getattr(b, n)], 1) for n in names})
     (joined,) = stock.ConditioningConcat().concat(conditioning(a), conditioning(b))
     expected = by_core(core, core.pool(both), core.pool(negative), LATENT)
     return difference(by_comfyui(model, joined, conditioning(negative), LATENT), expected)
@@ -407,7 +399,7 @@ def computed_once() -> dict[str, int]:
     module.pool, module.prepare = counted("pool"), counted("prepare")
     by_comfyui(model, conditioning(features(9)), conditioning(features(5)), LATENT)
     gc.collect()
-    kinds = (PreparedCondition, comfy_conditions.SamplingCondition)
+    kinds = (PreparedCondition, conditions.SamplingCondition)
     return counts | {"left": sum(isinstance(each, kinds) for each in gc.get_objects())}
 
 
@@ -462,7 +454,7 @@ def saved_and_loaded() -> dict[str, Any]:
     stock_save = comfy.sd.save_checkpoint
     path = FOLDER / "saved.safetensors"
     stock_save(str(path), model, metadata={"format": "pt"})
-    loaded, record = checkpoint.load_generator(path)
+    loaded, record = generator_file.load_generator(path)
     expected = core_model().state_dict()
     expected["blocks.0.attn.wq.weight"] += 0.1
     return {
@@ -504,22 +496,22 @@ def edited_size_warning() -> list[str]:
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("the_pack.unifusion_core.sizes").addHandler(handler)
     model, clip = comfy_model_of(), embedded_clip()
-    one = comfy_clip.encode(clip, "make it blue", [torch.rand(1, 64, 96, 3)], 1)[1]
-    positive = comfy_model.pool(model, Encoded(features(9), CONFIG.vlm, one.edited))
+    one = clip.encode(clip, "make it blue", [torch.rand(1, 64, 96, 3)], 1)[1]
+    positive = model.pool(model, Encoded(features(9), CONFIG.vlm, one.edited))
     negative = conditioning(features(5))
     by_comfyui(model, positive, negative, torch.zeros(1, 16, 8, 12))
     by_comfyui(model, positive, negative, torch.zeros(1, 16, 16, 16))
-    pair = comfy_clip.encode(clip, "both", [torch.rand(2, 64, 96, 3)], 1)[1]
+    pair = clip.encode(clip, "both", [torch.rand(2, 64, 96, 3)], 1)[1]
     return [*said, str(pair.edited)]
 
 
 # Krea 2 ---------------------------------------------------------------------------------------------
 
 KREA_CONFIG = replace(  # of the form that ComfyUI's own module has for every size
-    presets.KREA_2,
-    vlm=replace(presets.KREA_2.vlm, hidden_size=160, num_layers=9, taps=(2, 5, 8)),
+    KREA_2.config.config,
+    vlm=replace(KREA_2.config.config.vlm, hidden_size=160, num_layers=9, taps=(2, 5, 8)),
     lap=LAPConfig(num_heads=20, mlp_size=512),
-    dit=replace(presets.KREA_2.dit, hidden_size=256, num_blocks=2, num_heads=2, num_kv_heads=1, mlp_size=768),
+    dit=replace(KREA_2.config.config.dit, hidden_size=256, num_blocks=2, num_heads=2, num_kv_heads=1, mlp_size=768),
 )
 KREA_LATENT = torch.zeros(1, 16, 1, 8, 14)
 
@@ -559,7 +551,7 @@ def krea_file(layout: str = "full") -> Path:
 def krea_models(layout: str = "full") -> tuple[Any, Any]:
     """The same file as our MODEL and as ComfyUI's own."""
     path = krea_file(layout)
-    return comfy_model.load_model(path), comfy.sd.load_diffusion_model(str(path))
+    return model.load_model(path), comfy.sd.load_diffusion_model(str(path))
 
 
 def krea_states(length: int) -> torch.Tensor:
@@ -586,7 +578,7 @@ def krea_2_is_drawn_alike() -> dict[str, float]:
     ours, theirs = krea_models()
     found = {}
     for name in ("krea-2 raw", "krea-2 turbo"):
-        sigmas = comfy_sampling.sigmas_for(ours, {"samples": KREA_LATENT}, STEPS, name)
+        sigmas = sampling.sigmas_for(ours, {"samples": KREA_LATENT}, STEPS, name)
         for cfg in (1.0, CFG):
             found[f"{name}, cfg {cfg}"] = difference(
                 krea_drawn(ours, sigmas, cfg), krea_drawn(theirs, sigmas, cfg)
@@ -610,14 +602,14 @@ def krea_2_stock_sampler() -> float:
 def krea_2_schedules() -> dict[str, Any]:
     """UniFusionSchedule's times against the published formula, and what stock SamplerCustom draws with them against the core."""
     ours, _ = krea_models()
-    core = checkpoint.load_generator(krea_file())[0]
+    core = generator_file.load_generator(krea_file())[0]
     found: dict[str, Any] = {"automatic": []}
     for name, mu in (("krea-2 raw", 0.5 + 0.65 * (28 - 256) / (6400 - 256)), ("krea-2 turbo", 1.15)):
         sigmas = schedule.UniFusionSchedule.execute(ours, {"samples": KREA_LATENT}, 8, name).args[0]
         uniform = torch.linspace(1, 1 / 8, 8)
         published = math.exp(mu) / (math.exp(mu) + 1 / uniform - 1)
         found[name] = difference(sigmas, torch.cat([published, torch.zeros(1)]))
-        automatic = comfy_sampling.sigmas_for(ours, {"samples": KREA_LATENT}, 8, comfy_sampling.AUTOMATIC)
+        automatic = sampling.sigmas_for(ours, {"samples": KREA_LATENT}, 8, sampling.AUTOMATIC)
         found["automatic"].append(torch.equal(sigmas, automatic))
         pooled = [core.pool(krea_features(length)) for length in (19, 6)]
         noise = noise_for(KREA_LATENT)[:, :, 0]
@@ -627,10 +619,10 @@ def krea_2_schedules() -> dict[str, Any]:
     return found
 
 
-def krea_features(length: int) -> VLMFeatures:
+def krea_features(length: int) -> Features:
     spec = KREA_CONFIG.vlm
     mask = torch.ones(1, length, dtype=torch.bool)
-    return VLMFeatures(
+    return Features(
         states=krea_states(length).unflatten(-1, (len(spec.taps), spec.hidden_size)),
         mask=mask,
         roles=mask.long(),
@@ -709,8 +701,8 @@ def krea_2_in_8_bits() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for layout in ("marked", "old"):
         ours, theirs = krea_models(layout)
-        sigmas = comfy_sampling.sigmas_for(ours, {"samples": KREA_LATENT}, STEPS, "krea-2 turbo")
-        core = checkpoint.load_generator(krea_file(layout))[0]
+        sigmas = sampling.sigmas_for(ours, {"samples": KREA_LATENT}, STEPS, "krea-2 turbo")
+        core = generator_file.load_generator(krea_file(layout))[0]
         pooled = [core.pool(krea_features(length)) for length in (19, 6)]
         exact = sample(core, pooled[0], noise_for(KREA_LATENT)[:, :, 0], sigmas, negative=pooled[1], cfg=CFG)
         drawn = krea_drawn(ours, sigmas, CFG)
@@ -722,7 +714,7 @@ def krea_2_in_8_bits() -> dict[str, Any]:
             "core": difference(drawn, out),
         }
         comfy.sd.save_checkpoint(str(FOLDER / "krea-saved.safetensors"), ours, metadata={"format": "pt"})
-        again = comfy_model.load_model(FOLDER / "krea-saved.safetensors")
+        again = model.load_model(FOLDER / "krea-saved.safetensors")
         found[layout]["saved"] = difference(krea_drawn(again, sigmas, CFG), drawn)
     lora = krea_loras()["diffusers"]
     patched = []
@@ -797,7 +789,7 @@ def vlm_loaded_in_part() -> dict[str, Any]:
     layers = [f"backbone.model.model.language_model.layers.{i}.{part}" for i in range(4) for part in parts]
 
     def states() -> torch.Tensor:
-        _, encoded = comfy_clip.encode(clip, "big red circle at top left", pictures(), 5)
+        _, encoded = clip.encode(clip, "big red circle at top left", pictures(), 5)
         return encoded.features.states
 
     return loaded_alike(clip.patcher, layers, states)
@@ -821,7 +813,7 @@ def nothing_of_the_vlm_is_left_behind() -> dict[str, list[str]]:
 
 
 def embedded_clip() -> Any:
-    return comfy_clip.load_clip(embedded.VLM, presets.TINY.vlm)
+    return clip.load_clip(tiny.VLM, TINY.config.vlm)
 
 
 def pictures() -> list[torch.Tensor]:
@@ -831,21 +823,19 @@ def pictures() -> list[torch.Tensor]:
 @case
 def vlm_states() -> dict[str, Any]:
     """Features through ComfyUI's CLIP against the backbone alone, with and without pictures; stock encoding, too."""
-    clip, plain = embedded_clip(), load_vlm(embedded.VLM)
+    clip, plain = embedded_clip(), load_vlm(tiny.VLM)
     found: dict[str, Any] = {}
     for name, images in (("text", []), ("pictures", pictures())):
-        request = VLMRequest(
-            prompt="big red circle at top left", pictures=[i[0].movedim(-1, 0) for i in images]
-        )
-        spec = presets.TINY.vlm
+        request = Request(prompt="big red circle at top left", pictures=[i[0].movedim(-1, 0) for i in images])
+        spec = TINY.config.vlm
         inputs = plain.prepare([request], spec.template, 5)
-        expected = kept_features(plain.encode(inputs, spec), spec.kept_tokens)
-        tokens, given = comfy_clip.encode(clip, request.prompt, images, 5)
+        expected = select_tokens(plain.encode(inputs, spec), spec.token_selection)
+        tokens, given = clip.encode(clip, request.prompt, images, 5)
         found[name] = difference(given.features.states, expected.states)
         found[name + " places"] = bool((given.features.positions == expected.positions).all())
-        found[name + " tiles"] = list(comfy_clip.tiles_of(tokens).shape)
+        found[name + " tiles"] = list(clip.tiles_of(tokens).shape)
     (stock_encoded,) = stock.CLIPTextEncode().encode(clip, "big red circle at top left")
-    _, expected = comfy_clip.encode(clip, "big red circle at top left", [], 10)
+    _, expected = clip.encode(clip, "big red circle at top left", [], 10)
     found["stock"] = difference(stock_encoded[0][0], expected.features.states.flatten(2))
     found["empty prompt"] = stock.CLIPTextEncode().encode(clip, "")[0][0][0].shape[1]
     return found
@@ -854,8 +844,8 @@ def vlm_states() -> dict[str, Any]:
 @case
 def vlm_text() -> dict[str, Any]:
     """What stock Generate Text does: greedy as the backbone's, sampled the same for the same seed."""
-    clip, plain = embedded_clip(), load_vlm(embedded.VLM)
-    inputs = plain.prepare([VLMRequest(prompt="a red ball")], presets.TINY.vlm.template)
+    clip, plain = embedded_clip(), load_vlm(tiny.VLM)
+    inputs = plain.prepare([Request(prompt="a red ball")], TINY.config.vlm.template)
     tokens = clip.tokenize("a red ball", image=None, skip_template=False, min_length=1, thinking=False)
 
     def written(**options: Any) -> str:
@@ -935,14 +925,14 @@ def small_qwen() -> Iterator[tuple[VLMBackbone, dict[str, torch.Tensor], dict[st
         for name, weight in plain.model.state_dict().items()
         if name != "lm_head.weight"
     }
-    before = qwen3vl.QWEN3VL_VISION["qwen3vl_4b"], dict(qwen3vl.QWEN3VL_VISION_COMMON), comfy_stock_clip.SPEC
+    before = qwen3vl.QWEN3VL_VISION["qwen3vl_4b"], dict(qwen3vl.QWEN3VL_VISION_COMMON), stock_clip.SPEC
     qwen3vl.QWEN3VL_VISION["qwen3vl_4b"] = vision
     qwen3vl.QWEN3VL_VISION_COMMON["num_heads"] = 2
-    comfy_stock_clip.SPEC = replace(presets.KREA_2.vlm, hidden_size=64)
+    stock_clip.SPEC = replace(KREA_2.config.config.vlm, hidden_size=64)
     try:
         yield plain, weights, {"dtype": torch.float32, "qwen3vl_4b_model_config": text}
     finally:
-        qwen3vl.QWEN3VL_VISION["qwen3vl_4b"], common, comfy_stock_clip.SPEC = before
+        qwen3vl.QWEN3VL_VISION["qwen3vl_4b"], common, stock_clip.SPEC = before
         qwen3vl.QWEN3VL_VISION_COMMON.update(common)
 
 
@@ -987,34 +977,34 @@ def stock_text_encoder() -> dict[str, Any]:
     """Features and text of the object that Load CLIP of type krea2 makes, against the folder with the same weights."""
     found: dict[str, Any] = {}
     images = [torch.rand(1, 448, 896, 3), torch.rand(1, 448, 448, 3)]  # cut without being resized
-    request = VLMRequest(prompt="make it (blue)", pictures=[i[0].movedim(-1, 0) for i in images])
+    request = Request(prompt="make it (blue)", pictures=[i[0].movedim(-1, 0) for i in images])
     with small_qwen() as (plain, weights, options):
         clip = stock_clip(weights, options, krea2.te, krea2.Krea2Tokenizer)
-        spec = comfy_stock_clip.SPEC
+        spec = stock_clip.SPEC
         for name, each in (("text", replace(request, pictures=())), ("pictures", request)):
-            tokens, given = comfy_clip.encode(clip, each.prompt, images if each.pictures else [], 5)
-            expected = rewriting.read(plain, spec, [each], max_tiles=5)
+            tokens, given = clip.encode(clip, each.prompt, images if each.images else [], 5)
+            expected = rewrite.read(plain, spec, [each], max_tiles=5)
             found[name] = by_tap(given.features.states, expected.states)
             found[name + " rest"] = all(
                 torch.equal(getattr(given.features, field), getattr(expected, field))
                 for field in ("mask", "roles", "token_ids", "positions")
             )
-        found["tiles"] = len(comfy_clip.tiles_of(tokens))
+        found["tiles"] = len(clip.tiles_of(tokens))
         (stock_encoded,) = stock.CLIPTextEncode().encode(clip, "a red ball")
-        own = comfy_clip.encode(clip, "a red ball", [], 5)[1]
+        own = clip.encode(clip, "a red ball", [], 5)[1]
         found["stock"] = difference(own.features.states.flatten(2), stock_encoded[0][0])
         for states in ("one_pass", "reencode"):
             given, _ = rewritten(clip, request.prompt, images, locked_text="a blue ball", states=states)
-            locked = replace(request, decoded="a blue ball")
-            expected = rewriting.read(plain, spec, [locked], max_tiles=5, states=states)
+            locked = replace(request, rewrite="a blue ball")
+            expected = rewrite.read(plain, spec, [locked], max_tiles=5, states=states)
             found[states] = by_tap(given.features.states, expected.states)
         found |= written_alike(clip, plain, request)
         stored, worth = scaled_fp8(weights)
         quantised = stock_clip(stored, options, krea2.te, krea2.Krea2Tokenizer)
         set_weights(plain, worth)
-        given = comfy_clip.encode(quantised, request.prompt, images, 5)[1]
-        plain.forget_pictures()
-        expected = rewriting.read(plain, spec, [request], max_tiles=5)
+        given = clip.encode(quantised, request.prompt, images, 5)[1]
+        plain.clear_image_caches()
+        expected = rewrite.read(plain, spec, [request], max_tiles=5)
         found["quantised"] = by_tap(given.features.states, expected.states)
         kinds = {
             type(m.weight).__name__ for m in quantised.cond_stage_model.modules() if hasattr(m, "weight")
@@ -1023,12 +1013,12 @@ def stock_text_encoder() -> dict[str, Any]:
     return found
 
 
-def written_alike(clip: Any, plain: VLMBackbone, request: VLMRequest) -> dict[str, Any]:
+def written_alike(clip: Any, plain: VLMBackbone, request: Request) -> dict[str, Any]:
     """Greedy text, its states and where it ends, ComfyUI's generation against the backbone's."""
-    spec = comfy_stock_clip.SPEC
+    spec = stock_clip.SPEC
     inputs = plain.prepare([request], spec.template, 5)
     expected = plain.write(inputs, spec, max_new_tokens=6)
-    with comfy_clip.at_work(clip, {"inputs": inputs}) as encoder:
+    with clip.at_work(clip, {"inputs": inputs}) as encoder:
         config = encoder.backbone.model.model.config
         given = encoder.backbone.write(inputs, spec, max_new_tokens=6, seed=0)
         words = expected.features.token_ids[0, -6:].tolist()
@@ -1058,10 +1048,10 @@ def stock_sentences() -> dict[str, str]:
 
     with small_qwen() as (_, weights, options):
         clip = stock_clip(weights, options, krea2.te, krea2.Krea2Tokenizer)
-        comfy_stock_clip.SPEC = presets.KREA_2.vlm
+        stock_clip.SPEC = KREA_2.config.config.vlm
         attempts = {
-            "other width": lambda: comfy_clip.encode(clip, "", [], 5),
-            "other encoder": lambda: comfy_clip.encode(OtherKind(), "", [], 5),
+            "other width": lambda: clip.encode(clip, "", [], 5),
+            "other encoder": lambda: clip.encode(OtherKind(), "", [], 5),
         }
         return {name: sentence_of(attempt) for name, attempt in attempts.items()}
 
@@ -1087,22 +1077,22 @@ def rewritten(clip: Any, prompt: str, images: list[torch.Tensor], **changes: Any
         "temperature": 0.0,
         "seed": 0,
     }
-    return comfy_clip.rewrite(clip, prompt, images, 5, **how | changes)
+    return clip.rewrite(clip, prompt, images, 5, **how | changes)
 
 
 @case
 def verifi() -> dict[str, Any]:
-    """The rewriting node against the core, its own text locked, and one word of it changed; states taken both ways."""
-    clip, plain, spec = embedded_clip(), load_vlm(embedded.VLM), presets.TINY.vlm
+    """The rewrite node against the core, its own text locked, and one word of it changed; states taken both ways."""
+    clip, plain, spec = embedded_clip(), load_vlm(tiny.VLM), TINY.config.vlm
     given, text = rewritten(clip, "a red ball in the snow", [])
-    (expected,) = rewriting.rewrite(plain, spec, [VLMRequest(prompt="a red ball in the snow")])
+    (expected,) = rewrite.rewrite(plain, spec, [Request(prompt="a red ball in the snow")])
     locked, locked_text = rewritten(clip, "a red ball in the snow", [], locked_text=text)
     changed, _ = rewritten(clip, "a red ball in the snow", [], locked_text=text.replace("white", "black"))
     again, _ = rewritten(clip, "a red ball in the snow", [], states="reencode")
-    reencoded = rewriting.read(plain, spec, [VLMRequest(prompt=text)])
+    reencoded = rewrite.read(plain, spec, [Request(prompt=text)])
     warm = [rewritten(clip, "a shape", [], temperature=2.0, seed=seed)[1] for seed in (1, 1, 2)]
     return {
-        "text": text == expected.request.decoded == locked_text,
+        "text": text == expected.request.rewrite == locked_text,
         "states": difference(given.features.states, expected.features.states),
         "locked": difference(locked.features.states, expected.features.states),
         "changed": difference(changed.features.states, expected.features.states),
@@ -1116,15 +1106,15 @@ def pictures_read_once() -> dict[str, Any]:
     """How often the VLM looks at pictures for three instructions about them, and after a LoRA has changed it."""
     clip = embedded_clip()
     looks: list[int] = []
-    vision = comfy_clip.encoder_of(clip).backbone.model.model.vision_tower
+    vision = clip.encoder_of(clip).backbone.model.model.vision_tower
     vision.register_forward_pre_hook(lambda *_: looks.append(1))
     images = pictures()
-    first = comfy_clip.encode(clip, "make it blue", images, 5)[1]
-    comfy_clip.encode(clip, "remove the star", images, 5)
-    same = comfy_clip.encode(clip, "make it blue", images, 5)[1]
+    first = clip.encode(clip, "make it blue", images, 5)[1]
+    clip.encode(clip, "remove the star", images, 5)
+    same = clip.encode(clip, "make it blue", images, 5)[1]
     counts = [len(looks)]
     clip.patcher.patches_uuid = uuid.uuid4()  # what adding a LoRA does
-    comfy_clip.encode(clip, "make it blue", images, 5)
+    clip.encode(clip, "make it blue", images, 5)
     return {
         "looks": [*counts, len(looks)],
         "difference": difference(first.features.states, same.features.states),
@@ -1168,7 +1158,7 @@ def layer_gains() -> dict[str, float]:
     core, model, given = core_model(), comfy_model_of(), Encoded(features(9, 4), CONFIG.vlm)
 
     def against(text: str, gains: tuple[float, ...] | None) -> float:
-        return difference(comfy_model.pool(model, given, text)[0][0], core.pool(given.features, gains).tokens)
+        return difference(model.pool(model, given, text)[0][0], core.pool(given.features, gains).tokens)
 
     return {
         "written out": against("1, 0, 0.5", (1.0, 0.0, 0.5)),
@@ -1180,17 +1170,17 @@ def layer_gains() -> dict[str, float]:
 
 @case
 def layers_read() -> dict[str, Any]:
-    """What the inspecting node reads against the core, and with a LoRA on LAP; the embedded model looking at a picture."""
+    """What the inspecting node reads against the core, and with a LoRA on LAP; the tiny model looking at a picture."""
     core, model, given = core_model(), comfy_model_of(), Encoded(features(9, 4), CONFIG.vlm)
-    expected, seen = reading.read_layers(core, given.features), comfy_model.read_layers(model, given)
+    expected, seen = reading.read_layers(core, given.features), model.read_layers(model, given)
     patched = model.clone()
     patched.add_patches(
         {"diffusion_model.txtfusion.projector.weight": ("diff", (torch.tensor([[0.0, 3.0, 0.0]]),))}, 1.0
     )
-    with_lora = comfy_model.read_layers(patched, given)
-    embedded_model = comfy_model.load_model(embedded.GENERATOR)
-    clip = comfy_clip.load_clip(embedded.VLM, embedded_model.model.model_config.unifusion.vlm)
-    _, encoded = comfy_clip.encode(clip, "make the $circle$ blue", pictures(), 5)
+    with_lora = model.read_layers(patched, given)
+    embedded_model = model.load_model(tiny.GENERATOR)
+    clip = clip.load_clip(tiny.VLM, embedded_model.model.model_config.unifusion.vlm)
+    _, encoded = clip.encode(clip, "make the $circle$ blue", pictures(), 5)
     drawn, table = UniFusionLAPInspect.execute(embedded_model, encoded).args
     return {
         "shares": difference(seen.shares, expected.shares),
@@ -1211,7 +1201,7 @@ def sentences() -> dict[str, str]:
     foreign = [[torch.zeros(1, 77, 768), {"pooled_output": torch.zeros(1, 768)}]]
     other_vlm = replace(CONFIG.vlm, hidden_size=160, num_layers=9)
     other_taps = replace(CONFIG.vlm, taps=(0, 1, 4))  # as many, so that no shape gives it away
-    tokens, rest = comfy_conditions.flattened(features(5), other_taps)
+    tokens, rest = conditions.flattened(features(5), other_taps)
     encoded_for_others = [[tokens, rest]]
     unequal = join_features([features(5), features(3)])
 
@@ -1222,21 +1212,19 @@ def sentences() -> dict[str, str]:
     attempts: dict[str, Callable[[], Any]] = {
         "rewrite without an end": lambda: rewritten(clip, "a red ball", [], max_new_tokens=2),
         "huge picture": lambda: host.empty_latent_for(torch.zeros(3, 200, 8000)),
-        "nan picture": lambda: comfy_clip.encode(clip, "", [broken], 5),
-        "gray picture": lambda: comfy_clip.encode(clip, "", [pictures()[0][..., :1]], 5),
+        "nan picture": lambda: clip.encode(clip, "", [broken], 5),
+        "gray picture": lambda: clip.encode(clip, "", [pictures()[0][..., :1]], 5),
         "long prompt": lambda: stock.CLIPTextEncode().encode(clip, "red circle " * 2000),
         "foreign conditioning": lambda: by_comfyui(model, foreign, foreign, LATENT),
-        "other clip": lambda: comfy_clip.encode(OtherKind(), "", [], 5),
-        "other model": lambda: comfy_sampling.sigmas_for(OtherKind(), {"samples": LATENT}, 4, "uniform"),
-        "other features": lambda: comfy_model.pool(model, Encoded(features(5), other_taps)),
-        "other features looked at": lambda: comfy_model.read_layers(model, Encoded(features(5), other_taps)),
-        "gains for other layers": lambda: comfy_model.pool(model, Encoded(features(5), CONFIG.vlm), "1, 1"),
+        "other clip": lambda: clip.encode(OtherKind(), "", [], 5),
+        "other model": lambda: sampling.sigmas_for(OtherKind(), {"samples": LATENT}, 4, "uniform"),
+        "other features": lambda: model.pool(model, Encoded(features(5), other_taps)),
+        "other features looked at": lambda: model.read_layers(model, Encoded(features(5), other_taps)),
+        "gains for other layers": lambda: model.pool(model, Encoded(features(5), CONFIG.vlm), "1, 1"),
         "other taps": lambda: by_comfyui(model, encoded_for_others, encoded_for_others, LATENT),
-        "unequal lengths for krea 2": lambda: comfy_krea2.krea2_conditioning(
-            Encoded(unequal, presets.KREA_2.vlm)
-        ),
-        "other features for krea 2": lambda: comfy_krea2.krea2_conditioning(Encoded(features(5), CONFIG.vlm)),
-        "other vlm": lambda: comfy_clip.load_clip(embedded.VLM, other_vlm),
+        "unequal lengths for krea 2": lambda: krea2.krea2_conditioning(Encoded(unequal, KREA_2.config.config.vlm)),
+        "other features for krea 2": lambda: krea2.krea2_conditioning(Encoded(features(5), CONFIG.vlm)),
+        "other vlm": lambda: clip.load_clip(tiny.VLM, other_vlm),
         "latent of other channels": lambda: by_comfyui(
             model, conditioning(features(5)), conditioning(features(5)), torch.ones(1, 4, 8, 8)
         ),

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from unifusion_core import embedded, presets
-from unifusion_core.checkpoint import save_generator
+from unifusion_core.checkpoints.generator_file import save_generator
 from unifusion_core.models.unifusion import UniFusion
+from unifusion_core.zoo import spec, tiny
 
 if TYPE_CHECKING:
     from conftest import Comfy, Graph
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.comfyui
 
 
 def truncated(path: Path) -> None:
-    path.write_bytes(embedded.GENERATOR.read_bytes()[:200_000])
+    path.write_bytes(tiny.GENERATOR.read_bytes()[:200_000])
 
 
 def renamed_picture(path: Path) -> None:
@@ -46,7 +46,7 @@ def of_another_kind(path: Path) -> None:
 def with_a_weight_missing(path: Path) -> None:
     from safetensors.numpy import load_file
 
-    weights = load_file(str(embedded.GENERATOR))
+    weights = load_file(str(tiny.GENERATOR))
     del weights["first.weight"]
     save_file(weights, str(path))
 
@@ -100,7 +100,7 @@ def test_a_file_that_is_gone(comfy: Comfy, graph: Graph) -> None:
 
 def copied_vlm(comfy: Comfy, name: str) -> Path:
     folder = comfy.models_dir / "vlm" / name
-    shutil.copytree(embedded.VLM, folder, dirs_exist_ok=True)
+    shutil.copytree(tiny.VLM, folder, dirs_exist_ok=True)
     return folder
 
 
@@ -113,8 +113,8 @@ def test_a_vlm_without_a_tokenizer(comfy: Comfy, graph: Graph) -> None:
 
 
 def test_a_vlm_that_the_generator_was_not_trained_with(comfy: Comfy, graph: Graph) -> None:
-    spec = replace(presets.TINY.vlm, num_layers=12, hidden_size=320, taps=(0, 11))
-    config = replace(presets.TINY, vlm=spec, dit=replace(presets.TINY.dit, num_blocks=1))
+    spec = replace(TINY.config.vlm, num_layers=12, hidden_size=320, taps=(0, 11))
+    config = replace(TINY.config, vlm=spec, dit=replace(TINY.config.dit, num_blocks=1))
     folder = comfy.models_dir / "diffusion_models"
     folder.mkdir(exist_ok=True)
     save_generator(UniFusion(config), folder / "wide.safetensors")
@@ -130,8 +130,8 @@ def test_a_vlm_that_the_generator_was_not_trained_with(comfy: Comfy, graph: Grap
 
 def test_a_clip_for_another_generator(comfy: Comfy, graph: Graph) -> None:
     """Both fit the VLM, but they read different layers of it."""
-    spec = replace(presets.TINY.vlm, taps=(0, 2))
-    config = replace(presets.TINY, vlm=spec, dit=replace(presets.TINY.dit, num_blocks=1))
+    spec = replace(TINY.config.vlm, taps=(0, 2))
+    config = replace(TINY.config, vlm=spec, dit=replace(TINY.config.dit, num_blocks=1))
     folder = comfy.models_dir / "diffusion_models"
     folder.mkdir(exist_ok=True)
     save_generator(UniFusion(config), folder / "two-taps.safetensors")

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifusion_core.evaluation.tally import judge_picture
-from unifusion_core.world.requirements import Requirement
-from unifusion_core.world.wordings import parse_caption
+from unifusion_core.shapes.evaluation.judging import judge_picture
+from unifusion_core.shapes.world.captions import parse_caption
+from unifusion_core.shapes.world.requirements import Requirement
 
 if TYPE_CHECKING:
     from conftest import Comfy

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from unifusion_core import embedded
+from unifusion_core.zoo import tiny
 
 if TYPE_CHECKING:
     from conftest import Comfy, Graph
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 
-GENERATOR = embedded.GENERATOR.read_bytes()
+GENERATOR = tiny.GENERATOR.read_bytes()
 HEADER = 8 + struct.unpack("<Q", GENERATOR[:8])[0]
 CUTS = (0, 4, 8, 9, HEADER // 2, HEADER - 1, HEADER, HEADER + 1, len(GENERATOR) // 2, len(GENERATOR) - 1)
 FLIPS = (
@@ -98,7 +98,7 @@ def test_a_renamed_pickle_is_not_run(comfy: Comfy, graph: Graph, tmp_path: Path)
 def test_a_folder_that_brings_code_is_not_run(comfy: Comfy, graph: Graph, tmp_path: Path) -> None:
     folder, sign = comfy.models_dir / "vlm" / "with-code", tmp_path / "executed"
     folder.mkdir(parents=True)
-    for path in embedded.VLM.iterdir():
+    for path in tiny.VLM.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "code.Model"}}))

@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from unifusion_core.checkpoint import save_generator
+from unifusion_core.checkpoints.generator_file import save_generator
 from unifusion_core.models.dit import DiTConfig
 from unifusion_core.models.lap import LAPConfig
 from unifusion_core.models.unifusion import UniFusion
-from unifusion_core.presets import KREA_2
+from unifusion_core.zoo.krea_2 import KREA_2
 
 if TYPE_CHECKING:
     from conftest import Comfy, Graph
@@ -40,8 +40,8 @@ STOCK, OURS, VLM, WIDER_VLM = (
 )
 # ComfyUI tells these sizes from the weights, all but its 128 channels and 20 heads of LAP
 SMALL = replace(
-    KREA_2,
-    vlm=replace(KREA_2.vlm, hidden_size=40),
+    KREA_2.config,
+    vlm=replace(KREA_2.config.vlm, hidden_size=40),
     lap=LAPConfig(num_heads=20, mlp_size=128),
     dit=DiTConfig(
         hidden_size=128, num_blocks=2, num_heads=1, num_kv_heads=1, mlp_size=384, latent_channels=16
@@ -100,7 +100,7 @@ def save_vlm(folder: Path, width: int) -> None:
             "vocab_size": len(tokenizer),
             "hidden_size": width,
             "intermediate_size": 48,
-            "num_hidden_layers": KREA_2.vlm.num_layers,
+            "num_hidden_layers": KREA_2.config.vlm.num_layers,
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
             "head_dim": 16,

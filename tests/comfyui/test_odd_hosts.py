@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from unifusion_core import embedded
+from unifusion_core.zoo import tiny
 
 if TYPE_CHECKING:
     from conftest import Comfy, Graph
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 
 PACK = Path(__file__).resolve().parents[2]
-BUILT_IN = f"{embedded.NAME} (built in)"
+BUILT_IN = f"{tiny.NAME} (built in)"
 ASKED = "small red circle at top left, white background."
 GUARD = """
 import os, socket, traceback
@@ -122,8 +122,8 @@ def test_two_servers_on_one_models_folder(serve: Serve, draw: Draw, tmp_path: Pa
     """By extra_model_paths.yaml, both drawing at once."""
     shared = tmp_path / "shared models"
     (shared / "diffusion_models").mkdir(parents=True)
-    shutil.copyfile(embedded.GENERATOR, shared / "diffusion_models" / "copy.safetensors")
-    shutil.copytree(embedded.VLM, shared / "vlm" / "copy")
+    shutil.copyfile(tiny.GENERATOR, shared / "diffusion_models" / "copy.safetensors")
+    shutil.copytree(tiny.VLM, shared / "vlm" / "copy")
     paths = tmp_path / "paths.yaml"
     paths.write_text(f"unifusion:\n  base_path: {shared}\n  vlm: vlm\n  diffusion_models: diffusion_models\n")
     flags = ["--extra-model-paths-config", str(paths)]

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from unifusion_core.world.render import render
-from unifusion_core.world.scenes import sample_scene
-from unifusion_core.world.scorer import psnr
+from unifusion_core.shapes.world.render import render
+from unifusion_core.shapes.world.scenes import sample_scene
+from unifusion_core.shapes.world.scorer import psnr
 
 if TYPE_CHECKING:
     from conftest import Comfy, Graph, RunResult
@@ -200,9 +200,9 @@ def test_stock_vae_nodes_return_a_picture(comfy: Comfy, graph: Graph) -> None:
     image, pixels = picture_wire(comfy, graph)
     vae = graph.add("VAELoader", vae_name="unifusion-tiny-1-vae.safetensors")
     graph.save_picture(graph.add("VAEEncode", pixels=image, vae=vae))
-    (decoded,) = comfy.images(comfy.successful(graph))
-    assert decoded.shape == pixels.shape
-    assert psnr(decoded, pixels) > 25
+    (rewrite,) = comfy.images(comfy.successful(graph))
+    assert rewrite.shape == pixels.shape
+    assert psnr(rewrite, pixels) > 25
 
 
 def test_a_picture_is_drawn_over(

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unifusion_core.evaluation.tally import score_pictures
-from unifusion_core.world.render import render
-from unifusion_core.world.requirements import Requirement
-from unifusion_core.world.wordings import parse_caption
+from unifusion_core.shapes.evaluation.judging import score_pictures
+from unifusion_core.shapes.world.captions import parse_caption
+from unifusion_core.shapes.world.render import render
+from unifusion_core.shapes.world.requirements import Requirement
 
 if TYPE_CHECKING:
     from conftest import Comfy

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import TypeCheckError, install_import_hook
 
 with install_import_hook("unifusion_core", "beartype.beartype"):
-    from unifusion_core.contracts import ChatTemplate, TokenRole, VLMFeatures, VLMSpec
+    from unifusion_core.contracts import ChatTemplate, Features, TokenRole, VLMSpec
     from unifusion_core.flow.path import interpolate, sample_training_times, velocity
     from unifusion_core.flow.schedule import SCHEDULES, build_schedule
     from unifusion_core.flow.solver import SOLVERS
@@ -22,11 +22,9 @@ with install_import_hook("unifusion_core", "beartype.beartype"):
     from unifusion_core.models.dit import DiTConfig
     from unifusion_core.models.lap import LAPConfig
     from unifusion_core.models.unifusion import UniFusion, UniFusionConfig, initialize
-    from unifusion_core.sampling import draw_noise, sample
+    from unifusion_core.sampling import make_noise, sample
 
-TEMPLATE = ChatTemplate(
-    prefix="s", suffix="a", end="e", picture_prefix="i", picture_token="p", picture_suffix="j"
-)
+TEMPLATE = ChatTemplate(prefix="s", suffix="a", end="e", image_prefix="i", image_token="p", image_suffix="j")
 CONFIG = UniFusionConfig(
     vlm=VLMSpec(family="internvl", hidden_size=24, num_layers=5, taps=(0, 1, 3), template=TEMPLATE),
     lap=LAPConfig(num_heads=3, mlp_size=40),
@@ -43,9 +41,9 @@ CONFIG = UniFusionConfig(
 )
 
 
-def features(batch: int = 2, length: int = 7) -> VLMFeatures:
+def features(batch: int = 2, length: int = 7) -> Features:
     mask = torch.arange(length)[None] < torch.tensor([length] + [4] * (batch - 1))[:, None]
-    return VLMFeatures(
+    return Features(
         states=torch.randn(batch, length, 3, 24),
         mask=mask,
         roles=mask.long(),
@@ -58,7 +56,7 @@ def generator() -> None:
     """Pool, prepare, one step of training, for both forms and all switches."""
     for form in ("prefix", "joint"):
         for places in ("grid", "zero"):
-            model = UniFusion(replace(CONFIG, condition_attention=form, picture_positions=places))
+            model = UniFusion(replace(CONFIG, condition_attention=form, image_positions=places))
             initialize(model)
             clean, noise = torch.randn(2, 2, 3, 8, 6)
             t = sample_training_times(2)
@@ -73,12 +71,12 @@ def sampler() -> None:
     model = UniFusion(CONFIG).requires_grad_(False)
     shared, each = model.pool(features(1)), model.pool(features(3, 5))
     for name in SCHEDULES:
-        sample(model, each, draw_noise([1, 2, 3], 3, 8, 6), build_schedule(name, 2, 12))
+        sample(model, each, make_noise([1, 2, 3], 3, 8, 6), build_schedule(name, 2, 12))
     for solver in SOLVERS:
         sample(
             model,
             each,
-            draw_noise([1, 2, 3], 3, 8, 6),
+            make_noise([1, 2, 3], 3, 8, 6),
             build_schedule("uniform", 2, 12),
             negative=shared,
             cfg=3.0,
@@ -93,7 +91,7 @@ def inspection() -> None:
     """Layers read, with a picture among the tokens, with gains, and drawn."""
     model, chat = UniFusion(CONFIG).requires_grad_(False), features(1)
     initialize(model)
-    chat.roles[0, :4] = TokenRole.PICTURE
+    chat.roles[0, :4] = TokenRole.IMAGE
     chat.positions[0, :4] = torch.tensor([[1, 0.25, 0.25], [1, 0.25, 0.75], [1, 0.75, 0.25], [1, 0.75, 0.75]])
     chat.positions[0, 4:] = 0
     model.pool(chat, (1.0, 0.5, 0.0))

@@ -1,7 +1,7 @@
 """Names and shapes in a generator file, and its JSON, are promises: pytest tests/contract/test_checkpoint_keys.py
 
 Files that people have keep loading only if these do not change. golden/krea2_keys.json was read off Krea 2's public
-code, the others are ours; after a wanted change (a new format, a new embedded model) write them anew with
+code, the others are ours; after a wanted change (a new format, a new tiny model) write them anew with
 
     python tests/contract/test_checkpoint_keys.py
 """
@@ -14,11 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from unifusion_core import embedded
-from unifusion_core.checkpoint import build_unifusion, config_from_json, config_to_json, load_generator
-from unifusion_core.models.layers import Build
+from unifusion_core.checkpoints.generator_file import (
+    build_unifusion,
+    config_from_json,
+    config_to_json,
+    load_generator,
+)
+from unifusion_core.models.layers import LayerFactory
 from unifusion_core.models.unifusion import UniFusionConfig
-from unifusion_core.presets import KREA_2, TINY
+from unifusion_core.zoo import tiny
+from unifusion_core.zoo.krea_2 import KREA_2
+from unifusion_core.zoo.tiny import TINY
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 BLOCK_NUMBER = re.compile(r"(?<=blocks\.)\d+(?=\.)")
@@ -31,7 +37,7 @@ def read_golden(name: str) -> dict:
 def layout(config: UniFusionConfig) -> dict[str, dict]:
     """Shape and number of every weight, blocks of a stack taken together as `blocks.N`."""
     found: dict[str, dict] = {}
-    for key, value in build_unifusion(config, Build(device="meta")).state_dict().items():
+    for key, value in build_unifusion(config, LayerFactory(device="meta")).state_dict().items():
         entry = found.setdefault(BLOCK_NUMBER.sub("N", key), {"shape": list(value.shape), "count": 0})
         assert entry["shape"] == list(value.shape)
         entry["count"] += 1
@@ -39,11 +45,11 @@ def layout(config: UniFusionConfig) -> dict[str, dict]:
 
 
 def test_krea_2_has_the_public_layout() -> None:
-    assert layout(KREA_2) == read_golden("krea2_keys.json")
+    assert layout(KREA_2.config) == read_golden("krea2_keys.json")
 
 
 def test_tiny_keeps_its_layout() -> None:
-    assert layout(TINY) == read_golden("tiny_keys.json")
+    assert layout(TINY.config) == read_golden("tiny_keys.json")
 
 
 @pytest.mark.parametrize("name", ["tiny", "krea2"])
@@ -53,20 +59,20 @@ def test_configurations_written_earlier_are_still_read(name: str) -> None:
     config, training = config_from_json(text)
 
     assert json.loads(config_to_json(config, training)) == json.loads(text)  # nothing dropped, nothing added
-    assert config == {"tiny": TINY, "krea2": KREA_2}[name]
+    assert config == {"tiny": TINY.config, "krea2": KREA_2.config}[name]
 
 
 def test_the_embedded_generator_is_of_the_tiny_size() -> None:
-    if not embedded.GENERATOR.exists():
-        pytest.skip("the embedded generator is not in the repository yet")
+    if not tiny.GENERATOR.exists():
+        pytest.skip("the tiny generator is not in the repository yet")
 
-    model, _ = load_generator(embedded.GENERATOR)
+    model, _ = load_generator(tiny.GENERATOR)
 
-    assert layout(model.config) == layout(TINY)
+    assert layout(model.config) == layout(TINY.config)
 
 
 def write_golden() -> None:
-    (GOLDEN / "tiny_keys.json").write_text(json.dumps(layout(TINY), indent=1) + "\n")
+    (GOLDEN / "tiny_keys.json").write_text(json.dumps(layout(TINY.config), indent=1) + "\n")
     for name, config in (("tiny", TINY), ("krea2", KREA_2)):
         text = json.dumps(json.loads(config_to_json(config)), indent=1)
         (GOLDEN / f"{name}_config.json").write_text(text + "\n")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from unifusion_core.evaluation.help_pictures import PICTURES
+from unifusion_core.shapes.evaluation.help_pictures import PICTURES
 
 if TYPE_CHECKING:
     from conftest import NodeSchema

@@ -20,28 +20,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen3VLConfig
 
-from unifusion_core.checkpoint import (
-    build_unifusion,
-    load_generator,
-    read_tensors,
-    split_generator_tensors,
-)
-from unifusion_core.contracts import VLMFeatures
+from unifusion_core.checkpoints.generator_file import build_unifusion, load_generator, split_generator_tensors
+from unifusion_core.checkpoints.safetensors_file import read_tensors
+from unifusion_core.contracts import Features
 from unifusion_core.errors import CheckpointError, VLMError
 from unifusion_core.flow.schedule import build_schedule
 from unifusion_core.models.dit import DiTConfig
 from unifusion_core.models.lap import LAPConfig
-from unifusion_core.models.layers import Build
+from unifusion_core.models.layers import LayerFactory
 from unifusion_core.models.unifusion import UniFusion
-from unifusion_core.presets import DRAWINGS, KREA_2
 from unifusion_core.sampling import sample
 from unifusion_core.vlm.folder import load_vlm
+from unifusion_core.zoo.krea_2 import KREA_2
+from unifusion_core.zoo.spec import DRAWINGS
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 PARITY = 1e-4  # of the largest value, in float32
 SMALL = replace(
-    KREA_2,
-    vlm=replace(KREA_2.vlm, hidden_size=60, num_layers=9, taps=(2, 5, 8)),
+    KREA_2.config,
+    vlm=replace(KREA_2.config.vlm, hidden_size=60, num_layers=9, taps=(2, 5, 8)),
     lap=LAPConfig(num_heads=3, mlp_size=40),
     dit=DiTConfig(
         hidden_size=96,
@@ -125,7 +122,7 @@ def pipeline_of(transformer: Krea2Transformer2DModel | None, *, is_distilled: bo
     return pipeline
 
 
-def features(*lengths: int, padded_to: int = 0, seed: int = 0) -> VLMFeatures:
+def features(*lengths: int, padded_to: int = 0, seed: int = 0) -> Features:
     """Random states of prompts of these lengths; what stands in the padding must not matter."""
     length = max(*lengths, padded_to)
     mask = torch.arange(length)[None] < torch.tensor(lengths)[:, None]
@@ -133,7 +130,7 @@ def features(*lengths: int, padded_to: int = 0, seed: int = 0) -> VLMFeatures:
     shape = (len(lengths), length, len(SMALL.vlm.taps), SMALL.vlm.hidden_size)
     states = torch.randn(shape, generator=generator)
     roles = mask.long()
-    return VLMFeatures(
+    return Features(
         states=states, mask=mask, roles=roles, token_ids=roles, positions=torch.zeros(*mask.shape, 3)
     )
 
@@ -248,8 +245,8 @@ def true_size() -> dict[str, Tensor]:
 def test_a_file_of_the_true_size_is_accounted_for(true_size: dict[str, Tensor]) -> None:
     weights, config, _ = split_generator_tensors(true_size, {}, "krea2.safetensors")
 
-    assert config == KREA_2
-    assert weights.keys() == build_unifusion(config, Build(device="meta")).state_dict().keys()
+    assert config == KREA_2.config
+    assert weights.keys() == build_unifusion(config, LayerFactory(device="meta")).state_dict().keys()
     assert 12.8e9 < sum(value.numel() for value in weights.values()) < 13e9
 
 
@@ -413,7 +410,7 @@ def test_a_vlm_of_another_size_is_refused_before_its_weights_are_read(tmp_path: 
     Qwen3VLConfig(text_config={"hidden_size": 4096, "num_hidden_layers": 36}).save_pretrained(tmp_path)
 
     with pytest.raises(VLMError, match=r"its hidden size is 4096, 2560 is needed. Load the VLM that"):
-        load_vlm(tmp_path, spec=KREA_2.vlm)
+        load_vlm(tmp_path, spec=KREA_2.config.vlm)
 
 
 def memory_of_our_own() -> int:
@@ -427,7 +424,7 @@ def test_a_file_is_mapped_and_not_read_into_memory(write: Callable[..., Path]) -
     config = replace(SMALL, dit=replace(SMALL.dit, hidden_size=1536, num_heads=12, mlp_size=8192))
     tensors = {
         k: torch.ones(v.shape, dtype=torch.bfloat16)
-        for k, v in UniFusion(config, Build(device="meta")).state_dict().items()
+        for k, v in UniFusion(config, LayerFactory(device="meta")).state_dict().items()
     }
     path, size = write(tensors), sum(v.nbytes for v in tensors.values())
     del tensors

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unifusion_core.contracts import VLMFeatures
+from unifusion_core.contracts import Features
 from unifusion_core.models.lap import LAPConfig
 from unifusion_core.models.unifusion import UniFusion, UniFusionConfig
 
@@ -37,7 +37,7 @@ def model(small_config: UniFusionConfig) -> UniFusion:
             dit=replace(small_config.dit, mlp_size=256),
             condition_attention="joint",
             text_positions="zero",
-            picture_positions="zero",
+            image_positions="zero",
         )
     )
     for index, (_, parameter) in enumerate(sorted(model.named_parameters())):
@@ -48,7 +48,7 @@ def model(small_config: UniFusionConfig) -> UniFusion:
 
 def test_joint_form_equals_the_public_transformer(model: UniFusion) -> None:
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    features = VLMFeatures(
+    features = Features(
         states=numbers((2, 5, 3, 24), 1000).float(),
         mask=mask,
         roles=mask.long(),

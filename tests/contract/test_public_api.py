@@ -28,7 +28,7 @@ PUBLIC = {
     "models.autoencoder": ("Autoencoder",),
     "models.unifusion": ("PreparedCondition", "UniFusion", "UniFusionConfig", "initialize"),
     "pipeline": ("Pipeline",),
-    "presets": ("KREA_2", "TINY"),
+    "presets": ("KREA_2.config", "TINY.config"),
     "rewriting": ("rewrite",),
     "sampling": ("draw_noise", "sample"),
     "strength": ("with_strength",),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unifusion_core import command_line
+from unifusion_core.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -63,7 +63,7 @@ def test_every_line_of_the_tree_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("unifusion ")])
 def test_commands_are_understood(command: str) -> None:
-    command_line._build_parser().parse_args(shlex.split(command)[1:])
+    main._build_parser().parse_args(shlex.split(command)[1:])
 
 
 def test_scripts_named_exist() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from unifusion_core import embedded
+from unifusion_core.zoo import tiny
 
 if TYPE_CHECKING:
     from conftest import NodeSchema
@@ -81,7 +81,7 @@ def test_ui_workflows_have_an_api_twin_with_the_same_nodes(path: Path) -> None:
 def test_workflows_name_the_embedded_model_of_this_version(path: Path) -> None:
     named = set(re.findall(r"unifusion-tiny-\d+", path.read_text()))
 
-    assert named <= {embedded.NAME}
+    assert named <= {tiny.NAME}
 
 
 @pytest.mark.parametrize("path", UI, ids=lambda path: path.stem)
@@ -90,7 +90,7 @@ def test_files_that_do_not_come_with_the_pack_are_named_with_their_places(path: 
     for node in json.loads(path.read_text())["nodes"]:
         if node["type"] in LOADERS:
             file, models = node["widgets_values"][0], node["properties"].get("models", [])
-            if embedded.NAME in file:
+            if tiny.NAME in file:
                 assert models == []
             else:
                 (model,) = models
@@ -130,7 +130,7 @@ def test_the_template_browser_finds_it_by_the_packs_name_and_shows_its_picture(p
     thumbnail = path.with_suffix(".jpg")
 
     assert path.name.startswith("unifusion_")  # the browser's search reads file names
-    if embedded.NAME not in path.read_text():
+    if tiny.NAME not in path.read_text():
         assert not thumbnail.exists()  # nothing drew it: its files do not come with the pack
         return
     assert thumbnail.stat().st_size <= MAX_THUMBNAIL

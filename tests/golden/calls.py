@@ -216,10 +216,8 @@ def record_all() -> dict[str, Record]:
 def command() -> Callable[[list[str]], int]:
     """The command of this checkout."""
     sys.path.insert(0, str(ROOT))
-    try:
-        from unifusion_core.cli import main
-    except ModuleNotFoundError:  # before 0.1.0
-        from unifusion_core.command_line import main
+    from unifusion_core.cli.main import main
+
     return main
 
 

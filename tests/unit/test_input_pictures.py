@@ -6,17 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from unifusion_core.contracts import TokenRole, VLMFeatures, VLMRequest
-from unifusion_core.embedded import VLM
+from unifusion_core.contracts import Features, Request, TokenRole
 from unifusion_core.errors import PromptError
-from unifusion_core.evaluation.drawing import without_pictures
-from unifusion_core.presets import TINY
-from unifusion_core.rewriting import attempt_rewrites, read, rewrite
-from unifusion_core.styles import STYLES, STYLES_FOR_PICTURES, with_style
+from unifusion_core.shapes.evaluation.drawing import without_pictures
 from unifusion_core.vlm.backbone import VLMBackbone
 from unifusion_core.vlm.folder import load_vlm
+from unifusion_core.vlm.rewrite import attempt_rewrites, read, rewrite
+from unifusion_core.vlm.styles import STYLES, STYLES_FOR_PICTURES, with_style
+from unifusion_core.zoo.tiny import TINY, VLM
 
-SPEC = TINY.vlm
+SPEC = TINY.config.vlm
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +27,8 @@ def picture(width: int, height: int, channels: int = 3) -> Tensor:
     return torch.rand(channels, height, width, generator=torch.Generator().manual_seed(width))
 
 
-def features_of(backbone: VLMBackbone, *pictures: Tensor, max_tiles: int = 10) -> VLMFeatures:
-    return read(backbone, SPEC, [VLMRequest(prompt="put it there", pictures=pictures)], max_tiles=max_tiles)
+def features_of(backbone: VLMBackbone, *pictures: Tensor, max_tiles: int = 10) -> Features:
+    return read(backbone, SPEC, [Request(prompt="put it there", images=pictures)], max_tiles=max_tiles)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8000, 200), (3, 500), (128, 128)])
@@ -37,12 +36,12 @@ def test_pictures_of_any_size_and_with_alpha_are_read(backbone: VLMBackbone, siz
     for channels in (3, 4):
         features = features_of(backbone, picture(*size, channels))
         assert torch.isfinite(features.states).all()
-        assert (features.roles == TokenRole.PICTURE).sum() >= backbone.tokens_per_tile
+        assert (features.roles == TokenRole.IMAGE).sum() >= backbone.tokens_per_tile
 
 
 def test_pictures_of_different_sizes_keep_their_order(backbone: VLMBackbone) -> None:
     features = features_of(backbone, picture(64, 64), picture(200, 90), picture(30, 300))
-    numbers = features.positions[0, features.roles[0] == TokenRole.PICTURE, 0].tolist()
+    numbers = features.positions[0, features.roles[0] == TokenRole.IMAGE, 0].tolist()
     assert numbers == sorted(numbers)
     assert set(numbers) == {1.0, 2.0, 3.0}
     swapped = features_of(backbone, picture(200, 90), picture(64, 64), picture(30, 300))
@@ -61,12 +60,12 @@ def test_twenty_pictures_fit_by_their_thumbnails_and_else_it_is_said_how_many_ti
 
 
 def test_a_style_stands_before_the_prompt(backbone: VLMBackbone) -> None:
-    request = VLMRequest(prompt="a red star")
+    request = Request(prompt="a red star")
     styled = with_style(request, "terse")
     assert styled.style == STYLES["terse"]
     given = backbone.prepare([styled], SPEC.template).token_ids
     assert torch.equal(
-        given, backbone.prepare([VLMRequest(prompt="be brief. a red star")], SPEC.template).token_ids
+        given, backbone.prepare([Request(prompt="be brief. a red star")], SPEC.template).token_ids
     )
     assert with_style(request, "caption") == request
     assert with_style(request, " all in red. ").style == "all in red."
@@ -75,12 +74,12 @@ def test_a_style_stands_before_the_prompt(backbone: VLMBackbone) -> None:
 @pytest.mark.parametrize("style", STYLES_FOR_PICTURES)
 def test_a_style_about_pictures_needs_one(style: str) -> None:
     with pytest.raises(PromptError, match="add a picture"):
-        with_style(VLMRequest(prompt="make it blue"), style)
-    assert with_style(VLMRequest(prompt="make it blue", pictures=[picture(9, 9)]), style).style
+        with_style(Request(prompt="make it blue"), style)
+    assert with_style(Request(prompt="make it blue", images=[picture(9, 9)]), style).style
 
 
 def test_a_rewrite_that_hits_the_cap_is_an_error_of_its_own_and_no_raw_prompt(backbone: VLMBackbone) -> None:
-    requests = [VLMRequest(prompt="a red star at the top")] * 2
+    requests = [Request(prompt="a red star at the top")] * 2
     with pytest.raises(PromptError, match="did not end within 3 tokens"):
         rewrite(backbone, SPEC, requests, max_new_tokens=3)
     attempts = attempt_rewrites(backbone, SPEC, requests, max_new_tokens=3)
@@ -89,8 +88,8 @@ def test_a_rewrite_that_hits_the_cap_is_an_error_of_its_own_and_no_raw_prompt(ba
 
 def test_a_locked_text_in_another_language_is_taken_as_it_stands(backbone: VLMBackbone) -> None:
     text = "ein großer roter Stern oben, 白い背景."
-    features = read(backbone, SPEC, [VLMRequest(prompt="a red star", decoded=text)])
-    words = backbone.tokenizer.decode(features.token_ids[0, features.roles[0] == TokenRole.DECODED])
+    features = read(backbone, SPEC, [Request(prompt="a red star", rewrite=text)])
+    words = backbone.tokenizer.decode(features.token_ids[0, features.roles[0] == TokenRole.REWRITE])
     assert words.strip() == text.lower()
     assert torch.isfinite(features.states).all()
 
@@ -99,5 +98,5 @@ def test_pictures_can_be_masked_out_of_the_condition(backbone: VLMBackbone) -> N
     seeing = features_of(backbone, picture(64, 64))
     blind = without_pictures(seeing)
     kept = blind.roles[blind.mask]
-    assert not (kept == TokenRole.PICTURE).any()
-    assert len(kept) == int((seeing.mask & (seeing.roles != TokenRole.PICTURE)).sum()) > 0
+    assert not (kept == TokenRole.IMAGE).any()
+    assert len(kept) == int((seeing.mask & (seeing.roles != TokenRole.IMAGE)).sum()) > 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from unifusion_core.contracts import VLMRequest
-from unifusion_core.pipeline import DrawSettings, Pipeline
+from unifusion_core.contracts import Request
+from unifusion_core.pipeline import Pipeline, SamplingSettings
 
 
 def test_offloaded_weights_draw_the_same() -> None:
     """Here they visit the CPU from the CPU: what is tested is that every layer that works is brought first."""
-    request, settings = VLMRequest(prompt="a red circle"), DrawSettings(steps=2)
+    request, settings = Request(prompt="a red circle"), SamplingSettings(steps=2)
     pictures = []
     for offload in (False, True):
         pipeline = Pipeline.load(device="cpu", offload=offload)

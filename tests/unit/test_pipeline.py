@@ -17,26 +17,28 @@ import pytest
 import torch
 from PIL import Image
 
-from unifusion_core import embedded
-from unifusion_core.contracts import TokenRole, VLMFeatures, VLMRequest
+from unifusion_core.contracts import Features, Request, TokenRole
 from unifusion_core.errors import CheckpointError, ConfigError, PromptError, ShapeError, VLMError
-from unifusion_core.models.unifusion import UniFusion
-from unifusion_core.pipeline import (
-    DrawSettings,
-    Pipeline,
-    read_picture_file,
-    write_picture_file,
+from unifusion_core.images import (
+    check_size,
+    read_image_file,
+    size_for_image,
+    warn_of_other_size,
+    write_image_file,
 )
-from unifusion_core.presets import KREA_2, TINY
-from unifusion_core.rewriting import attempt_rewrites, read, rewrite
-from unifusion_core.sizes import check_size, size_of_picture, warn_of_other_size
+from unifusion_core.models.unifusion import UniFusion
+from unifusion_core.pipeline import Pipeline, SamplingSettings
 from unifusion_core.vlm.backbone import Written
+from unifusion_core.vlm.chat import VLMInputs
 from unifusion_core.vlm.folder import load_vlm
-from unifusion_core.vlm.prompts import VLMInputs
+from unifusion_core.vlm.rewrite import attempt_rewrites, read, rewrite
+from unifusion_core.zoo import tiny
+from unifusion_core.zoo.krea_2 import KREA_2
+from unifusion_core.zoo.tiny import TINY
 
-QUICK = DrawSettings(size=(48, 32), steps=2)
-RED = VLMRequest(prompt="a red circle")
-LONG = VLMRequest(prompt="two small blue squares, one at the top left and the other in the middle, on wood")
+QUICK = SamplingSettings(size=(48, 32), steps=2)
+RED = Request(prompt="a red circle")
+LONG = Request(prompt="two small blue squares, one at the top left and the other in the middle, on wood")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def differ(a: np.ndarray, b: np.ndarray) -> int:
 
 def test_a_picture_does_not_depend_on_its_neighbours_in_the_batch(pipeline: Pipeline) -> None:
     requests, seeds = (
-        [RED, LONG, VLMRequest(prompt="", decoded="big cyan star at top, pink background.")],
+        [RED, LONG, Request(prompt="", rewrite="big cyan star at top, pink background.")],
         [5, 6, 7],
     )
     together = pipeline.generate(requests, seeds, QUICK)
@@ -66,8 +68,8 @@ def test_prompt_rewrite_seed_guidance_and_input_picture_each_change_the_picture(
     gradient = torch.linspace(0, 1, 96).expand(3, 96, 96)
     others = [
         pipeline.generate([LONG], [1], QUICK),
-        pipeline.generate([replace(RED, decoded="big red circle at top, white background.")], [1], QUICK),
-        pipeline.generate([replace(RED, pictures=[gradient])], [1], QUICK),
+        pipeline.generate([replace(RED, rewrite="big red circle at top, white background.")], [1], QUICK),
+        pipeline.generate([replace(RED, images=[gradient])], [1], QUICK),
         pipeline.generate([RED], [2], QUICK),
         pipeline.generate([RED], [1], replace(QUICK, cfg=1.0)),
     ]
@@ -77,9 +79,9 @@ def test_prompt_rewrite_seed_guidance_and_input_picture_each_change_the_picture(
 def test_text_and_pictures_are_guided_apart(pipeline: Pipeline) -> None:
     """With the picture-only condition in the place of the negative one: the usual guidance, whatever image_cfg is; with the
     positive one in its place: guidance by image_cfg alone."""
-    asked, empty = pipeline.read([RED]), pipeline.read([VLMRequest(prompt="")])
+    asked, empty = pipeline.read([RED]), pipeline.read([Request(prompt="")])
 
-    def draw(picture_only: VLMFeatures | None, **changes: float) -> np.ndarray:
+    def draw(picture_only: Features | None, **changes: float) -> np.ndarray:
         return pipeline.draw(asked, [1], replace(QUICK, **changes), picture_only=picture_only)[0]
 
     plain = draw(None, cfg=3.0)
@@ -89,7 +91,7 @@ def test_text_and_pictures_are_guided_apart(pipeline: Pipeline) -> None:
 
 
 def test_the_empty_prompt_is_drawn_and_is_what_guidance_leads_away_from(pipeline: Pipeline) -> None:
-    empty = VLMRequest(prompt="")
+    empty = Request(prompt="")
     assert [each.request for each in pipeline.rewrite([empty])] == [empty]
     guided = pipeline.generate([empty], [1], QUICK)[0]
     assert differ(guided, pipeline.generate([empty], [1], replace(QUICK, cfg=1.0))[0]) <= 1
@@ -106,22 +108,22 @@ def test_impossible_sizes_are_refused_with_those_that_are_near() -> None:
     for size in ((0, 128), (128, 100_000)):
         with pytest.raises(ShapeError, match="8 to 4096"):
             check_size(size)
-    assert size_of_picture(torch.zeros(3, 107, 101)) == (104, 104)
-    assert size_of_picture(torch.zeros(3, 1000, 2000), max_pixels=80_000) == (400, 200)
-    assert size_of_picture(torch.zeros(3, 64, 64), max_pixels=1e6) == (64, 64)
+    assert size_for_image(torch.zeros(3, 107, 101)) == (104, 104)
+    assert size_for_image(torch.zeros(3, 1000, 2000), max_pixels=80_000) == (400, 200)
+    assert size_for_image(torch.zeros(3, 64, 64), max_pixels=1e6) == (64, 64)
     with pytest.raises(ShapeError, match="8000x200 cannot be drawn"):
-        size_of_picture(torch.zeros(3, 200, 8000))
+        size_for_image(torch.zeros(3, 200, 8000))
 
 
 @pytest.mark.parametrize("size", [(1920, 1080), (1080, 1920), (1999, 1501), (4000, 1000), (1032, 1032)])
 def test_a_drawing_has_no_more_pixels_than_asked_for(size: tuple[int, int]) -> None:
-    width, height = size_of_picture(torch.zeros(1).expand(3, size[1], size[0]), max_pixels=1e6)
+    width, height = size_for_image(torch.zeros(1).expand(3, size[1], size[0]), max_pixels=1e6)
     assert 0.96e6 < width * height <= 1e6
     assert abs(width / height / (size[0] / size[1]) - 1) < 0.02
 
 
 def test_an_edit_in_another_shape_or_larger_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    warn_of_other_size((1328, 744), (1920, 1080))  # as `size_of_picture` shrinks it
+    warn_of_other_size((1328, 744), (1920, 1080))  # as `size_for_image` shrinks it
     warn_of_other_size((160, 112), (160, 112))
     assert not caplog.records
     for drawn in ((128, 128), (152, 112), (112, 160), (320, 224)):
@@ -151,19 +153,19 @@ def test_seeds_and_settings_that_do_not_fit_are_refused(pipeline: Pipeline) -> N
     with pytest.raises(ConfigError, match="at least 1"):
         pipeline.generate([RED], [1], replace(QUICK, steps=0))
     with pytest.raises(ShapeError, match="NaN"):
-        pipeline.generate([replace(RED, pictures=[torch.full((3, 32, 32), float("nan"))])], [1], QUICK)
+        pipeline.generate([replace(RED, images=[torch.full((3, 32, 32), float("nan"))])], [1], QUICK)
     with pytest.raises(PromptError, match="shorten the prompt"):
-        pipeline.generate([VLMRequest(prompt="many words " * 2000)], [1], QUICK)
+        pipeline.generate([Request(prompt="many words " * 2000)], [1], QUICK)
 
 
 def test_parts_that_do_not_fit_are_refused(pipeline: Pipeline) -> None:
-    deeper = UniFusion(replace(TINY, vlm=replace(TINY.vlm, num_layers=7)))
+    deeper = UniFusion(replace(TINY.config, vlm=replace(TINY.config.vlm, num_layers=7)))
     with pytest.raises(VLMError, match="number of layers is 6, 7 is needed"):
         Pipeline(deeper, pipeline.backbone, pipeline.autoencoder)
-    foreign = UniFusion(replace(TINY, latent_format="qwen-image"))
+    foreign = UniFusion(replace(TINY.config, latent_format="qwen-image"))
     with pytest.raises(CheckpointError, match=r'16 of "qwen-image".*choose its own VAE'):
         Pipeline(foreign, pipeline.backbone, pipeline.autoencoder)
-    other = UniFusion(replace(TINY, vlm=replace(TINY.vlm, fingerprint="0" * 64)))
+    other = UniFusion(replace(TINY.config, vlm=replace(TINY.config.vlm, fingerprint="0" * 64)))
     with pytest.raises(VLMError, match="other weights"):
         Pipeline(other, pipeline.backbone, pipeline.autoencoder)
 
@@ -201,30 +203,30 @@ def test_locked_rewrites_stay_and_the_others_are_written(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline.backbone, "write", writing("written"))
-    locked, empty = VLMRequest(prompt="x", decoded="locked"), VLMRequest(prompt=" ")
-    with_picture = VLMRequest(prompt="", pictures=[torch.rand(3, 32, 32)])
-    texts = [each.request.decoded for each in pipeline.rewrite([RED, locked, empty, with_picture])]
+    locked, empty = Request(prompt="x", rewrite="locked"), Request(prompt=" ")
+    with_picture = Request(prompt="", images=[torch.rand(3, 32, 32)])
+    texts = [each.request.rewrite for each in pipeline.rewrite([RED, locked, empty, with_picture])]
     assert texts == ["written", "locked", None, "written"]
 
 
-@pytest.mark.skipif(not embedded.VLM.is_dir(), reason="the embedded VLM is not there")
+@pytest.mark.skipif(not tiny.VLM.is_dir(), reason="the tiny VLM is not there")
 def test_the_embedded_vlm_writes_the_same_rewrite_alone_and_in_company() -> None:
-    backbone = load_vlm(embedded.VLM)
+    backbone = load_vlm(tiny.VLM)
     together = rewrite(backbone, TINY.vlm, [RED, LONG])
     for both, request in zip(together, (RED, LONG), strict=True):
         (alone,) = rewrite(backbone, TINY.vlm, [request])
         assert both.request == alone.request
-        assert both.request.decoded
+        assert both.request.rewrite
         torch.testing.assert_close(both.features.states, alone.features.states, rtol=0, atol=1e-3)
 
 
-@pytest.mark.skipif(not embedded.VLM.is_dir(), reason="the embedded VLM is not there")
+@pytest.mark.skipif(not tiny.VLM.is_dir(), reason="the tiny VLM is not there")
 @pytest.mark.parametrize("prompt", ["a red circle", "make the background pink"])
 def test_features_of_one_pass_equal_those_of_the_locked_rewrite(prompt: str) -> None:
     """The decoding pass and a teacher-forced pass over [system, pictures, instruction, rewrite]."""
-    backbone = load_vlm(embedded.VLM)
+    backbone = load_vlm(tiny.VLM)
     pictures = [torch.rand(3, 48, 48)] if "background" in prompt else []
-    (one_pass,) = rewrite(backbone, TINY.vlm, [VLMRequest(prompt=prompt, pictures=pictures)])
+    (one_pass,) = rewrite(backbone, TINY.vlm, [Request(prompt=prompt, images=pictures)])
     forced = read(backbone, TINY.vlm, [one_pass.request])
     for name in ("mask", "roles", "token_ids", "positions"):
         assert torch.equal(getattr(one_pass.features, name), getattr(forced, name))
@@ -237,8 +239,8 @@ def test_states_of_a_rewrite_may_be_encoded_in_the_prompts_place(
 ) -> None:
     monkeypatch.setattr(pipeline.backbone, "write", writing("big red circle"))
     (done,) = rewrite(pipeline.backbone, TINY.vlm, [RED], states="reencode")
-    expected = read(pipeline.backbone, TINY.vlm, [VLMRequest(prompt="big red circle")])
-    assert done.request == replace(RED, decoded="big red circle")
+    expected = read(pipeline.backbone, TINY.vlm, [Request(prompt="big red circle")])
+    assert done.request == replace(RED, rewrite="big red circle")
     assert torch.equal(done.features.states, expected.states)
     with pytest.raises(ConfigError, match='states is "both"; choose one_pass or reencode'):
         rewrite(pipeline.backbone, TINY.vlm, [RED], states="both")
@@ -250,18 +252,18 @@ def test_an_edit_for_a_generator_without_assistant_turns_reads_pictures_and_rewr
     """Krea 2's way by default: the rewrite describes the target in the prompt's place, the pictures' tokens stay, and what told
     the VLM how to write is gone."""
     monkeypatch.setattr(pipeline.backbone, "write", writing("a big blue circle on white"))
-    spec, pictures = replace(TINY.vlm, kept_tokens=KREA_2.vlm.kept_tokens), [torch.rand(3, 48, 48)]
-    edit = VLMRequest(prompt="make it blue", pictures=pictures, style="keep everything else.")
+    spec, pictures = replace(TINY.config.vlm, token_selection=KREA_2.config.vlm.token_selection), [torch.rand(3, 48, 48)]
+    edit = Request(prompt="make it blue", images=pictures, style="keep everything else.")
     (done,) = rewrite(pipeline.backbone, spec, [edit])
-    target = VLMRequest(prompt="a big blue circle on white", pictures=pictures)
+    target = Request(prompt="a big blue circle on white", images=pictures)
     expected = read(pipeline.backbone, spec, [target])
-    assert done.request.decoded == target.prompt
+    assert done.request.rewrite == target.prompt
     assert torch.equal(done.features.token_ids, expected.token_ids)
     assert torch.equal(done.features.states, expected.states)
-    of_pictures = done.features.roles == TokenRole.PICTURE
+    of_pictures = done.features.roles == TokenRole.IMAGE
     assert int(of_pictures.sum()) >= pipeline.backbone.tokens_per_tile
     assert torch.equal(done.features.positions[of_pictures][:, 0], torch.ones(int(of_pictures.sum())))
-    one_pass = read(pipeline.backbone, spec, [replace(edit, decoded=target.prompt)])
+    one_pass = read(pipeline.backbone, spec, [replace(edit, rewrite=target.prompt)])
     assert one_pass.states.shape != expected.states.shape
 
 
@@ -271,11 +273,11 @@ def test_an_edit_for_a_generator_without_assistant_turns_reads_pictures_and_rewr
 def test_a_written_picture_carries_what_made_it(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     record = {"prompt": "ein grüner Kreis", "seed": 3, "settings": {"steps": 20}}
-    write_picture_file(tmp_path / "new" / "a.png", pixels, record)
+    write_image_file(tmp_path / "new" / "a.png", pixels, record)
     with Image.open(tmp_path / "new" / "a.png") as image:
         assert json.loads(image.text["unifusion"]) == record
         assert "prompt" not in image.text  # ComfyUI would take it for a graph
-    read = read_picture_file(tmp_path / "new" / "a.png")
+    read = read_image_file(tmp_path / "new" / "a.png")
     assert np.array_equal((read * 255).round().byte().permute(1, 2, 0).numpy(), pixels)
 
 
@@ -283,22 +285,22 @@ def test_transparency_is_laid_on_white_and_gray_of_16_bits_keeps_its_shades(tmp_
     clear = np.zeros((4, 4, 4), np.uint8)
     clear[0] = (200, 0, 0, 255)
     Image.fromarray(clear).save(tmp_path / "clear.png")
-    read = read_picture_file(tmp_path / "clear.png")
+    read = read_image_file(tmp_path / "clear.png")
     assert torch.allclose(read[:, 0, 0], torch.tensor([200 / 255, 0, 0]))
     assert torch.equal(read[:, 1:], torch.ones(3, 3, 4))
     Image.fromarray(np.full((4, 4), 0x8080, np.uint16)).save(tmp_path / "gray.png")
-    assert read_picture_file(tmp_path / "gray.png").mean() == pytest.approx(0.5, abs=0.01)
+    assert read_image_file(tmp_path / "gray.png").mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_files_that_are_no_picture_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match="There is no picture"):
-        read_picture_file(tmp_path / "none.png")
+        read_image_file(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ShapeError, match="another kind or damaged"):
-        read_picture_file(tmp_path / "text.png")
+        read_image_file(tmp_path / "text.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
         tmp_path / "whole.png"
     )
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
     with pytest.raises(ShapeError, match="cannot be read as a picture"):
-        read_picture_file(tmp_path / "cut.png")
+        read_image_file(tmp_path / "cut.png")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from unifusion_core.contracts import Conditioning, VLMFeatures
+from unifusion_core.contracts import Conditioning, Features
 from unifusion_core.errors import ConfigError, ShapeError
 from unifusion_core.flow.schedule import build_schedule
 from unifusion_core.models.unifusion import UniFusion
-from unifusion_core.sampling import draw_noise, sample
+from unifusion_core.sampling import make_noise, sample
 
 SCHEDULE = build_schedule("uniform", 3, 12)
 
@@ -27,13 +27,13 @@ def model(request: pytest.FixtureRequest, build_model: Callable[..., UniFusion])
 
 
 @pytest.fixture
-def conditions(model: UniFusion, build_features: Callable[..., VLMFeatures]) -> tuple[Conditioning, ...]:
+def conditions(model: UniFusion, build_features: Callable[..., Features]) -> tuple[Conditioning, ...]:
     """Three conditions of one row each and of unequal lengths."""
     return tuple(model.pool(build_features(length, seed=length)) for length in (5, 3, 4))
 
 
 def noise_for(seeds: list[int]) -> Tensor:
-    return draw_noise(seeds, 3, 8, 6)
+    return make_noise(seeds, 3, 8, 6)
 
 
 def test_a_picture_depends_on_its_own_seed_alone(
@@ -47,7 +47,7 @@ def test_a_picture_depends_on_its_own_seed_alone(
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
-def test_one_condition_per_latent(model: UniFusion, build_features: Callable[..., VLMFeatures]) -> None:
+def test_one_condition_per_latent(model: UniFusion, build_features: Callable[..., Features]) -> None:
     both = model.pool(build_features(5, 3))
     rows = [
         Conditioning(
@@ -144,9 +144,9 @@ def test_refusals_say_what_to_do(model: UniFusion, conditions: tuple[Conditionin
     positive, negative, _ = conditions
 
     with pytest.raises(ShapeError, match="6 x 7 do not divide into patches of 2: pad"):
-        sample(model, positive, draw_noise([7], 3, 7, 6), SCHEDULE)
+        sample(model, positive, make_noise([7], 3, 7, 6), SCHEDULE)
     with pytest.raises(ShapeError, match="4 channels, this model draws 3"):
-        sample(model, positive, draw_noise([7], 4, 8, 6), SCHEDULE)
+        sample(model, positive, make_noise([7], 4, 8, 6), SCHEDULE)
     with pytest.raises(ShapeError, match="not numbers"):
         sample(model, positive, noise_for([7]) * float("nan"), SCHEDULE)
     with pytest.raises(ShapeError, match="needs a negative condition"):
@@ -161,7 +161,7 @@ def test_refusals_say_what_to_do(model: UniFusion, conditions: tuple[Conditionin
 
 
 def test_times_and_sums_are_exact_where_the_model_computes_in_16_bits(
-    build_model: Callable[..., UniFusion], build_features: Callable[..., VLMFeatures]
+    build_model: Callable[..., UniFusion], build_features: Callable[..., Features]
 ) -> None:
     """A time in 16 bits is off by up to 0.004, which the time embedding multiplies by 1000."""
     model = build_model().to(torch.bfloat16)

@@ -1,18 +1,5 @@
-"""Numbers for claims: suites that let a model work on the small world and judge what comes out, exactly.
+"""Measurements of models, whatever they draw: speed and memory, with rates, intervals, tables and reports.
 
-`tally` judges (the trainer uses it, too), one file per suite, `report` prints and stores, `suites` runs them by name.
+`suites` names what can be measured, `runner` runs it, `subject` is what a suite gets and gives. The exact suites of the embedded
+model's coloured shapes are in shapes/evaluation.
 """
-
-# Names stand here because suites.py is slow to import.
-SHIPPED_SUITES = (
-    "text-to-image",
-    "verifi",
-    "edits",
-    "swap",
-    "vlm",
-    "autoencoder",
-    "layers",
-    "speed",
-)  # judge the model that is given
-# these measure something else: a random VLM of middle size, and training runs, which must have been made
-SUITE_NAMES = (*SHIPPED_SUITES, "vlm-speed", "designs", "edit-training", "picture-designs")

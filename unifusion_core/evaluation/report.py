@@ -8,37 +8,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .suite import Row
-from .tally import COUNTED, Rate
+from .rates import Rate
+from .subject import Row
 
 NAME_WIDTH = 42
-LIST_COLUMNS = COUNTED[1:]
 
 
 def header(title: str) -> str:
-    """The lines above a suite's table."""
-    columns = "".join(f"{name:>11}" for name in LIST_COLUMNS)
-    return f"\n{title}\n{'':{NAME_WIDTH}}{'exact, 95 % interval, of':>31}{columns}"
+    """The line above a suite's table."""
+    return f"\n{title}"
 
 
 def line(row: Row) -> str:
     """One line of a table: the exact ones with their interval, the other rates in per cent, other values by name."""
-    text = f"{row.name:{NAME_WIDTH}}"
+    parts = [f"{row.name:{NAME_WIDTH}}"]
     if "exact" in row.rates:
-        text += f"{with_interval(row.rates['exact']):>31}"
-        text += "".join(f"{_percent(row.rates.get(name)):>11}" for name in LIST_COLUMNS)
-    values = ", ".join(f"{name} {value:.2f}" for name, value in row.values.items())
-    return f"{text}  {values}".rstrip()
+        parts.append(f"exact {with_interval(row.rates['exact'])};")
+    parts += [f"{name} {100 * rate.share:.1f}" for name, rate in row.rates.items() if name != "exact"]
+    parts += [f"{name} {value:.2f}" for name, value in row.values.items()]
+    return " ".join(parts).rstrip()
 
 
 def with_interval(rate: Rate) -> str:
     """For example "97.2 % (95.4-98.3) of 500"."""
     low, high = rate.interval()
     return f"{100 * rate.share:.1f} % ({100 * low:.1f}-{100 * high:.1f}) of {rate.total}"
-
-
-def _percent(rate: Rate | None) -> str:
-    return "" if rate is None else f"{100 * rate.share:.1f}"
 
 
 def row_as_json(row: Row) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from statistics import median
 
 import torch
 
-from ..contracts import VLMRequest
+from ..contracts import Request
 from ..errors import ConfigError
-from ..pipeline import DrawSettings, Pipeline, write_picture_file
-from ..rewriting import MAX_NEW_TOKENS
-from .suite import Row, Sampling, Subject
+from ..images import write_image_file
+from ..pipeline import Pipeline
+from .subject import Row, Sampling, Subject
 
 PROMPT = "a big red circle on the left and a small yellow star at the top right, on a white background"
 WARM_RUNS = 5
@@ -50,29 +50,27 @@ def evaluate_speed(subject: Subject, sampling: Sampling) -> Iterator[Row]:
 def one_pass_ratio(pipeline: Pipeline) -> float:
     """Time of a rewrite whose states are taken while it is written, against the same text without states."""
     backbone, spec = pipeline.backbone, pipeline.model.config.vlm
-    request = VLMRequest(prompt=PROMPT)
+    request = Request(prompt=PROMPT)
 
     def text_alone() -> None:
         backbone.generate(
-            backbone.prepare([request], spec.template), max_new_tokens=MAX_NEW_TOKENS[spec.kept_tokens]
+            backbone.prepare([request], spec.template), max_new_tokens=pipeline.spec.max_new_tokens
         )
 
-    return _ratio(lambda: pipeline.rewrite([request]), text_alone)
+    return _ratio(lambda: pipeline.rewrite_requests([request]), text_alone)
 
 
 def second_instruction_ratio(pipeline: Pipeline) -> float:
     """Time to encode another instruction about a picture that was read before, against the first."""
-    height, width = (4 * side for side in DrawSettings().size)
-    picture = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
-    first, second = (
-        VLMRequest(prompt=text, pictures=[picture]) for text in ("make it blue", "remove the star")
-    )
+    height, width = (4 * side for side in pipeline.spec.size)
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
+    first, second = (Request(prompt=text, images=[image]) for text in ("make it blue", "remove the star"))
 
     def as_first() -> None:
-        pipeline.backbone.forget_pictures()
-        pipeline.read([first])
+        pipeline.backbone.clear_image_caches()
+        pipeline.encode([first])
 
-    return _ratio(lambda: pipeline.read([second]), as_first)
+    return _ratio(lambda: pipeline.encode([second]), as_first)
 
 
 def _ratio(action: Callable[[], object], other: Callable[[], object]) -> float:
@@ -83,11 +81,8 @@ def _ratio(action: Callable[[], object], other: Callable[[], object]) -> float:
 
 def prompt_to_file(pipeline: Pipeline, path: Path) -> None:
     """One picture as `unifusion generate` makes it."""
-    requests = [VLMRequest(prompt=PROMPT)]
-    features = (
-        pipeline.rewrite(requests)[0].features if pipeline.rewrites_by_default else pipeline.read(requests)
-    )
-    write_picture_file(path, pipeline.draw(features, [0], DrawSettings())[0], {"prompt": PROMPT, "seed": 0})
+    (done,) = pipeline.generate([Request(prompt=PROMPT)], [0])
+    write_image_file(path, done.pixels, {"prompt": PROMPT, "seed": 0})
 
 
 def run_command_line(subject: Subject, path: Path) -> None:

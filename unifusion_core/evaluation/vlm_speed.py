@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..contracts import TokenRole
 from ..vlm.backbone import VLMBackbone
-from ..vlm.prompts import VLMInputs
-from ..vlm.random_qwen import TAPS, VOCABULARY, build_random_qwen
+from ..vlm.chat import VLMInputs
 from .live_bytes import LiveBytes
+from .random_qwen import TAPS, VOCABULARY, build_random_qwen
 from .speed import timed
-from .suite import Row, Sampling, Subject
+from .subject import Row, Sampling, Subject
 
 LENGTHS = (300, 1500)  # tokens
 RUNS = 3

@@ -15,12 +15,12 @@ KREA_RAW_MU = (0.5, 1.15)  # at 256 and 6400 latent tokens, from Krea 2's public
 KREA_TURBO_MU = 1.15
 
 
-def shifted(t: Float[Tensor, " K"], shift: float) -> Float[Tensor, " K"]:
+def shifted(t: Float[Tensor, " times"], shift: float) -> Float[Tensor, " times"]:
     """Spend more (shift > 1) or fewer steps on the noisy end: t' = shift t / (1 + (shift - 1) t)."""
     return shift * t / (1 + (shift - 1) * t)
 
 
-def _uniform(steps: int) -> Float[Tensor, " K"]:
+def _uniform(steps: int) -> Float[Tensor, " times"]:
     return torch.linspace(1, 0, steps + 1)
 
 
@@ -30,7 +30,7 @@ def krea_raw_shift(num_tokens: int) -> float:
     return math.exp(low + (high - low) * (num_tokens - 256) / (6400 - 256))
 
 
-SCHEDULES: dict[str, Callable[[int, int], Float[Tensor, " K"]]] = {
+SCHEDULES: dict[str, Callable[[int, int], Float[Tensor, " times"]]] = {
     "uniform": lambda steps, num_tokens: _uniform(steps),
     "shift 2": lambda steps, num_tokens: shifted(_uniform(steps), 2.0),
     "shift 3": lambda steps, num_tokens: shifted(_uniform(steps), 3.0),
@@ -39,13 +39,18 @@ SCHEDULES: dict[str, Callable[[int, int], Float[Tensor, " K"]]] = {
 }
 
 
-def build_schedule(name: str, steps: int, num_tokens: int) -> Float[Tensor, " K"]:
+def check_schedule(name: str) -> None:
+    """Raises ConfigError for a name that is none of `SCHEDULES`."""
+    if name not in SCHEDULES:
+        raise ConfigError(f'there is no schedule "{name}"; choose one of {", ".join(SCHEDULES)}')
+
+
+def build_schedule(name: str, steps: int, num_tokens: int) -> Float[Tensor, " times"]:
     """`steps` + 1 falling times, first 1, last 0. `num_tokens`: latent tokens of one picture (some schedules shift by it).
 
     Raises ConfigError for an unknown name or fewer than one step.
     """
-    if name not in SCHEDULES:
-        raise ConfigError(f'there is no schedule "{name}"; choose one of {", ".join(SCHEDULES)}')
+    check_schedule(name)
     if steps < 1:
         raise ConfigError(f"{steps} steps were asked for; at least 1 is needed")
     return SCHEDULES[name](steps, num_tokens)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from ..contracts import TokenRole, VLMFeatures
+from ..contracts import Features, TokenRole
 from .reading import LayerReading
 from .table import Line
 
@@ -34,25 +34,25 @@ LAID_OVER = 0.65  # how much of a colour covers the picture below it
 
 def draw_layer_map(
     reading: LayerReading,
-    features: VLMFeatures,
+    features: Features,
     lines: Sequence[Line],
     taps: Sequence[int],
-    pictures: Sequence[Float[Tensor, "C _H _W"]] = (),
+    images: Sequence[Float[Tensor, "C _H _W"]] = (),
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The reading of one chat as an RGB picture. `pictures` are those that the chat shows, in order, RGB in 0..1."""
+    """The reading of one chat as an RGB picture. `images` are those that the chat shows, in order, RGB in 0..1."""
     shown = lines[:MAX_LINES]
     num_taps = len(taps)
     width = max(NAMES + (1 + len(reading.attention)) * (num_taps * CELL + 0.5), 9.0)
     heights = [TOP + LINE * len(shown)]
     per_row = int(width / PANEL)
     panel_rows = -(-(num_taps + 1) // per_row)
-    heights += [0.7 + panel_rows * (PANEL + 0.15)] * len(pictures)
+    heights += [0.7 + panel_rows * (PANEL + 0.15)] * len(images)
     figure = Figure(figsize=(width, sum(heights)), dpi=DOTS_PER_INCH, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _draw_tokens(parts[0], reading, shown, len(lines), taps)
-    for number, (part, picture) in enumerate(zip(parts[1:], pictures, strict=True), start=1):
-        small = _as_shown(picture)
+    for number, (part, image) in enumerate(zip(parts[1:], images, strict=True), start=1):
+        small = _as_shown(image)
         spread = spread_over_picture(reading.shares, features, number, small.shape[1:])
         part.suptitle(
             f"Picture {number}: what its tokens read, in their places (dark: the layer's smallest share, bright: its largest)",
@@ -119,13 +119,13 @@ def _layer_colors(num_taps: int) -> list[tuple[float, ...]]:
 
 def _draw_picture(
     part: SubFigure,
-    picture: Float[Tensor, "3 H W"],
+    image: Float[Tensor, "3 H W"],
     shares: Float[np.ndarray, "H W L"],
     taps: Sequence[int],
     grid: tuple[int, int],
 ) -> None:
     """The layer that dominates in each place, and where each layer has a larger or smaller share."""
-    gray = picture.mean(0).numpy()[..., None].repeat(3, -1)
+    gray = image.mean(0).numpy()[..., None].repeat(3, -1)
     panels = part.subplots(*grid, squeeze=False).ravel()
     colors = np.array(_layer_colors(len(taps)))[:, :3]
     covered = ~np.isnan(shares).any(-1)  # a weaker picture has lost some of its tokens
@@ -151,15 +151,15 @@ def _draw_picture(
     panels[0].legend(handles=legend, fontsize=7, loc="lower left", framealpha=0.8)
 
 
-def _as_shown(picture: Float[Tensor, "C _H _W"]) -> Float[Tensor, "3 H W"]:
+def _as_shown(image: Float[Tensor, "C _H _W"]) -> Float[Tensor, "3 H W"]:
     """A picture no larger than can be seen in a panel."""
-    shrink = min(1.0, PANEL * DOTS_PER_INCH / max(picture.shape[1:]))
-    size = [max(1, round(side * shrink)) for side in picture.shape[1:]]
-    return F.interpolate(picture[None, :3].float().cpu(), size, mode="area")[0]
+    shrink = min(1.0, PANEL * DOTS_PER_INCH / max(image.shape[1:]))
+    size = [max(1, round(side * shrink)) for side in image.shape[1:]]
+    return F.interpolate(image[None, :3].float().cpu(), size, mode="area")[0]
 
 
 def spread_over_picture(
-    values: Float[Tensor, "T L"], features: VLMFeatures, number: int, size: Sequence[int]
+    values: Float[Tensor, "T L"], features: Features, number: int, size: Sequence[int]
 ) -> Float[np.ndarray, "H W L"]:
     """Values of one picture's tokens in their places. Tiles lie over the thumbnail, whose tokens cover more of the picture;
     a place that no token covers has NaN."""
@@ -173,10 +173,10 @@ def spread_over_picture(
     return spread
 
 
-def _cells(features: VLMFeatures, number: int) -> dict[int, tuple[float, float, float, float]]:
+def _cells(features: Features, number: int) -> dict[int, tuple[float, float, float, float]]:
     """(top, left, bottom, right) in 0..1 of what each of a picture's tokens covers. Only centres are known, but tokens come
     tile by tile, row by row: where the row falls back, another tile begins, and within one the centres are a grid."""
-    own = (features.roles[0] == TokenRole.PICTURE) & (features.positions[0, :, 0] == number)
+    own = (features.token_info.roles[0] == TokenRole.IMAGE) & (features.positions[0, :, 0] == number)
     tiles: list[list[tuple[int, float, float]]] = []
     previous = 2.0
     for place in own.nonzero()[:, 0].tolist():

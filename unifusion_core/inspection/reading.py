@@ -18,7 +18,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from ..contracts import VLMFeatures
+from ..contracts import Features
 from ..errors import ShapeError
 from ..models.unifusion import UniFusion
 
@@ -39,7 +39,7 @@ class LayerReading:
 
 
 @torch.no_grad()
-def read_layers(model: UniFusion, features: VLMFeatures) -> LayerReading:
+def read_layers(model: UniFusion, features: Features) -> LayerReading:
     """What the model's LAP reads of one chat's tokens; the features lie where the model does, in its type.
 
     Raises ShapeError for features of another VLM, or of several chats.
@@ -49,7 +49,7 @@ def read_layers(model: UniFusion, features: VLMFeatures) -> LayerReading:
         raise ShapeError(
             f"Features of {len(features.states)} chats were given: look at the layers of one at a time."
         )
-    lap = model.lap
+    lap = model.txtfusion
     *asked, last = lap.block_states(features.states)
     attention = [
         reduce(block.attn.weights(block.prenorm(x)), "T A asking L -> T L", "mean")

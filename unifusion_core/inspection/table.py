@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..contracts import TokenRole, VLMFeatures
+from ..contracts import Features, TokenRole
 from .reading import LayerReading
 
 PARTS = {
-    TokenRole.PICTURE: "picture",
+    TokenRole.IMAGE: "picture",
     TokenRole.PROMPT: "prompt",
-    TokenRole.DECODED: "rewrite",
+    TokenRole.REWRITE: "rewrite",
 }  # everything else is the template's
 
 
@@ -32,20 +32,20 @@ class Line:
         return values[torch.tensor(self.tokens)].mean(0)
 
 
-def lines_of(features: VLMFeatures, texts: Sequence[str]) -> list[Line]:
+def lines_of(features: Features, texts: Sequence[str]) -> list[Line]:
     """The lines of one chat, in its order; `texts` has each token's own text."""
     lines: list[Line] = []
-    pictures: dict[int, list[int]] = {}
-    roles, numbers = features.roles[0].tolist(), features.positions[0, :, 0].int().tolist()
+    images: dict[int, list[int]] = {}
+    roles, numbers = features.token_info.roles[0].tolist(), features.positions[0, :, 0].int().tolist()
     for place, (role, number) in enumerate(zip(roles, numbers, strict=True)):
-        if role == TokenRole.PICTURE:
-            pictures.setdefault(number, []).append(place)
+        if role == TokenRole.IMAGE:
+            images.setdefault(number, []).append(place)
         elif role != TokenRole.PADDING:
             part = PARTS.get(TokenRole(role), "template")
             lines.append(Line(name=shown(texts[place]), part=part, tokens=(place,)))
     of_pictures = [
         Line(name=f"picture {number}: mean of {len(places)} tokens", part="picture", tokens=tuple(places))
-        for number, places in pictures.items()
+        for number, places in images.items()
     ]
     return of_pictures + lines  # pictures stand first in every chat
 

@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
             _conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH)
         )
 
-    def forward(self, x: Float[Tensor, "B W h w"]) -> Float[Tensor, "B W h w"]:
+    def forward(self, x: Float[Tensor, "B width h w"]) -> Float[Tensor, "B width h w"]:
         return torch.relu(self.conv(x) + x)
 
 

@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .layers import Attention, Build, RMSNorm, Rotation, SwiGLU
+from .layers import Attention, LayerFactory, RMSNorm, Rope, SwiGLU
 
-KeysValues = Iterable[tuple[Tensor, Tensor]]  # per block: keys and values, each B A T K
+# per block: keys and values, each B A T K
+KeysValues = Iterable[tuple[Tensor, Tensor]]
 BlockCall = Callable[[int, nn.Module], Callable[..., Tensor]]
 
 
@@ -54,67 +55,67 @@ class DiTConfig:
 class BlockModulation(nn.Module):
     """The block's own bias on the shared adaLN vector."""
 
-    def __init__(self, size: int, build: Build) -> None:
+    def __init__(self, size: int, factory: LayerFactory) -> None:
         super().__init__()
-        self.lin = build.parameter(6 * size)
+        self.lin = factory.parameter(6 * size)
 
-    def forward(self, shared: Float[Tensor, "B 1 M6"]) -> tuple[Tensor, ...]:
-        return (shared + self.lin.to(shared)).chunk(6, -1)
+    def forward(self, modulation: Float[Tensor, "B 1 M6"]) -> tuple[Tensor, ...]:
+        return (modulation + self.lin.to(modulation)).chunk(6, -1)
 
 
 class DiTBlock(nn.Module):
     """One block of the single stream."""
 
-    def __init__(self, config: DiTConfig, build: Build) -> None:
+    def __init__(self, config: DiTConfig, factory: LayerFactory) -> None:
         super().__init__()
-        self.mod = BlockModulation(config.hidden_size, build)
-        self.prenorm = RMSNorm(config.hidden_size, build)
-        self.postnorm = RMSNorm(config.hidden_size, build)
-        self.attn = Attention(config.hidden_size, config.num_heads, config.num_kv_heads, build)
-        self.mlp = SwiGLU(config.hidden_size, config.mlp_size, build)
+        self.mod = BlockModulation(config.hidden_size, factory)
+        self.prenorm = RMSNorm(config.hidden_size, factory)
+        self.postnorm = RMSNorm(config.hidden_size, factory)
+        self.attn = Attention(config.hidden_size, config.num_heads, config.num_kv_heads, factory)
+        self.mlp = SwiGLU(config.hidden_size, config.mlp_size, factory)
 
     def forward(
         self,
         x: Float[Tensor, "B S M"],
-        shared: Float[Tensor, "#B 1 M6"],
+        modulation: Float[Tensor, "#B 1 M6"],
         *,
-        rotation: Rotation,
+        rope: Rope,
         bias: Tensor | None = None,
         prefix: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B S M"]:
-        return self.with_keys_values(x, shared, rotation=rotation, bias=bias, prefix=prefix)[0]
+        return self.with_keys_values(x, modulation, rope=rope, bias=bias, prefix=prefix)[0]
 
     def with_keys_values(
         self,
         x: Float[Tensor, "B S M"],
-        shared: Float[Tensor, "#B 1 M6"],
+        modulation: Float[Tensor, "#B 1 M6"],
         *,
-        rotation: Rotation,
+        rope: Rope,
         bias: Tensor | None = None,
         prefix: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Float[Tensor, "B S M"], tuple[Tensor, Tensor]]:
-        """The block's output, and the keys and values that its tokens offer to others."""
-        pre_scale, pre_shift, pre_gate, post_scale, post_shift, post_gate = self.mod(shared)
+        """The block's output, and the keys and values of its tokens."""
+        pre_scale, pre_shift, pre_gate, post_scale, post_shift, post_gate = self.mod(modulation)
         normed = (1 + pre_scale) * self.prenorm(x) + pre_shift
-        k, v = self.attn.keys_values(normed, rotation)
-        x = x + pre_gate * self.attn.read(normed, k, v, rotation=rotation, bias=bias, prefix=prefix)
+        k, v = self.attn.keys_values(normed, rope)
+        x = x + pre_gate * self.attn.attend_to(normed, k, v, rope=rope, bias=bias, prefix=prefix)
         x = x + post_gate * self.mlp((1 + post_scale) * self.postnorm(x) + post_shift)
         return x, (k, v)
 
-    def offered(
-        self, x: Float[Tensor, "B S M"], shared: Float[Tensor, "#B 1 M6"], rotation: Rotation
+    def keys_values(
+        self, x: Float[Tensor, "B S M"], modulation: Float[Tensor, "#B 1 M6"], rope: Rope
     ) -> tuple[Tensor, Tensor]:
-        """The keys and values alone, of tokens whose output nobody needs."""
-        pre_scale, pre_shift, *_ = self.mod(shared)
-        return self.attn.keys_values((1 + pre_scale) * self.prenorm(x) + pre_shift, rotation)
+        """The keys and values alone, for tokens whose output is not needed."""
+        pre_scale, pre_shift, *_ = self.mod(modulation)
+        return self.attn.keys_values((1 + pre_scale) * self.prenorm(x) + pre_shift, rope)
 
 
 class FinalModulation(nn.Module):
     """Scale and shift of the last norm."""
 
-    def __init__(self, size: int, build: Build) -> None:
+    def __init__(self, size: int, factory: LayerFactory) -> None:
         super().__init__()
-        self.lin = build.parameter(2, size)
+        self.lin = factory.parameter(2, size)
 
     def forward(self, time: Float[Tensor, "B 1 M"]) -> tuple[Tensor, Tensor]:
         scale, shift = (time + self.lin.to(time)).chunk(2, 1)
@@ -124,13 +125,13 @@ class FinalModulation(nn.Module):
 class FinalLayer(nn.Module):
     """From the stream's width to the velocity of each patch."""
 
-    def __init__(self, config: DiTConfig, build: Build) -> None:
+    def __init__(self, config: DiTConfig, factory: LayerFactory) -> None:
         super().__init__()
-        self.norm = RMSNorm(config.hidden_size, build)
-        self.linear = build.linear(
+        self.norm = RMSNorm(config.hidden_size, factory)
+        self.linear = factory.linear(
             config.hidden_size, config.patch_size**2 * config.latent_channels, bias=True
         )
-        self.modulation = FinalModulation(config.hidden_size, build)
+        self.modulation = FinalModulation(config.hidden_size, factory)
 
     def forward(self, x: Float[Tensor, "B N M"], time: Float[Tensor, "B 1 M"]) -> Float[Tensor, "B N PPC"]:
         scale, shift = self.modulation(time)

@@ -1,32 +1,40 @@
-"""Layerwise Attention Pooling (LAP): one vector per VLM token out of many VLM layers (arXiv 2510.12789, section on LAP)."""
+"""Layerwise Attention Pooling (LAP) and the bidirectional refiner (arXiv 2510.12789, sections on LAP and on the refiner).
+
+LAP makes one vector per VLM token out of many VLM layers. The refiner then lets every token see every other, which undoes the
+position bias that the VLM's causal attention leaves.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .layers import Build, TransformerBlock
+from .layers import LayerFactory, TransformerBlock, key_bias
 
 CHUNK = 8_000_000
-"""How many numbers of the states are pooled at a time where no gradient is wanted: a block holds some ten times as many."""
+"""Numbers of the states that are pooled at a time without gradients: a block holds about ten times as many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LAPConfig:
-    """Blocks of LAP and of the refiner, both as wide as the VLM."""
+    """Blocks of LAP (over the layer axis) and of the refiner (over the token axis), both as wide as the VLM.
+
+    `tap_scales`: the states of each tap are divided by its scale; empty = unchanged. Raises ConfigError for numbers below 1.
+    """
 
     num_heads: int
     mlp_size: int
-    num_layer_blocks: int = 2  # over the layer axis
-    num_refiner_blocks: int = 2  # over the token axis
-    tap_scales: tuple[float, ...] = ()  # each tap's states are divided by its own; empty = read as they are
+    num_layer_blocks: int = 2
+    num_refiner_blocks: int = 2
+    tap_scales: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.mlp_size < 1:
@@ -40,18 +48,21 @@ class LAPConfig:
 
 
 class LayerwiseAttentionPooling(nn.Module):
-    """Full self-attention over the tapped layers of each token alone, then a learned weighted sum L -> 1."""
+    """Self-attention over the tapped layers of each token, then a learned weighted sum over the layers (L -> 1).
 
-    def __init__(self, config: LAPConfig, *, num_taps: int, size: int, build: Build) -> None:
+    Raises ConfigError for a width below 1 or another number of tap scales than taps.
+    """
+
+    def __init__(self, config: LAPConfig, *, num_taps: int, size: int, factory: LayerFactory) -> None:
         super().__init__()
         if size < 1:
             raise ConfigError(f"LAP for a VLM of width {size}: it must be at least 1")
         self.layerwise_blocks = nn.ModuleList(
-            TransformerBlock(size, config.num_heads, config.mlp_size, build)
+            TransformerBlock(size, config.num_heads, config.mlp_size, factory)
             for _ in range(config.num_layer_blocks)
         )
         self.num_taps = num_taps
-        self.projector = build.linear(num_taps, 1)
+        self.projector = factory.linear(num_taps, 1)
         if config.tap_scales and len(config.tap_scales) != num_taps:
             raise ConfigError(
                 f"{len(config.tap_scales)} tap scales for {num_taps} taps: give one each, or none"
@@ -61,10 +72,16 @@ class LayerwiseAttentionPooling(nn.Module):
     def forward(
         self, states: Float[Tensor, "B T L D"], gains: Sequence[float] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """`gains` multiply the projector's weights, one for each tap: 1 is as trained, 0 leaves a tap out of the sum, as in the
-        paper's study of layers. The blocks before it see all taps all the same. Raises ConfigError for another number of gains.
+        """`pool`."""
+        return self.pool(states, gains)
 
-        Tokens do not see each other, so that without gradients they go through in chunks, for less memory."""
+    def pool(
+        self, states: Float[Tensor, "B T L D"], gains: Sequence[float] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Pools each token's layers. `gains` multiply the projector's weights, one for each tap: 1 is as trained, 0 leaves a tap
+        out of the sum (the paper's study of layers). The blocks before the projector see all taps in any case.
+
+        Raises ConfigError for another number of gains. Without gradients tokens are pooled in chunks, for less memory."""
         tokens = rearrange(states, "B T L D -> (B T) L D")
         if gains is not None and len(gains) != self.num_taps:
             raise ConfigError(
@@ -77,15 +94,16 @@ class LayerwiseAttentionPooling(nn.Module):
             pooled = torch.cat([self._pool(chunk, gains) for chunk in tokens.split(at_a_time)])
         return rearrange(pooled, "(B T) D -> B T D", B=states.shape[0])
 
-    def _pool(self, tokens: Float[Tensor, "N L D"], gains: Sequence[float] | None) -> Float[Tensor, "N D"]:
-        (last,) = deque(self.block_states(tokens[None]), maxlen=1)  # those before it need no memory
-        x = rearrange(last, "N L D -> N D L")
+    def _pool(self, tokens: Float[Tensor, "BT L D"], gains: Sequence[float] | None) -> Float[Tensor, "BT D"]:
+        # only the last is kept in memory
+        (last,) = deque(self.block_states(tokens[None]), maxlen=1)
+        x = rearrange(last, "BT L D -> BT D L")
         if gains is not None:
             x = x * x.new_tensor(gains)
         return self.projector(x)[..., 0]
 
     def block_states(self, states: Float[Tensor, "B T L D"]) -> Iterator[Float[Tensor, "BT L D"]]:
-        """What each block over the layers reads, and at last what the projector sums up; every token by itself."""
+        """The input of each block over the layers, then the input of the projector."""
         if self.tap_scales:
             states = states / states.new_tensor(self.tap_scales)[:, None]
         x = rearrange(states, "B T L D -> (B T) L D")
@@ -95,6 +113,105 @@ class LayerwiseAttentionPooling(nn.Module):
             yield x
 
     def pooling_weights(self, like: Tensor) -> Float[Tensor, " L"]:
-        """The projector's weights in the type and on the device of `like`, asked of the layer itself, which a host may keep
-        elsewhere and patch."""
+        """The projector's weights in the type and on the device of `like`. They are read by a call of the layer, because ComfyUI
+        may keep its weights elsewhere and patch them."""
         return self.projector(torch.eye(self.num_taps, dtype=like.dtype, device=like.device))[:, 0]
+
+
+class Refiner(nn.ModuleList):
+    """Transformer blocks over the token axis; every token sees every real token. No positions, no time."""
+
+    def __init__(self, config: LAPConfig, *, size: int, factory: LayerFactory) -> None:
+        super().__init__(
+            TransformerBlock(size, config.num_heads, config.mlp_size, factory)
+            for _ in range(config.num_refiner_blocks)
+        )
+
+    def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        bias = key_bias(mask, tokens.dtype)
+        for block in self:
+            tokens = block(tokens, bias)
+        return tokens
+
+
+class TextFusion(LayerwiseAttentionPooling):
+    """LAP, then the refiner. Both keep the parameter paths of Krea 2's public checkpoint, so LAP's parts are its own."""
+
+    def __init__(self, config: LAPConfig, *, num_taps: int, size: int, factory: LayerFactory) -> None:
+        super().__init__(config, num_taps=num_taps, size=size, factory=factory)
+        self.refiner_blocks = Refiner(config, size=size, factory=factory)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the refiner needs the mask, too)
+        self,
+        states: Float[Tensor, "B T L D"],
+        mask: Bool[Tensor, "B T"],
+        gains: Sequence[float] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Pooled and refined tokens. `gains` as in `LayerwiseAttentionPooling.pool`."""
+        return self.refiner_blocks(self.pool(states, gains), mask)
+
+
+# Layer gains as a user writes them ------------------------------------------------------------
+
+# beyond it the pooled token is this layer alone, and numbers overflow
+LARGEST_GAIN = 100.0
+
+
+def parse_layer_gains(text: str, taps: Sequence[int]) -> tuple[float, ...] | None:
+    """One gain for each tap, out of "1, 1, 0.5, 1, 1" (one number each, in the taps' order) or "3: 0.5, 5: 0" (some layers by
+    their number, the others 1). None for an empty text: as trained. Raises ConfigError for anything else.
+    """
+    if not text.strip():
+        return None
+    entries = [entry.strip() for entry in text.replace("\n", ",").split(",") if entry.strip()]
+    named = [entry for entry in entries if ":" in entry]
+    if named and len(named) < len(entries):
+        raise ConfigError(
+            f"The layer gains mix both ways of writing: give one number for each of the {len(taps)} layers, or every number with "
+            f"its layer, such as {taps[-1]}: 0.5."
+        )
+    if named:
+        if len({entry.partition(":")[0].strip() for entry in named}) < len(named):
+            raise ConfigError("A layer has two gains: give each layer one.")
+        gains = dict.fromkeys(taps, 1.0)
+        for entry in named:
+            layer, _, gain = entry.partition(":")
+            gains[_tap(layer.strip(), taps)] = _gain(gain.strip())
+        found = tuple(gains.values())
+    else:
+        found = tuple(_gain(entry) for entry in entries)
+    if len(found) != len(taps):
+        raise ConfigError(
+            f"{len(found)} layer gains were given, this model reads {len(taps)} layers ({_list_taps(taps)}): give one for each, or "
+            f"name those to change, such as {taps[-1]}: 0.5."
+        )
+    if not any(found):
+        raise ConfigError(
+            "All layer gains are 0, so nothing is left to draw by: leave at least one layer in."
+        )
+    return found
+
+
+def _tap(text: str, taps: Sequence[int]) -> int:
+    known = {str(tap): tap for tap in taps}
+    if text not in known:
+        raise ConfigError(
+            f'There is no layer "{text:.40}" to give a gain to: this model reads {_list_taps(taps)}.'
+        )
+    return known[text]
+
+
+def _gain(text: str) -> float:
+    try:
+        gain = float(text)
+    except ValueError:
+        gain = math.nan
+    if not -LARGEST_GAIN <= gain <= LARGEST_GAIN:
+        raise ConfigError(
+            f'The layer gain "{text:.40}" is no number from {-LARGEST_GAIN:g} to {LARGEST_GAIN:g}: 1 is as trained, 0 leaves a layer out.'
+        )
+    return gain
+
+
+def _list_taps(taps: Sequence[int]) -> str:
+    return ", ".join(map(str, taps))

@@ -1,6 +1,6 @@
-"""Layers that LAP, refiner and DiT share. Parameter names follow Krea 2's public checkpoint (`wq`, `qknorm`, `prenorm` ...).
+"""Layers shared by LAP, refiner and DiT. Parameter names follow Krea 2's public checkpoint (`wq`, `qknorm`, `prenorm`).
 
-Norms, rotary angles and the time embedding are computed in float32 whatever the weights' type.
+Norms, rotary angles and the time embedding are computed in float32 whatever the type of the weights.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def attend(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Build:
-    """How layers are made: ComfyUI passes its own `operations`, which cast and offload weights, and its attention."""
+class LayerFactory:
+    """How layers are made. ComfyUI passes its own `operations`, which cast and offload weights, and its own attention."""
 
     operations: ModuleType | Any = nn
     attend: Attend = attend
@@ -58,10 +58,10 @@ def key_bias(mask: Bool[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a zero-centred scale: the factor is 1 + `scale`."""
 
-    def __init__(self, size: int, build: Build, eps: float = 1e-5) -> None:
+    def __init__(self, size: int, factory: LayerFactory, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
-        self.scale = build.parameter(size)
+        self.scale = factory.parameter(size)
 
     def forward(self, x: Float[Tensor, "*B M"]) -> Float[Tensor, "*B M"]:
         weight = self.scale.to(device=x.device, dtype=torch.float32) + 1
@@ -71,20 +71,20 @@ class RMSNorm(nn.Module):
 class QKNorm(nn.Module):
     """Norms of queries and keys, per head."""
 
-    def __init__(self, head_size: int, build: Build) -> None:
+    def __init__(self, head_size: int, factory: LayerFactory) -> None:
         super().__init__()
-        self.qnorm = RMSNorm(head_size, build)
-        self.knorm = RMSNorm(head_size, build)
+        self.qnorm = RMSNorm(head_size, factory)
+        self.knorm = RMSNorm(head_size, factory)
 
 
 class SwiGLU(nn.Module):
     """Gated MLP."""
 
-    def __init__(self, size: int, mlp_size: int, build: Build) -> None:
+    def __init__(self, size: int, mlp_size: int, factory: LayerFactory) -> None:
         super().__init__()
-        self.gate = build.linear(size, mlp_size)
-        self.up = build.linear(size, mlp_size)
-        self.down = build.linear(mlp_size, size)
+        self.gate = factory.linear(size, mlp_size)
+        self.up = factory.linear(size, mlp_size)
+        self.down = factory.linear(mlp_size, size)
 
     def forward(self, x: Float[Tensor, "*B M"]) -> Float[Tensor, "*B M"]:
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -93,71 +93,71 @@ class SwiGLU(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention with QK-norm and a sigmoid gate on its output."""
 
-    def __init__(self, size: int, num_heads: int, num_kv_heads: int, build: Build) -> None:
+    def __init__(self, size: int, num_heads: int, num_kv_heads: int, factory: LayerFactory) -> None:
         super().__init__()
         self.head_size = size // num_heads
-        self.attend = build.attend
-        self.wq = build.linear(size, num_heads * self.head_size)
-        self.wk = build.linear(size, num_kv_heads * self.head_size)
-        self.wv = build.linear(size, num_kv_heads * self.head_size)
-        self.gate = build.linear(size, size)
-        self.qknorm = QKNorm(self.head_size, build)
-        self.wo = build.linear(size, size)
+        self.attend = factory.attend
+        self.wq = factory.linear(size, num_heads * self.head_size)
+        self.wk = factory.linear(size, num_kv_heads * self.head_size)
+        self.wv = factory.linear(size, num_kv_heads * self.head_size)
+        self.gate = factory.linear(size, size)
+        self.qknorm = QKNorm(self.head_size, factory)
+        self.wo = factory.linear(size, size)
 
     def keys_values(
-        self, x: Float[Tensor, "B S M"], rotation: Rotation | None
+        self, x: Float[Tensor, "B S M"], rope: Rope | None
     ) -> tuple[Float[Tensor, "B A S K"], Float[Tensor, "B A S K"]]:
-        """What other tokens may attend to; in the prefix form kept and reused over all steps."""
+        """The keys and values of `x`. The prefix form keeps those of a condition and reuses them in every step."""
         k = self.qknorm.knorm(rearrange(self.wk(x), "B S (A K) -> B A S K", K=self.head_size))
         v = rearrange(self.wv(x), "B S (A K) -> B A S K", K=self.head_size)
-        return rotate(k, rotation), v
+        return apply_rope(k, rope), v
 
     def forward(
         self,
         x: Float[Tensor, "B S M"],
         *,
-        rotation: Rotation | None = None,
+        rope: Rope | None = None,
         bias: Float[Tensor, "#B 1 #S S2"] | None = None,
         prefix: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B S M"]:
-        """`prefix`: keys and values of tokens that stand before `x` and are not updated here."""
-        return self.read(x, *self.keys_values(x, rotation), rotation=rotation, bias=bias, prefix=prefix)
+        """`prefix`: keys and values of earlier tokens, which are attended to and not updated."""
+        return self.attend_to(x, *self.keys_values(x, rope), rope=rope, bias=bias, prefix=prefix)
 
-    def read(
+    def attend_to(
         self,
         x: Float[Tensor, "B S M"],
         k: Float[Tensor, "B A S K"],
         v: Float[Tensor, "B A S K"],
         *,
-        rotation: Rotation | None,
+        rope: Rope | None,
         bias: Float[Tensor, "#B 1 #S S2"] | None = None,
         prefix: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B S M"]:
-        """`forward` for keys and values that are already there."""
+        """`forward` for keys and values that are already computed."""
         if prefix is not None:
             k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
-        return self.wo(self.attend(self._queries(x, rotation), k, v, bias) * torch.sigmoid(self.gate(x)))
+        return self.wo(self.attend(self._queries(x, rope), k, v, bias) * torch.sigmoid(self.gate(x)))
 
     def weights(self, x: Float[Tensor, "B S M"]) -> Float[Tensor, "B A S S"]:
-        """How much every token attends to every other, without positions or padding: for looking, since `attend` never writes
-        it out. Rows sum to 1, in float32."""
+        """The attention weights, without positions or padding, in float32; rows sum to 1. For inspection only: `attend` never
+        writes them out."""
         q, (k, _) = self._queries(x, None), self.keys_values(x, None)
         return torch.softmax(q.float() @ k.float().mT * self.head_size**-0.5, -1)
 
-    def _queries(self, x: Float[Tensor, "B S M"], rotation: Rotation | None) -> Float[Tensor, "B A S K"]:
+    def _queries(self, x: Float[Tensor, "B S M"], rope: Rope | None) -> Float[Tensor, "B A S K"]:
         q = self.qknorm.qnorm(rearrange(self.wq(x), "B S (A K) -> B A S K", K=self.head_size))
-        return rotate(q, rotation)
+        return apply_rope(q, rope)
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and MLP without time or position: what LAP and refiner are made of."""
+    """Pre-norm attention and MLP without time or position: the block of LAP and refiner."""
 
-    def __init__(self, size: int, num_heads: int, mlp_size: int, build: Build) -> None:
+    def __init__(self, size: int, num_heads: int, mlp_size: int, factory: LayerFactory) -> None:
         super().__init__()
-        self.prenorm = RMSNorm(size, build)
-        self.postnorm = RMSNorm(size, build)
-        self.attn = Attention(size, num_heads, num_heads, build)
-        self.mlp = SwiGLU(size, mlp_size, build)
+        self.prenorm = RMSNorm(size, factory)
+        self.postnorm = RMSNorm(size, factory)
+        self.attn = Attention(size, num_heads, num_heads, factory)
+        self.mlp = SwiGLU(size, mlp_size, factory)
 
     def forward(
         self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B 1 #S S"] | None = None
@@ -166,16 +166,17 @@ class TransformerBlock(nn.Module):
         return x + self.mlp(self.postnorm(x))
 
 
-Rotation = Complex[Tensor, "B 1 S K2"]  # cos + i sin of each pair of channels
+# cos + i sin of each pair of channels
+Rope = Complex[Tensor, "B 1 S K2"]
 
 
 def rotary_axes(head_size: int) -> tuple[int, int, int]:
-    """How a head's channels are shared by the axes index, row and column."""
+    """How many of a head's channels each axis gets: index, row, column."""
     unit = 6 * (head_size // 16)
     return head_size - 2 * unit, unit, unit
 
 
-def rotation(positions: Float[Tensor, "B S 3"], head_size: int, theta: float) -> Rotation:
+def rope_angles(positions: Float[Tensor, "B S 3"], head_size: int, theta: float) -> Rope:
     """Rotary angles of tokens at (index, row, column), in float64 inside because indices may be large."""
     # elsewhere (Apple's mps, Intel's xpu, DirectML) there is no float64
     has_float64 = positions.device.type in ("cpu", "cuda", "meta")
@@ -188,16 +189,16 @@ def rotation(positions: Float[Tensor, "B S 3"], head_size: int, theta: float) ->
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(positions.device)
 
 
-def rotate(x: Float[Tensor, "B A S K"], by: Rotation | None) -> Float[Tensor, "B A S K"]:
-    """Rotate each pair of neighbouring channels by its token's angle: one complex product, five times as fast on a CPU as
-    the same in real numbers."""
-    if by is None:
+def apply_rope(x: Float[Tensor, "B A S K"], rope: Rope | None) -> Float[Tensor, "B A S K"]:
+    """Rotates each pair of neighbouring channels by its token's angle. One complex product: on a CPU five times as fast as the
+    same in real numbers."""
+    if rope is None:
         return x
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * by).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
 
 
-def time_embedding(t: Float[Tensor, " B"], size: int) -> Float[Tensor, "B E"]:
+def time_embedding(t: Float[Tensor, " B"], size: int) -> Float[Tensor, "B time"]:
     """Sinusoidal embedding of t in 0..1 (scaled by 1000, periods 2 pi to 20000 pi)."""
     frequency = torch.exp(
         -torch.log(torch.tensor(1e4)) * torch.arange(size // 2, device=t.device) / (size // 2)

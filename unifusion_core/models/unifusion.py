@@ -1,61 +1,69 @@
-"""UniFusion: LAP, refiner and DiT as one trainable module. Its forward is the architecture.
+"""UniFusion: LAP, refiner and DiT as one trainable module. Its `forward` is the architecture.
 
-Parameter paths follow Krea 2's public checkpoint layout, so that its files and LoRAs apply as they are; the table of both
-names stands in ARCHITECTURE.md.
+Parameter paths follow Krea 2's public checkpoint layout, so its files and LoRAs apply unchanged. ARCHITECTURE.md has the table
+of both names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..contracts import Conditioning, VLMFeatures, VLMSpec
+from ..contracts import Conditioning, Features, VLMSpec
 from ..errors import ConfigError, ShapeError
 from .dit import (
     BlockCall,
+    BlockModulation,
     DiTBlock,
     DiTConfig,
     FinalLayer,
+    FinalModulation,
     KeysValues,
     from_patches,
     patch_positions,
     to_patches,
 )
-from .lap import LAPConfig, LayerwiseAttentionPooling
-from .layers import Build, RMSNorm, Rotation, TransformerBlock, key_bias, rotation, time_embedding
-from .refiner import Refiner
+from .lap import LAPConfig, TextFusion
+from .layers import LayerFactory, RMSNorm, Rope, TransformerBlock, key_bias, rope_angles, time_embedding
+
+ConditionAttention = Literal["prefix", "joint"]
+TextPositions = Literal["index", "zero"]
+ImagePositions = Literal["grid", "zero"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UniFusionConfig:
-    """One architecture; every size is a preset of these numbers (presets.py)."""
+    """The numbers of one generator. Every size of UniFusion is a set of these numbers (zoo/), never a second code path.
+
+    condition_attention   "prefix": conditions attend to conditions only, modulated at t = 0; "joint": all tokens attend to all
+                          and share the time
+    text_positions        rotary index of text tokens: "index" counts them from 1, "zero" gives none
+    image_positions       rotary place of image tokens: "grid" = their place on the latent grid, "zero" gives none
+    latent_format         the autoencoder whose latents are drawn, by the name that the zoo has for it
+    trained_sizes         (width, height) in pixels; other sizes are drawn with a warning
+
+    Raises ConfigError for an unknown choice, or a VLM width that LAP's heads do not divide.
+    """
 
     vlm: VLMSpec
     lap: LAPConfig
     dit: DiTConfig
-    condition_attention: (
-        str  # "prefix": conditions see only conditions, at t = 0; "joint": all see all at time t
-    )
-    text_positions: str = (
-        "index"  # rotary index of text tokens: "index" counts them from 1, "zero" gives none
-    )
-    picture_positions: str = (
-        "grid"  # picture tokens: "grid" at their place on the latent grid, "zero" gives none
-    )
+    condition_attention: ConditionAttention
+    text_positions: TextPositions = "index"
+    image_positions: ImagePositions = "grid"
     latent_format: str = "unifusion-tiny"
-    trained_sizes: tuple[
-        tuple[int, int], ...
-    ] = ()  # (width, height) in pixels; others are drawn with a warning
+    trained_sizes: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         choices = {
-            "condition_attention": ("prefix", "joint"),
-            "text_positions": ("index", "zero"),
-            "picture_positions": ("grid", "zero"),
+            "condition_attention": get_args(ConditionAttention),
+            "text_positions": get_args(TextPositions),
+            "image_positions": get_args(ImagePositions),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -70,86 +78,53 @@ class UniFusionConfig:
 class PreparedCondition:
     """A condition as far as it can be computed before sampling.
 
-    prefix form: `keys_values` of every block, exact for all steps, seeds and latents; joint form: the tokens alone.
+    grid          rows and columns of the latents' patches
+    has_padding   whether any token is masked; asked once here, so that steps need not look
+    keys_values   prefix form: those of every block, exact for all steps, seeds and latents. Joint form: None
     """
 
     conditioning: Conditioning
-    grid: tuple[int, int]  # rows and columns of the latents' patches
-    has_padding: bool = True  # known without, steps need not look for it
+    grid: tuple[int, int]
+    has_padding: bool = True
     keys_values: KeysValues | None = None
 
     def repeat(self, count: int) -> PreparedCondition:
-        """Each condition `count` times in a row, for several latents per condition."""
-        c = self.conditioning
-        c = Conditioning(
-            **{k: getattr(c, k).repeat_interleave(count, 0) for k in ("tokens", "mask", "positions")}
-        )
+        """Each row `count` times in succession, for several latents per condition."""
         keys_values = self.keys_values and [
             (k.repeat_interleave(count, 0), v.repeat_interleave(count, 0)) for k, v in self.keys_values
         ]
-        return replace(self, conditioning=c, keys_values=keys_values)
-
-
-class TextFusion(nn.Module):
-    """LAP and refiner under the public checkpoint's names."""
-
-    def __init__(self, config: UniFusionConfig, build: Build) -> None:
-        super().__init__()
-        size = config.vlm.hidden_size
-        lap = LayerwiseAttentionPooling(config.lap, num_taps=len(config.vlm.taps), size=size, build=build)
-        refiner = Refiner(config.lap, size=size, build=build)
-        self.layerwise_blocks, self.projector, self.refiner_blocks = (
-            lap.layerwise_blocks,
-            lap.projector,
-            refiner.blocks,
-        )
-        self.stages = (
-            lap,
-            refiner,
-        )  # a tuple registers nothing: the layers above are theirs, under the public names
-
-    def forward(
-        self,
-        states: Float[Tensor, "B T L D"],
-        mask: Bool[Tensor, "B T"],
-        layer_gains: Sequence[float] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        lap, refiner = self.stages
-        return refiner(lap(states, layer_gains), mask)
+        return replace(self, conditioning=self.conditioning.repeat(count), keys_values=keys_values)
 
 
 class UniFusion(nn.Module):
-    """LAP + refiner + DiT. `pool` once per condition, `prepare` once per sampling, `forward` once per step."""
+    """LAP + refiner + DiT. `pool` runs once per condition, `prepare` once per sampling, `forward` once per step."""
 
-    def __init__(self, config: UniFusionConfig, build: Build | None = None) -> None:
+    def __init__(self, config: UniFusionConfig, factory: LayerFactory | None = None) -> None:
         super().__init__()
-        build = build or Build()
+        factory = factory or LayerFactory()
         self.config = config
-        dit = config.dit
+        dit, vlm = config.dit, config.vlm
         size = dit.hidden_size
-        self.first = build.linear(dit.latent_channels * dit.patch_size**2, size, bias=True)
-        self.blocks = nn.ModuleList(DiTBlock(dit, build) for _ in range(dit.num_blocks))
+        self.first = factory.linear(dit.latent_channels * dit.patch_size**2, size, bias=True)
+        self.blocks = nn.ModuleList(DiTBlock(dit, factory) for _ in range(dit.num_blocks))
         self.tmlp = nn.Sequential(
-            build.linear(dit.time_size, size, bias=True), nn.GELU("tanh"), build.linear(size, size, bias=True)
-        )
-        self.txtfusion = TextFusion(config, build)
-        self.txtmlp = nn.Sequential(
-            RMSNorm(config.vlm.hidden_size, build),
-            build.linear(config.vlm.hidden_size, size, bias=True),
+            factory.linear(dit.time_size, size, bias=True),
             nn.GELU("tanh"),
-            build.linear(size, size, bias=True),
+            factory.linear(size, size, bias=True),
         )
-        self.last = FinalLayer(dit, build)
-        self.tproj = nn.Sequential(nn.GELU("tanh"), build.linear(size, 6 * size, bias=True))
+        self.txtfusion = TextFusion(config.lap, num_taps=len(vlm.taps), size=vlm.hidden_size, factory=factory)
+        self.txtmlp = nn.Sequential(
+            RMSNorm(vlm.hidden_size, factory),
+            factory.linear(vlm.hidden_size, size, bias=True),
+            nn.GELU("tanh"),
+            factory.linear(size, size, bias=True),
+        )
+        self.last = FinalLayer(dit, factory)
+        self.tproj = nn.Sequential(nn.GELU("tanh"), factory.linear(size, 6 * size, bias=True))
 
-    @property
-    def lap(self) -> LayerwiseAttentionPooling:
-        """The pooling alone, for looking inside."""
-        return self.txtfusion.stages[0]
-
-    def pool(self, features: VLMFeatures, layer_gains: Sequence[float] | None = None) -> Conditioning:
-        """VLM features to the condition that the DiT reads: LAP, refiner, projection to the DiT's width. `layer_gains`, one for
-        each tap, multiply LAP's pooling weights; None is as trained.
+    def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
+        """The condition that the DiT reads: LAP, refiner, then the projection to the DiT's width. `layer_gains`, one for each
+        tap, multiply LAP's pooling weights; None = as trained.
 
         Raises ShapeError for features of another width or number of taps, ConfigError for another number of gains.
         """
@@ -157,8 +132,8 @@ class UniFusion(nn.Module):
         tokens = self.txtmlp(self.txtfusion(features.states, features.mask, layer_gains))
         return Conditioning(tokens=tokens, mask=features.mask, positions=features.positions)
 
-    def check_features(self, features: VLMFeatures) -> None:
-        """Refuse features of another VLM (ShapeError)."""
+    def check_features(self, features: Features) -> None:
+        """Raises ShapeError for features of another VLM."""
         taps, width = features.states.shape[-2:]
         spec = self.config.vlm
         if (taps, width) != (len(spec.taps), spec.hidden_size):
@@ -168,17 +143,17 @@ class UniFusion(nn.Module):
             )
 
     def prepare(self, conditioning: Conditioning, grid: tuple[int, int]) -> PreparedCondition:
-        """All of the condition that does not depend on the latents, for a latent grid of (rows, columns) patches."""
+        """Everything of the condition that does not depend on the latents, for a latent grid of (rows, columns) patches."""
         x, has_padding = conditioning.tokens, not bool(conditioning.mask.all())
         if self.config.condition_attention == "joint":
             return PreparedCondition(conditioning=conditioning, grid=grid, has_padding=has_padding)
-        _, shared = self._time(x.new_zeros(1), x.dtype)
-        turn = self._rotation(self._condition_positions(conditioning, grid))
+        _, modulation = self._time(x.new_zeros(1), x.dtype)
+        rope = self._rope(self._condition_positions(conditioning, grid))
         bias = key_bias(conditioning.mask, x.dtype)
         keys_values: list[tuple[Tensor, Tensor]] = []
         for block in self.blocks:
-            x, offered = block.with_keys_values(x, shared, rotation=turn, bias=bias)
-            keys_values.append(offered)
+            x, of_block = block.with_keys_values(x, modulation, rope=rope, bias=bias)
+            keys_values.append(of_block)
         return PreparedCondition(
             conditioning=conditioning, grid=grid, has_padding=has_padding, keys_values=keys_values
         )
@@ -190,8 +165,8 @@ class UniFusion(nn.Module):
         condition: PreparedCondition,
         block_call: BlockCall = lambda index, block: block,
     ) -> Float[Tensor, "B C h w"]:
-        """The velocity (noise minus clean) of latents at time t, t = 1 noise, t = 0 clean. `block_call` may put a host's own
-        call in the place of a block's."""
+        """The velocity (noise minus clean) of latents at time t; t = 1 is noise, t = 0 is clean. `block_call` may replace the call
+        of a block: ComfyUI does for its patches."""
         patch = self.config.dit.patch_size
         rows, columns = latents.shape[-2] // patch, latents.shape[-1] // patch
         if condition.grid != (rows, columns):
@@ -200,7 +175,7 @@ class UniFusion(nn.Module):
                 "prepare it again for this size"
             )
         x = self.first(to_patches(latents, patch))
-        time, shared = self._time(t, x.dtype)
+        time, modulation = self._time(t, x.dtype)
         conditioning = condition.conditioning
         num_condition = conditioning.tokens.shape[1]
         positions = patch_positions(rows, columns, x.device).expand(len(x), -1, -1)
@@ -210,71 +185,77 @@ class UniFusion(nn.Module):
                 torch.cat([conditioning.mask, conditioning.mask.new_ones(x.shape[:2])], 1), x.dtype
             )
         if condition.keys_values is not None:
-            turn = self._rotation(positions)
-            for index, (block, offered) in enumerate(zip(self.blocks, condition.keys_values, strict=True)):
-                x = block_call(index, block)(x, shared, rotation=turn, bias=bias, prefix=offered)
+            rope = self._rope(positions)
+            for index, (block, prefix) in enumerate(zip(self.blocks, condition.keys_values, strict=True)):
+                x = block_call(index, block)(x, modulation, rope=rope, bias=bias, prefix=prefix)
         else:
             own = self._condition_positions(conditioning, (rows, columns))
-            turn = self._rotation(torch.cat([own, positions], 1))
+            rope = self._rope(torch.cat([own, positions], 1))
             x = torch.cat([conditioning.tokens.to(x.dtype), x], 1)
             *early, last = self.blocks
             for index, block in enumerate(early):
-                x = block_call(index, block)(x, shared, rotation=turn, bias=bias)
-            # what the last block would make of the condition is not read
-            offered = last.offered(x[:, :num_condition], shared, turn[:, :, :num_condition])
+                x = block_call(index, block)(x, modulation, rope=rope, bias=bias)
+            # nothing reads the last block's output for condition tokens
+            prefix = last.keys_values(x[:, :num_condition], modulation, rope[:, :, :num_condition])
             x = block_call(len(early), last)(
-                x[:, num_condition:], shared, rotation=turn[:, :, num_condition:], bias=bias, prefix=offered
+                x[:, num_condition:], modulation, rope=rope[:, :, num_condition:], bias=bias, prefix=prefix
             )
         return from_patches(self.last(x, time), patch, rows, columns)
 
     def _time(
         self, t: Float[Tensor, " B"], dtype: torch.dtype
     ) -> tuple[Float[Tensor, "B 1 M"], Float[Tensor, "B 1 M6"]]:
-        """The time vector (for the final layer) and the adaLN vector shared by all blocks. 16 bits would round t itself."""
+        """The time vector (for the final layer) and the adaLN vector that all blocks share. Both start from t in float32."""
         time = self.tmlp(time_embedding(t, self.config.dit.time_size).to(dtype))[:, None]
         return time, self.tproj(time)
 
-    def _rotation(self, positions: Float[Tensor, "B S 3"]) -> Rotation:
-        return rotation(positions, self.config.dit.head_size, self.config.dit.rope_theta)
+    def _rope(self, positions: Float[Tensor, "B S 3"]) -> Rope:
+        return rope_angles(positions, self.config.dit.head_size, self.config.dit.rope_theta)
 
     def _condition_positions(
         self, conditioning: Conditioning, grid: tuple[int, int]
     ) -> Float[Tensor, "B T 3"]:
         """Rotary positions of condition tokens: text counted along the index axis, pictures on the latent grid with their
         number (negative, apart from text) as index."""
-        picture = conditioning.positions[..., :1] > 0
-        index = torch.cumsum(conditioning.mask & ~picture[..., 0], 1)[..., None].float()
+        image = conditioning.positions[..., :1] > 0
+        index = torch.cumsum(conditioning.mask & ~image[..., 0], 1)[..., None].float()
         if self.config.text_positions == "zero":
             index = torch.zeros_like(index)
         text = torch.cat([index, torch.zeros_like(index), torch.zeros_like(index)], -1)
-        if self.config.picture_positions == "zero":
-            return torch.where(picture, torch.zeros_like(text), text)
+        if self.config.image_positions == "zero":
+            return torch.where(image, torch.zeros_like(text), text)
         scale = conditioning.positions.new_tensor(grid)
-        place = (
-            conditioning.positions[..., 1:] * scale - 0.5
-        )  # a patch's centre has its row and column as coordinates
-        return torch.where(picture, torch.cat([-conditioning.positions[..., :1], place], -1), text)
+        # the centre of a patch has its row and column as coordinates
+        place = conditioning.positions[..., 1:] * scale - 0.5
+        return torch.where(image, torch.cat([-conditioning.positions[..., :1], place], -1), text)
 
 
 @torch.no_grad()
 def initialize(model: UniFusion, generator: torch.Generator | None = None) -> None:
-    """Start values for training from scratch: every block starts as the identity (output projections zero) with open gates
-    (1), the pooling as the average of the taps, the velocity as zero."""
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and not name.endswith("modulation.lin"):
-            parameter.normal_(std=parameter.shape[1] ** -0.5, generator=generator)
-        else:
-            parameter.zero_()
+    """Start values for training from scratch.
+
+    Every block starts as the identity (output projections 0) with open gates (1), the pooling as the mean of the taps, the
+    velocity as 0. All other matrices are normal with a spread of 1 / sqrt(inputs).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.normal_(std=module.in_features**-0.5, generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, RMSNorm):
+            module.scale.zero_()
+        elif isinstance(module, BlockModulation | FinalModulation):
+            module.lin.zero_()
     for module in model.modules():
         if isinstance(module, DiTBlock | TransformerBlock):
             module.attn.wo.weight.zero_()
             module.mlp.down.weight.zero_()
-    for block in model.blocks:
-        gates = block.mod.lin.view(6, -1)
-        gates[2].fill_(1)
-        gates[5].fill_(1)
-    model.tproj[1].weight.zero_()
-    model.last.linear.weight.zero_()
-    for name, parameter in model.named_parameters():
-        if name.endswith("projector.weight"):
-            parameter.fill_(1 / len(model.config.vlm.taps))
+        if isinstance(module, DiTBlock):
+            # the chunks of `BlockModulation`: scale, shift, gate of attention, then those of the MLP
+            chunks = module.mod.lin.view(6, -1)
+            chunks[2].fill_(1)
+            chunks[5].fill_(1)
+        if isinstance(module, TextFusion):
+            module.projector.weight.fill_(1 / module.num_taps)
+    for layer in (model.tproj[-1], model.last.linear):
+        layer.weight.zero_()

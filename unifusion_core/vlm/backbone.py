@@ -19,14 +19,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
-from ..contracts import ChatTemplate, TokenRole, VLMFeatures, VLMRequest, VLMSpec
+from ..contracts import MAX_TILES, ChatTemplate, Features, Request, TokenInfo, TokenRole, VLMSpec
 from ..errors import VLMError
 from .base import NEW_TOKENS, BaseVLM, Written
-from .choosing import draw_generators, pick_tokens
+from .chat import VLMInputs, single_token
+from .decoding import draw_generators, pick_tokens
 from .families import decoder_layers, find_family
 from .fingerprint import fingerprint_of, tensors_in_files
-from .picture_states import STATES_LIMIT, TILES_LIMIT, Kept, RecentlyUsed, digest
-from .prompts import VLMInputs, single_token
+from .prefix_cache import STATES_LIMIT, TILES_LIMIT, CachedPrefix, LRUCache, digest
 from .taps import TapReader
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ class VLMBackbone(BaseVLM, nn.Module):
         self.tile_size = self.family.tile_size(model.config, tile_size)
         self.token_grid = self.family.token_grid(model.config, self.tile_size)
         self.normalisation = normalisation or self.family.normalisation
-        self.picture_states: RecentlyUsed[Kept] = RecentlyUsed(STATES_LIMIT)
-        self.picture_tiles = RecentlyUsed(TILES_LIMIT)
+        self.prefix_cache: LRUCache[CachedPrefix] = LRUCache(STATES_LIMIT)
+        self.tile_cache = LRUCache(TILES_LIMIT)
         self._fingerprint = ""
         # transformers calls it `past_key_values` up to 5.23
         parameters = inspect.signature(self._base().forward).parameters
@@ -105,7 +105,7 @@ class VLMBackbone(BaseVLM, nn.Module):
         return self.text_config.num_hidden_layers
 
     @property
-    def picture_id(self) -> int:
+    def image_id(self) -> int:
         """The token in whose places pictures stand."""
         return cast(Any, self.model.config).image_token_id
 
@@ -130,7 +130,7 @@ class VLMBackbone(BaseVLM, nn.Module):
         check_size_fits(spec, self.family_name, self.hidden_size, self.num_layers)
         self.check_taps(spec.taps)
         single_token(self.tokenizer, spec.template.end, "end")
-        self.check_picture_token(spec.template)
+        self.check_image_token(spec.template)
         if spec.fingerprint and spec.fingerprint != self.fingerprint:
             raise VLMError(
                 f"This VLM has the right size but other weights (fingerprint {self.fingerprint[:12]}, "
@@ -140,17 +140,17 @@ class VLMBackbone(BaseVLM, nn.Module):
     # From requests to inputs ----------------------------------------------------------------------
 
     def prepare(
-        self, requests: Sequence[VLMRequest], template: ChatTemplate | None = None, max_tiles: int = 10
+        self, requests: Sequence[Request], template: ChatTemplate | None = None, max_tiles: int = MAX_TILES
     ) -> VLMInputs:
         """As `BaseVLM.prepare`, with the model's own arguments for all tiles."""
         chats = super().prepare(requests, template, max_tiles)
         pixels = [each.pixels for of_request in chats.tiles for each in of_request]
         return replace(chats, pixel_inputs=self._pixel_inputs(pixels))
 
-    def forget_pictures(self) -> None:
+    def clear_image_caches(self) -> None:
         """Let go of what is kept of pictures that were read."""
-        super().forget_pictures()
-        self.picture_states.clear()
+        super().clear_image_caches()
+        self.prefix_cache.clear()
 
     def _pixel_inputs(self, pixels: list[Float[Tensor, "_ C S S"]]) -> dict[str, Tensor]:
         if not pixels:
@@ -169,34 +169,33 @@ class VLMBackbone(BaseVLM, nn.Module):
         inputs: VLMInputs,
         taps: VLMSpec | Sequence[int],
         *,
-        reuse_pictures: bool = False,
+        reuse_images: bool = False,
         weights: Hashable = None,
-    ) -> VLMFeatures:
+    ) -> Features:
         """Hidden states of the tapped layers for all tokens, in one causal pass that ends with the last tap.
 
         Tap k is what decoder layer k+1 reads (layers counted from 1), so tap 0 are the embeddings with the
         pictures in their places. No logits. States of padding are 0. VLMError for taps that this VLM does
         not have.
 
-        `reuse_pictures`: a single chat's pictures, which stand before everything else, are read once and kept
-        for other instructions about them (`picture_states`); the result is the same whether they were kept or
+        `reuse_images`: a single chat's pictures, which stand before everything else, are read once and kept
+        for other instructions about them (`prefix_cache`); the result is the same whether they were kept or
         not. `weights` tells states of the weights apart, where a host patches them.
         """
         taps = tuple(taps.taps if isinstance(taps, VLMSpec) else taps)
         self.check_taps(taps)
         inputs = inputs.to(self._device())
-        states = self._read(inputs, taps, whole=False, reuse=reuse_pictures, weights=weights).states
+        states = self._prefill(inputs, taps, whole=False, reuse=reuse_images, weights=weights).states
         assert states is not None
         padding = ~inputs.mask[:, :, None, None].to(states.device)
-        return VLMFeatures(
+        return Features(
             states=states.masked_fill_(padding, 0),
             mask=inputs.mask,
-            roles=inputs.roles,
-            token_ids=inputs.token_ids,
             positions=inputs.positions,
+            tokens=inputs.token_info,
         )
 
-    def _read(
+    def _prefill(
         self, inputs: VLMInputs, taps: tuple[int, ...], *, whole: bool, reuse: bool, weights: Hashable
     ) -> _Pass:
         """A pass over chats, to the last tap or through the whole model; the pictures of a single chat in a pass of
@@ -214,11 +213,11 @@ class VLMBackbone(BaseVLM, nn.Module):
             self._embedding().weight.dtype,
             weights,
         )
-        kept = self.picture_states.get(key)
+        kept = self.prefix_cache.get(key)
         if kept is None:
             cache = DynamicCache(config=self.text_config)
             done = self._forward(inputs, positions, taps, whole=whole, cache=cache, tokens=first)
-            kept = self.picture_states.keep(key, Kept.of(done.states, cache))
+            kept = self.prefix_cache.keep(key, CachedPrefix.of(done.states, cache))
         cache = kept.continued(DynamicCache(config=self.text_config))
         rest = self._forward(inputs, positions, taps, whole=whole, cache=cache, tokens=second)
         if kept.states is None or rest.states is None:
@@ -283,7 +282,7 @@ class VLMBackbone(BaseVLM, nn.Module):
         temperature: float = 0.0,
         seed: int | Sequence[int] | None = None,
         on_token: Callable[[int], None] | None = None,
-        reuse_pictures: bool = False,
+        reuse_images: bool = False,
         weights: Hashable = None,
     ) -> Written:
         """The VLM's answers and, in the same pass, the tapped states of every token, the written ones included: they
@@ -293,7 +292,7 @@ class VLMBackbone(BaseVLM, nn.Module):
         A chat's answer depends on its own inputs and seed, not on its neighbours in the batch: one `seed`
         is every chat's seed, a sequence has one for each, None draws new ones. The global random state is
         left alone. `on_token` is called with the number of tokens so far and may raise to interrupt.
-        `reuse_pictures` and `weights` as in `encode`.
+        `reuse_images` and `weights` as in `encode`.
 
         Raises PromptError for chats that have a rewrite already or leave no room for `max_new_tokens`,
         ConfigError for impossible settings, VLMError for taps that this VLM does not have.
@@ -310,14 +309,14 @@ class VLMBackbone(BaseVLM, nn.Module):
         next_position = positions.masked_fill(~mask, 0).amax(dim=-1) + 1
         if positions.ndim > mask.ndim:
             next_position = next_position.amax(dim=0, keepdim=True).expand_as(next_position)
-        read = self._read(inputs, taps, whole=True, reuse=reuse_pictures, weights=weights)
-        assert read.hidden is not None
-        skipped = inputs.token_ids.shape[1] - read.hidden.shape[1]  # pictures that were read before
-        last = read.hidden[torch.arange(len(lengths)), (lengths - 1 - skipped).to(read.hidden.device)]
+        prefill = self._prefill(inputs, taps, whole=True, reuse=reuse_images, weights=weights)
+        assert prefill.hidden is not None
+        skipped = inputs.token_ids.shape[1] - prefill.hidden.shape[1]  # pictures that were read before
+        last = prefill.hidden[torch.arange(len(lengths)), (lengths - 1 - skipped).to(prefill.hidden.device)]
 
         written: list[list[int]] = [[] for _ in lengths]
         ended = [False] * len(written)
-        states = [] if read.states is None else [read.states.masked_fill_(~mask[:, :, None, None], 0)]
+        states = [] if prefill.states is None else [prefill.states.masked_fill_(~mask[:, :, None, None], 0)]
         for step in range(1, max_new_tokens + 1):
             token_ids = pick_tokens(self._head()(last), temperature, generators)
             for row, token_id in enumerate(token_ids):
@@ -335,7 +334,7 @@ class VLMBackbone(BaseVLM, nn.Module):
                     input_ids=torch.tensor(token_ids, device=mask.device)[:, None],
                     attention_mask=mask,
                     position_ids=(next_position + step - 1)[..., None],
-                    cache=read.cache,
+                    cache=prefill.cache,
                 )[:, -1]
             if reader is not None:
                 states.append(reader.states)
@@ -368,9 +367,9 @@ class VLMBackbone(BaseVLM, nn.Module):
 
     def _position_ids(self, inputs: VLMInputs) -> Int[Tensor, "*axes B T"]:
         # given to the model in every call, so that no position state of an earlier call lives on inside it
-        is_picture = inputs.roles == TokenRole.PICTURE
+        is_image = inputs.roles == TokenRole.IMAGE
         return self.family.position_ids(
-            self._base(), inputs.token_ids, inputs.mask, is_picture, inputs.pixel_inputs
+            self._base(), inputs.token_ids, inputs.mask, is_image, inputs.pixel_inputs
         )
 
 
@@ -386,13 +385,13 @@ class _Pass:
 
 def _end_of_pictures(inputs: VLMInputs) -> int:
     """Where the pictures of a single chat end, their marks included; 0 without pictures."""
-    of_pictures = (inputs.roles[0] == TokenRole.PICTURE) | (inputs.roles[0] == TokenRole.PICTURE_MARK)
+    of_pictures = (inputs.roles[0] == TokenRole.IMAGE) | (inputs.roles[0] == TokenRole.IMAGE_MARK)
     return int(of_pictures.nonzero().max()) + 1 if bool(of_pictures.any()) else 0
 
 
 def _with_answers(
     inputs: VLMInputs, states: list[Float[Tensor, "B _ L D"]], written: list[list[int]]
-) -> VLMFeatures:
+) -> Features:
     """The features of chats and answers; `states`: of the chats, then of each further token of the batch."""
     longest = max(map(len, written))
     token_ids = inputs.token_ids.new_full((len(written), longest), inputs.end_id)
@@ -406,11 +405,12 @@ def _with_answers(
     for number, of_token in enumerate(states[1 : longest + 1]):
         together[:, chats.shape[1] + number] = of_token[:, 0]
     together[:, chats.shape[1] :].masked_fill_(~is_word[:, :, None, None].to(chats.device), 0)
-    roles = torch.where(is_word, int(TokenRole.DECODED), int(TokenRole.PADDING)).to(inputs.roles)
-    return VLMFeatures(
+    roles = torch.where(is_word, int(TokenRole.REWRITE), int(TokenRole.PADDING)).to(inputs.roles)
+    return Features(
         states=together,
         mask=torch.cat([inputs.mask, is_word], 1),
-        roles=torch.cat([inputs.roles, roles], 1),
-        token_ids=torch.cat([inputs.token_ids, token_ids], 1),
         positions=torch.cat([inputs.positions, inputs.positions.new_zeros(*token_ids.shape, 3)], 1),
+        tokens=TokenInfo(
+            roles=torch.cat([inputs.roles, roles], 1), ids=torch.cat([inputs.token_ids, token_ids], 1)
+        ),
     )

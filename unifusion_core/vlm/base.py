@@ -10,11 +10,11 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from ..contracts import ChatTemplate, TokenRole, VLMFeatures, VLMRequest, VLMSpec
+from ..contracts import MAX_TILES, ChatTemplate, Features, Request, TokenRole, VLMSpec
 from ..errors import ConfigError, PromptError, VLMError
+from .chat import ImageLayout, VLMInputs, build_chat, single_token, token_centres
 from .families import VLMFamily
-from .picture_states import RecentlyUsed, digest
-from .prompts import PictureLayout, VLMInputs, build_chat, single_token, token_centres
+from .prefix_cache import LRUCache, digest
 from .tiling import Tiles, split_into_tiles
 
 NEW_TOKENS = "the number of new tokens (max_new_tokens in Rewrite for UniFusion, max_length in Generate Text)"
@@ -33,7 +33,7 @@ class Written:
 
     texts: list[str]
     ended: list[bool]
-    features: VLMFeatures | None
+    features: Features | None
 
 
 class BaseVLM(ABC):
@@ -52,11 +52,11 @@ class BaseVLM(ABC):
     tokenizer: PreTrainedTokenizerFast
     tile_size: int
     token_grid: tuple[int, int]
-    picture_tiles: RecentlyUsed[Tiles]
+    tile_cache: LRUCache[Tiles]
 
     @property
     @abstractmethod
-    def picture_id(self) -> int: ...
+    def image_id(self) -> int: ...
 
     @property
     @abstractmethod
@@ -81,7 +81,7 @@ class BaseVLM(ABC):
         return [str(self.tokenizer.decode([token])) for token in token_ids.tolist()]
 
     def prepare(
-        self, requests: Sequence[VLMRequest], template: ChatTemplate | None = None, max_tiles: int = 10
+        self, requests: Sequence[Request], template: ChatTemplate | None = None, max_tiles: int = MAX_TILES
     ) -> VLMInputs:
         """Tile the pictures and lay out the chats; `template` defaults to the family's own.
 
@@ -91,13 +91,13 @@ class BaseVLM(ABC):
         template = template or self.template
         tiles: list[tuple[Tiles, ...]] = []
         for request in requests:
-            split = [self._split(picture, max_tiles) for picture in request.pictures]
+            split = [self._split(image, max_tiles) for image in request.images]
             tiles.append(tuple(each if template.thumbnail_last else each.thumbnail_first() for each in split))
         if any(tiles):
-            self.check_picture_token(template)
+            self.check_image_token(template)
         layouts = [
             [
-                PictureLayout(
+                ImageLayout(
                     centres=tuple(token_centres(box, *self.token_grid) for box in each.boxes.tolist()),
                     block_per_tile=self.family.block_per_tile,
                 )
@@ -108,15 +108,15 @@ class BaseVLM(ABC):
         chats = build_chat(self.tokenizer, template, requests, layouts, self.max_length)
         return replace(chats, tiles=tuple(tiles))
 
-    def _split(self, picture: Tensor, max_tiles: int) -> Tiles:
+    def _split(self, image: Tensor, max_tiles: int) -> Tiles:
         """A picture's tiles; those of one that was seen before are not cut again."""
-        key = (digest(picture), max_tiles)
-        known = self.picture_tiles.get(key)
-        return known or self.picture_tiles.keep(key, split_into_tiles(picture, max_tiles, self.tile_size))
+        key = (digest(image), max_tiles)
+        known = self.tile_cache.get(key)
+        return known or self.tile_cache.keep(key, split_into_tiles(image, max_tiles, self.tile_size))
 
-    def forget_pictures(self) -> None:
+    def clear_image_caches(self) -> None:
         """Let go of the tiles that are kept."""
-        self.picture_tiles.clear()
+        self.tile_cache.clear()
 
     def check_taps(self, taps: Sequence[int]) -> None:
         """Refuse taps that this VLM does not have (VLMError)."""
@@ -127,16 +127,16 @@ class BaseVLM(ABC):
                 f"give one or more of 0..{self.num_layers - 1}, ascending and without repetition."
             )
 
-    def check_picture_token(self, template: ChatTemplate) -> None:
+    def check_image_token(self, template: ChatTemplate) -> None:
         """Refuse a template whose pictures this VLM would not see (VLMError)."""
-        picture_id = single_token(self.tokenizer, template.picture_token, "picture_token")
-        if picture_id != self.picture_id:
+        image_id = single_token(self.tokenizer, template.image_token, "picture_token")
+        if image_id != self.image_id:
             raise VLMError(
-                f'The template\'s picture_token "{template.picture_token}" is token {picture_id}, the VLM '
-                f"puts pictures at token {self.picture_id}: "
+                f'The template\'s picture_token "{template.image_token}" is token {image_id}, the VLM '
+                f"puts pictures at token {self.image_id}: "
                 "use the VLM that the template was made for."
             )
-        if self.family.block_per_tile and not template.picture_prefix + template.picture_suffix:
+        if self.family.block_per_tile and not template.image_prefix + template.image_suffix:
             raise VLMError(
                 f"A {self.family_name} template needs picture_prefix or picture_suffix to keep tiles apart."
             )
@@ -145,9 +145,9 @@ class BaseVLM(ABC):
         """Refuse chats that have a rewrite already or leave no room for one (PromptError, ConfigError)."""
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
-        if bool(((inputs.roles == TokenRole.DECODED) | (inputs.roles == TokenRole.END)).any()):
+        if bool(((inputs.roles == TokenRole.REWRITE) | (inputs.roles == TokenRole.END)).any()):
             raise PromptError(
-                "A chat has its rewrite already; give requests without `decoded` to have one written."
+                "A chat has its rewrite already; give requests without `rewrite` to have one written."
             )
         longest = int(inputs.mask.sum(dim=1).max())
         if longest + max_new_tokens > self.max_length:
@@ -163,9 +163,9 @@ class BaseVLM(ABC):
         inputs: VLMInputs,
         taps: VLMSpec | Sequence[int],
         *,
-        reuse_pictures: bool = False,
+        reuse_images: bool = False,
         weights: Hashable = None,
-    ) -> VLMFeatures:
+    ) -> Features:
         """Hidden states of the tapped layers for all tokens; see `VLMBackbone.encode`."""
 
     @abstractmethod
@@ -178,7 +178,7 @@ class BaseVLM(ABC):
         temperature: float = 0.0,
         seed: int | Sequence[int] | None = None,
         on_token: Callable[[int], None] | None = None,
-        reuse_pictures: bool = False,
+        reuse_images: bool = False,
         weights: Hashable = None,
     ) -> Written:
         """The VLM's answers, with the tapped states of all tokens if there are taps; see `VLMBackbone.write`."""

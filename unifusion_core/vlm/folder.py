@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as hf_logging
 
 from ..contracts import VLMSpec
 from ..errors import VLMError
@@ -98,14 +100,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
     """The model with exactly the weights of the folder, on its device."""
     try:
-        model, info = cast(Any, AutoModelForImageTextToText).from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=dtype,
-            output_loading_info=True,
-        )
+        with _no_progress_bars():
+            model, info = cast(Any, AutoModelForImageTextToText).from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=dtype,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, KeyError, MemoryError, SafetensorError) as error:
         if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
             raise VLMError(
@@ -125,6 +128,18 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) ->
                 "copy the model's files again."
             )
     return model.to(device)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Without transformers' own bars for weights that are loaded; its setting is put back afterwards."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def _normalisation(folder: Path) -> tuple[Sequence[float], Sequence[float]] | None:

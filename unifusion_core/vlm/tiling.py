@@ -77,20 +77,20 @@ def choose_grid(width: int, height: int, max_tiles: int, tile_size: int) -> tupl
     return best
 
 
-def flatten_alpha(picture: Float[Tensor, "4 H W"]) -> Float[Tensor, "3 H W"]:
+def flatten_alpha(image: Float[Tensor, "4 H W"]) -> Float[Tensor, "3 H W"]:
     """A picture with transparency laid on white: what a viewer shows, and what VLMs were trained to see."""
-    alpha = picture[3:].clamp(0, 1)
-    return picture[:3] * alpha + (1 - alpha)
+    alpha = image[3:].clamp(0, 1)
+    return image[:3] * alpha + (1 - alpha)
 
 
-def checked_picture(picture: Tensor) -> Float[Tensor, "3 H W"]:
+def check_image(image: Tensor) -> Float[Tensor, "3 H W"]:
     """The picture as float32 RGB in 0..1, without alpha.
 
     Raises ShapeError for anything that is not a picture: no C H W tensor, zero size, another number of
     channels than 3 or 4, NaN or infinity, values outside 0..1.
     """
-    shape = tuple(picture.shape)
-    if picture.ndim != 3:
+    shape = tuple(image.shape)
+    if image.ndim != 3:
         raise ShapeError(
             f"A picture of shape {shape} was given; give one picture as channels x height x width."
         )
@@ -101,45 +101,43 @@ def checked_picture(picture: Tensor) -> Float[Tensor, "3 H W"]:
             f"A picture with {shape[0]} channels (shape {shape}) was given; "
             "give RGB or RGBA as channels x height x width."
         )
-    picture = picture.float()
-    if not torch.isfinite(picture).all():
+    image = image.float()
+    if not torch.isfinite(image).all():
         raise ShapeError("The picture holds NaN or infinite values; find the step before that made them.")
-    low, high = picture.aminmax()
+    low, high = image.aminmax()
     if low < -VALUE_TOLERANCE or high > 1 + VALUE_TOLERANCE:
         raise ShapeError(f"The picture's values run from {low:.3g} to {high:.3g}; give values in 0..1.")
-    picture = picture.clamp(0, 1)
-    return flatten_alpha(picture) if shape[0] == 4 else picture
+    image = image.clamp(0, 1)
+    return flatten_alpha(image) if shape[0] == 4 else image
 
 
-def resize(picture: Float[Tensor, "C H W"], height: int, width: int) -> Float[Tensor, "C height width"]:
+def resize(image: Float[Tensor, "C H W"], height: int, width: int) -> Float[Tensor, "C height width"]:
     """Antialiased bicubic resize, clamped to 0..1; a picture of the right size comes back untouched."""
-    if picture.shape[1:] == (height, width):
-        return picture
-    resized = F.interpolate(
-        picture[None], (height, width), mode="bicubic", antialias=True, align_corners=False
-    )
+    if image.shape[1:] == (height, width):
+        return image
+    resized = F.interpolate(image[None], (height, width), mode="bicubic", antialias=True, align_corners=False)
     return resized[0].clamp(0, 1)
 
 
-def split_into_tiles(picture: Float[Tensor, "C H W"], max_tiles: int, tile_size: int) -> Tiles:
+def split_into_tiles(image: Float[Tensor, "C H W"], max_tiles: int, tile_size: int) -> Tiles:
     """Resize the whole picture to its grid and cut it, then add the thumbnail (the whole in one tile).
 
     Like InternVL, the resize stretches the picture to the grid's aspect ratio; a grid of (1, 1) gives the
     thumbnail alone.
 
-    Raises ShapeError for what is no picture (see `checked_picture`) and for impossible numbers (see
+    Raises ShapeError for what is no picture (see `check_image`) and for impossible numbers (see
     `choose_grid`).
     """
-    picture = checked_picture(picture)
-    rows, columns = grid = choose_grid(picture.shape[2], picture.shape[1], max_tiles, tile_size)
+    image = check_image(image)
+    rows, columns = grid = choose_grid(image.shape[2], image.shape[1], max_tiles, tile_size)
     pixels, boxes = [], []
     if grid != (1, 1):
-        whole = resize(picture, rows * tile_size, columns * tile_size)
+        whole = resize(image, rows * tile_size, columns * tile_size)
         for row in range(rows):
             for column in range(columns):
                 top, left = row * tile_size, column * tile_size
                 pixels.append(whole[:, top : top + tile_size, left : left + tile_size])
                 boxes.append((row / rows, column / columns, (row + 1) / rows, (column + 1) / columns))
-    pixels.append(resize(picture, tile_size, tile_size))
+    pixels.append(resize(image, tile_size, tile_size))
     boxes.append((0.0, 0.0, 1.0, 1.0))
-    return Tiles(pixels=torch.stack(pixels), boxes=torch.tensor(boxes, device=picture.device), grid=grid)
+    return Tiles(pixels=torch.stack(pixels), boxes=torch.tensor(boxes, device=image.device), grid=grid)

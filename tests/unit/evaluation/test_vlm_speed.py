@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from unifusion_core.evaluation.live_bytes import LiveBytes
-from unifusion_core.evaluation.suite import Subject
+from unifusion_core.evaluation.random_qwen import TAPS, build_random_qwen
+from unifusion_core.evaluation.subject import Subject
 from unifusion_core.evaluation.vlm_speed import ways
-from unifusion_core.vlm.random_qwen import TAPS, build_random_qwen
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 
 from unifusion_core.flow.guidance import guide
 
-POSITIVE, NEGATIVE, PICTURE = torch.randn(3, 2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+POSITIVE, NEGATIVE, IMAGE = torch.randn(3, 2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
 
 
 def test_scale_one_is_the_positive_branch_and_zero_the_negative() -> None:
@@ -23,11 +23,11 @@ def test_a_scale_of_one_more_than_kreas() -> None:
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_equal_scales_guide_as_if_there_were_no_picture_branch(cfg: float) -> None:
-    torch.testing.assert_close(guide(POSITIVE, NEGATIVE, cfg, PICTURE, cfg), guide(POSITIVE, NEGATIVE, cfg))
+    torch.testing.assert_close(guide(POSITIVE, NEGATIVE, cfg, IMAGE, cfg), guide(POSITIVE, NEGATIVE, cfg))
 
 
 def test_picture_scale_alone_guides_towards_the_pictures() -> None:
-    torch.testing.assert_close(guide(POSITIVE, NEGATIVE, 0.0, PICTURE, 2.5), guide(PICTURE, NEGATIVE, 2.5))
+    torch.testing.assert_close(guide(POSITIVE, NEGATIVE, 0.0, IMAGE, 2.5), guide(IMAGE, NEGATIVE, 2.5))
 
 
 def test_a_picture_branch_that_says_nothing_leaves_the_usual_guidance() -> None:

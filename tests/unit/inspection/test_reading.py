@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from unifusion_core.contracts import VLMFeatures
+from unifusion_core.contracts import Features
 from unifusion_core.errors import ShapeError
 from unifusion_core.inspection.reading import read_layers
 from unifusion_core.models.unifusion import UniFusion
 
 Model = Callable[..., UniFusion]
-Features = Callable[..., VLMFeatures]
+Features = Callable[..., Features]
 
 
 def test_shares_and_attention_sum_to_one(build_model: Model, build_features: Features) -> None:
@@ -74,7 +74,7 @@ def test_a_token_of_nothing_is_no_division_by_zero(build_model: Model, build_fea
 
 def test_features_of_another_vlm_are_refused(build_model: Model, build_features: Features) -> None:
     features = build_features(3)
-    wide = VLMFeatures(**{**vars(features), "states": torch.zeros(1, 3, 3, 32)})
+    wide = Features(**{**vars(features), "states": torch.zeros(1, 3, 3, 32)})
 
     with pytest.raises(ShapeError, match="width 32, this model reads 3 layers of width 24"):
         read_layers(build_model(), wide)

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from unifusion_core.contracts import TokenRole, VLMFeatures
+from unifusion_core.contracts import Features, TokenRole
 from unifusion_core.inspection.layer_map import draw_layer_map, spread_over_picture
 from unifusion_core.inspection.reading import LayerReading
 from unifusion_core.inspection.table import lines_of, shown, write_table
-from unifusion_core.vlm.prompts import token_centres
+from unifusion_core.vlm.chat import token_centres
 
 TAPS = (0, 1, 3)
-Features = Callable[..., VLMFeatures]
+Features = Callable[..., Features]
 
 
 @pytest.fixture
-def features(build_features: Features) -> VLMFeatures:
-    return build_features(4, num_picture=2)
+def features(build_features: Features) -> Features:
+    return build_features(4, num_image=2)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def reading() -> LayerReading:
     )
 
 
-def test_words_stand_alone_and_pictures_together(features: VLMFeatures, reading: LayerReading) -> None:
+def test_words_stand_alone_and_pictures_together(features: Features, reading: LayerReading) -> None:
     lines = lines_of(features, ["<p>", "<p>", " red", "\n"])
 
     told = write_table(reading, lines, TAPS).splitlines()
@@ -71,7 +71,7 @@ def test_tiles_lie_over_the_thumbnail_in_their_places(build_features: Features) 
     """Two tiles side by side, of 2 x 1 and 2 x 2 tokens each to tell them apart, and the thumbnail last."""
     left, right, all_of_it = (0, 0, 1, 0.5), (0, 0.5, 1, 1), (0, 0, 1, 1)
     centres = torch.cat([token_centres(box, 2, 2) for box in (left, right, all_of_it)])
-    features = build_features(13, num_picture=12)
+    features = build_features(13, num_image=12)
     features.positions[0, :12, 1:] = centres
     values = torch.arange(13.0)[:, None]
 
@@ -84,7 +84,7 @@ def test_tiles_lie_over_the_thumbnail_in_their_places(build_features: Features) 
 
 
 def test_the_map_grows_with_the_tokens_and_holds_the_pictures(
-    features: VLMFeatures, reading: LayerReading
+    features: Features, reading: LayerReading
 ) -> None:
     lines = lines_of(
         features, ["<p>", "<p>", "$ _^", "{\\frac"]
@@ -102,7 +102,7 @@ def test_the_map_grows_with_the_tokens_and_holds_the_pictures(
     assert 0.2 < (bare < 250).any(-1).mean() < 0.8  # neither empty nor full
 
 
-def test_a_very_long_chat_still_fits_a_picture(features: VLMFeatures, reading: LayerReading) -> None:
+def test_a_very_long_chat_still_fits_a_picture(features: Features, reading: LayerReading) -> None:
     lines = lines_of(features, ["a"] * 4) * 200
 
     assert draw_layer_map(reading, features, lines, TAPS).shape[0] < 2**13

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from unifusion_core.contracts import VLMFeatures
+from unifusion_core.contracts import Features
 from unifusion_core.errors import ConfigError
-from unifusion_core.models.layer_gains import read_layer_gains
+from unifusion_core.models.lap import parse_layer_gains
 from unifusion_core.models.unifusion import UniFusion
 
 TAPS = (0, 1, 3)
@@ -27,7 +27,7 @@ TAPS = (0, 1, 3)
     ],
 )
 def test_both_ways_of_writing_are_read(text: str, gains: tuple[float, ...] | None) -> None:
-    assert read_layer_gains(text, TAPS) == gains
+    assert parse_layer_gains(text, TAPS) == gains
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_both_ways_of_writing_are_read(text: str, gains: tuple[float, ...] | Non
 )
 def test_anything_else_is_refused_in_one_sentence(text: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as refused:
-        read_layer_gains(text, TAPS)
+        parse_layer_gains(text, TAPS)
 
     assert all(word in str(refused.value) for word in words), refused.value
     assert "\n" not in str(refused.value)
 
 
 def test_gains_multiply_the_pooling_weights(
-    build_model: Callable[..., UniFusion], build_features: Callable[..., VLMFeatures]
+    build_model: Callable[..., UniFusion], build_features: Callable[..., Features]
 ) -> None:
     model, features, gains = build_model(), build_features(5, 3), (0.0, 1.0, -2.5)
 
@@ -64,7 +64,7 @@ def test_gains_multiply_the_pooling_weights(
 
 
 def test_gains_of_one_change_nothing(
-    build_model: Callable[..., UniFusion], build_features: Callable[..., VLMFeatures]
+    build_model: Callable[..., UniFusion], build_features: Callable[..., Features]
 ) -> None:
     model, features = build_model(), build_features(5)
 
@@ -72,7 +72,7 @@ def test_gains_of_one_change_nothing(
 
 
 def test_one_gain_for_each_tap(
-    build_model: Callable[..., UniFusion], build_features: Callable[..., VLMFeatures]
+    build_model: Callable[..., UniFusion], build_features: Callable[..., Features]
 ) -> None:
     with pytest.raises(ConfigError, match="2 layer gains were given for 3 layers"):
         build_model().pool(build_features(5), (1.0, 1.0))

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from unifusion_core.models.layers import (
     Attention,
-    Build,
+    LayerFactory,
     RMSNorm,
+    apply_rope,
     key_bias,
+    rope,
     rotary_axes,
-    rotate,
-    rotation,
     time_embedding,
 )
 
@@ -44,14 +44,14 @@ def test_rotation_makes_scores_depend_on_relative_positions_only() -> None:
     shift = torch.tensor([3.0, -1.5, 7.0])
 
     def scores(offset: Tensor) -> Tensor:
-        by_q = rotation(here + offset, HEAD_SIZE, 1000.0)
-        by_k = rotation(there + offset, HEAD_SIZE, 1000.0)
-        return rotate(q, by_q) @ rotate(k, by_k).mT
+        by_q = rope(here + offset, HEAD_SIZE, 1000.0)
+        by_k = rope(there + offset, HEAD_SIZE, 1000.0)
+        return apply_rope(q, by_q) @ apply_rope(k, by_k).mT
 
     torch.testing.assert_close(scores(shift), scores(torch.zeros(3)), atol=1e-4, rtol=1e-4)
     moved_keys_only = (
-        rotate(q, rotation(here, HEAD_SIZE, 1000.0))
-        @ rotate(k, rotation(there + shift, HEAD_SIZE, 1000.0)).mT
+        apply_rope(q, rope(here, HEAD_SIZE, 1000.0))
+        @ apply_rope(k, rope(there + shift, HEAD_SIZE, 1000.0)).mT
     )
     assert not torch.allclose(moved_keys_only, scores(torch.zeros(3)), atol=1e-2)
 
@@ -63,7 +63,7 @@ def test_each_axis_turns_its_own_channels() -> None:
         position = torch.zeros(1, 1, 3)
         position[..., axis] = 2.5
 
-        turned = (rotate(x, rotation(position, HEAD_SIZE, 1000.0)) - x).abs()[0, 0, 0] > 1e-6
+        turned = (apply_rope(x, rope(position, HEAD_SIZE, 1000.0)) - x).abs()[0, 0, 0] > 1e-6
 
         assert turned[start:end].any()
         assert not torch.cat([turned[:start], turned[end:]]).any()
@@ -73,15 +73,15 @@ def test_rotation_keeps_lengths_and_position_zero_changes_nothing() -> None:
     x = torch.randn(2, 3, 4, HEAD_SIZE, generator=torch.Generator().manual_seed(0))
     positions = random_positions(4, 1).expand(2, -1, -1)
 
-    turned = rotate(x, rotation(positions, HEAD_SIZE, 1000.0))
+    turned = apply_rope(x, rope(positions, HEAD_SIZE, 1000.0))
 
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
-    assert torch.equal(rotate(x, rotation(torch.zeros_like(positions), HEAD_SIZE, 1000.0)), x)
-    assert rotate(x, None) is x
+    assert torch.equal(apply_rope(x, rope(torch.zeros_like(positions), HEAD_SIZE, 1000.0)), x)
+    assert apply_rope(x, None) is x
 
 
 def test_key_bias_equals_removal_of_the_padded_tokens() -> None:
-    attention = Attention(64, 4, 2, Build())
+    attention = Attention(64, 4, 2, LayerFactory())
     randomize(attention)
     x = torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(1))
     mask = torch.arange(7)[None] < 5
@@ -101,7 +101,7 @@ def test_key_bias_survives_16_bit() -> None:
 
 
 def test_grouped_queries_equal_full_attention_with_repeated_keys() -> None:
-    grouped, full = Attention(64, 4, 2, Build()), Attention(64, 4, 4, Build())
+    grouped, full = Attention(64, 4, 2, LayerFactory()), Attention(64, 4, 4, LayerFactory())
     randomize(grouped)
     weights = grouped.state_dict()
     for name in ("wk.weight", "wv.weight"):
@@ -113,7 +113,7 @@ def test_grouped_queries_equal_full_attention_with_repeated_keys() -> None:
 
 
 def test_prefix_keys_stand_before_the_own_ones() -> None:
-    attention = Attention(64, 4, 2, Build())
+    attention = Attention(64, 4, 2, LayerFactory())
     randomize(attention)
     x = torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(1))
 
@@ -124,7 +124,7 @@ def test_prefix_keys_stand_before_the_own_ones() -> None:
 
 
 def test_rms_norm_scale_is_zero_centred_and_computed_in_float32() -> None:
-    norm = RMSNorm(24, Build())
+    norm = RMSNorm(24, LayerFactory())
     x = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(0)) * 50
 
     torch.testing.assert_close(norm(x).square().mean(-1), torch.ones(2, 3), atol=1e-4, rtol=1e-4)

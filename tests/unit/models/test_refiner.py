@@ -6,16 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from unifusion_core.models.lap import LAPConfig
-from unifusion_core.models.layers import Build
-from unifusion_core.models.refiner import Refiner
+from unifusion_core.models.lap import LAPConfig, Refiner
+from unifusion_core.models.layers import LayerFactory
 
 B, T, D = 2, 7, 24
 
 
 @pytest.fixture
 def refiner() -> Refiner:
-    module = Refiner(LAPConfig(num_heads=3, mlp_size=40), size=D, build=Build())
+    module = Refiner(LAPConfig(num_heads=3, mlp_size=40), size=D, build=LayerFactory())
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         parameter.data.normal_(std=0.3, generator=generator)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from unifusion_core.contracts import VLMFeatures
+from unifusion_core.contracts import Features
 from unifusion_core.errors import ConfigError, ShapeError
 from unifusion_core.flow.path import interpolate, velocity
 from unifusion_core.models.dit import patch_positions, to_patches
 from unifusion_core.models.unifusion import UniFusion, UniFusionConfig, initialize
 
 BuildModel = Callable[..., UniFusion]
-BuildFeatures = Callable[..., VLMFeatures]
+BuildFeatures = Callable[..., Features]
 GRID = (4, 3)  # rows and columns of patches
 FORMS = ("prefix", "joint")
 
@@ -26,18 +26,18 @@ def latents() -> Tensor:
     return torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(5))
 
 
-def draw(model: UniFusion, features: VLMFeatures, latents: Tensor, t: Tensor) -> Tensor:
+def draw(model: UniFusion, features: Features, latents: Tensor, t: Tensor) -> Tensor:
     return model(latents, t, model.prepare(model.pool(features), GRID))
 
 
-def one_masked_pass(model: UniFusion, features: VLMFeatures, latents: Tensor, t: Tensor) -> Tensor:
+def one_masked_pass(model: UniFusion, features: Features, latents: Tensor, t: Tensor) -> Tensor:
     """The prefix form written out as one stream: condition tokens modulated at t = 0 and seeing conditions only."""
     condition = model.pool(features)
     x = torch.cat([condition.tokens, model.first(to_patches(latents, 2))], 1)
     num_condition, num_latent = condition.tokens.shape[1], GRID[0] * GRID[1]
     time, at_t = model._time(t, x.dtype)
     _, at_zero = model._time(torch.zeros_like(t), x.dtype)
-    shared = torch.cat([at_zero.expand(-1, num_condition, -1), at_t.expand(-1, num_latent, -1)], 1)
+    modulation = torch.cat([at_zero.expand(-1, num_condition, -1), at_t.expand(-1, num_latent, -1)], 1)
     positions = torch.cat(
         [
             model._condition_positions(condition, GRID),
@@ -50,7 +50,7 @@ def one_masked_pass(model: UniFusion, features: VLMFeatures, latents: Tensor, t:
     allowed = real[:, None, :] & (is_condition[None, None, :] | ~is_condition[None, :, None])
     bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo().min)[:, None]
     for block in model.blocks:
-        x = block(x, shared, rotation=model._rotation(positions), bias=bias)
+        x = block(x, modulation, rope=model._rope(positions), bias=bias)
     patches = model.last(x[:, num_condition:], time)
     return (
         patches.unflatten(1, GRID).unflatten(-1, (3, 2, 2)).permute(0, 3, 1, 4, 2, 5).reshape(latents.shape)
@@ -60,7 +60,7 @@ def one_masked_pass(model: UniFusion, features: VLMFeatures, latents: Tensor, t:
 def test_prepared_keys_and_values_equal_one_masked_pass(
     build_model: BuildModel, build_features: BuildFeatures, latents: Tensor
 ) -> None:
-    model, features = build_model(), build_features(7, 4, num_picture=2)
+    model, features = build_model(), build_features(7, 4, num_image=2)
     prepared = model.prepare(model.pool(features), GRID)
     for t in (
         torch.tensor([0.9, 0.3]),
@@ -77,8 +77,8 @@ def test_prepared_keys_and_values_equal_one_masked_pass(
 def test_padding_of_a_condition_changes_nothing(
     build_model: BuildModel, build_features: BuildFeatures, latents: Tensor, form: str
 ) -> None:
-    model, features = build_model(condition_attention=form), build_features(7, 4, num_picture=2)
-    alone = VLMFeatures(
+    model, features = build_model(condition_attention=form), build_features(7, 4, num_image=2)
+    alone = Features(
         **{
             name: getattr(features, name)[1:, :4]
             for name in ("states", "mask", "roles", "token_ids", "positions")
@@ -95,13 +95,13 @@ def test_padding_of_a_condition_changes_nothing(
 def test_every_input_matters(
     build_model: BuildModel, build_features: BuildFeatures, latents: Tensor, form: str
 ) -> None:
-    model, features = build_model(condition_attention=form), build_features(5, 5, num_picture=2)
+    model, features = build_model(condition_attention=form), build_features(5, 5, num_image=2)
     t = torch.tensor([0.7, 0.7])
     v = draw(model, features, latents, t)
 
     others = {
         "time": draw(model, features, latents, t - 0.2),
-        "condition": draw(model, build_features(5, 5, num_picture=2, seed=1), latents, t),
+        "condition": draw(model, build_features(5, 5, num_image=2, seed=1), latents, t),
         "place of the picture tokens": draw(model, build_features(5, 5), latents, t),
     }
 
@@ -140,7 +140,7 @@ def test_repeated_condition_serves_several_latents(
 def test_picture_tokens_stand_on_the_latent_grid(
     build_model: BuildModel, build_features: BuildFeatures
 ) -> None:
-    features = build_features(3, 2, num_picture=1)
+    features = build_features(3, 2, num_image=1)
     place = torch.tensor([2.0, (1 + 0.5) / GRID[0], (2 + 0.5) / GRID[1]])  # second picture, patch (1, 2)
     features.positions[:, 0] = place
 
@@ -150,8 +150,8 @@ def test_picture_tokens_stand_on_the_latent_grid(
 
     assert positions()[0] == [[-2, 1, 2], [1, 0, 0], [2, 0, 0]]
     assert positions()[1][:2] == [[-2, 1, 2], [1, 0, 0]]
-    assert positions(picture_positions="zero")[0] == [[0, 0, 0], [1, 0, 0], [2, 0, 0]]
-    assert positions(text_positions="zero", picture_positions="zero")[0] == [[0, 0, 0]] * 3
+    assert positions(image_positions="zero")[0] == [[0, 0, 0], [1, 0, 0], [2, 0, 0]]
+    assert positions(text_positions="zero", image_positions="zero")[0] == [[0, 0, 0]] * 3
 
 
 def test_start_values_give_zero_velocity_and_finite_gradients(
@@ -188,7 +188,7 @@ def test_training_reaches_lap_refiner_and_dit(
         model = build_model(condition_attention=form).requires_grad_(True)
 
         draw(
-            model, build_features(5, 3, num_picture=2), latents, torch.tensor([0.8, 0.2])
+            model, build_features(5, 3, num_image=2), latents, torch.tensor([0.8, 0.2])
         ).square().mean().backward()
 
         silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]

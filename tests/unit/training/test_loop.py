@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unifusion_core.errors import CheckpointError, ConfigError
-from unifusion_core.training.autoencoder import AutoencoderTask
+from unifusion_core.shapes.training.autoencoder import AutoencoderTask
 from unifusion_core.training.loop import LoopConfig, Task, learning_rate_factor, train
 
 CONFIG = LoopConfig(

@@ -26,15 +26,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from unifusion_core.contracts import TokenRole, VLMFeatures, VLMRequest, VLMSpec
+from unifusion_core.contracts import Features, Request, TokenRole, VLMSpec
 from unifusion_core.errors import ConfigError, PromptError, ShapeError, VLMError
 from unifusion_core.vlm import base
 from unifusion_core.vlm.backbone import VLMBackbone
 from unifusion_core.vlm.base import Written
+from unifusion_core.vlm.chat import VLMInputs
 from unifusion_core.vlm.families import FAMILIES, decoder_layers
+from unifusion_core.vlm.features import select_tokens
 from unifusion_core.vlm.folder import load_vlm
-from unifusion_core.vlm.picture_states import STATES_LIMIT, RecentlyUsed
-from unifusion_core.vlm.prompts import VLMInputs, kept_features
+from unifusion_core.vlm.prefix_cache import STATES_LIMIT, LRUCache
 from unifusion_core.vlm.tiling import split_into_tiles
 
 NUM_LAYERS, WIDTH, MAX_LENGTH = 4, 64, 400  # as conftest.py builds them
@@ -50,12 +51,12 @@ def picture(height: int, width: int, seed: int) -> Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def mixed_requests() -> list[VLMRequest]:
+def mixed_requests() -> list[Request]:
     """Text, one picture, two pictures and a rewrite: all of different lengths."""
     return [
-        VLMRequest(prompt="a red star"),
-        VLMRequest(prompt="make it blue", pictures=[picture(48, 24, 1)]),
-        VLMRequest(prompt="", pictures=[picture(30, 70, 2), picture(24, 24, 3)], decoded="a circle"),
+        Request(prompt="a red star"),
+        Request(prompt="make it blue", images=[picture(48, 24, 1)]),
+        Request(prompt="", images=[picture(30, 70, 2), picture(24, 24, 3)], rewrite="a circle"),
     ]
 
 
@@ -63,7 +64,7 @@ def huggingface_inputs(vlm: VLMBackbone, inputs: VLMInputs) -> dict[str, Tensor]
     """What transformers itself would be given (it counts the positions)."""
     arguments = {"input_ids": inputs.token_ids, "attention_mask": inputs.mask.long(), **inputs.pixel_inputs}
     if vlm.family_name != "internvl" and not transformers.__version__.startswith("4."):
-        arguments["mm_token_type_ids"] = (inputs.roles == TokenRole.PICTURE).int()
+        arguments["mm_token_type_ids"] = (inputs.roles == TokenRole.IMAGE).int()
     return arguments
 
 
@@ -90,7 +91,7 @@ def test_deep_stack_is_part_of_what_the_second_layer_reads(all_vlms: dict[str, V
     hook = decoder_layers(vlm.model)[0].register_forward_hook(lambda *call: left.append(call[-1].clone()))
     states = vlm.encode(inputs, (1,)).states[0, :, 0]
     hook.remove()
-    is_picture = inputs.roles[0] == TokenRole.PICTURE
+    is_picture = inputs.roles[0] == TokenRole.IMAGE
     assert (states - left[0][0])[is_picture].abs().amax(dim=1).min() > 0.01
     torch.testing.assert_close(states[~is_picture], left[0][0][~is_picture])
 
@@ -143,10 +144,10 @@ def test_padded_batch_equals_single_items(vlm: VLMBackbone) -> None:
 
 def test_states_depend_on_what_stands_before_only(vlm: VLMBackbone) -> None:
     first, second = (
-        vlm.encode(vlm.prepare([VLMRequest(prompt=prompt, pictures=[picture(50, 40, 4)])]), (3,))
+        vlm.encode(vlm.prepare([Request(prompt=prompt, images=[picture(50, 40, 4)])]), (3,))
         for prompt in ("red", "a big blue square")
     )
-    pictures = first.roles == TokenRole.PICTURE
+    pictures = first.roles == TokenRole.IMAGE
     length = int(pictures[0].nonzero().max()) + 1
     torch.testing.assert_close(first.states[:, :length], second.states[:, :length], atol=1e-5, rtol=0)
 
@@ -170,8 +171,8 @@ def test_all_tiles_of_all_pictures_go_through_the_vision_tower_at_once(vlm: VLMB
 def test_picture_tokens_know_their_place(vlm: VLMBackbone) -> None:
     rows, columns = vlm.token_grid
     assert vlm.tokens_per_tile == rows * columns == 9
-    inputs = vlm.prepare([VLMRequest(prompt="x", pictures=[picture(48, 24, 1), picture(9, 9, 2)])])
-    positions = inputs.positions[0][inputs.roles[0] == TokenRole.PICTURE]
+    inputs = vlm.prepare([Request(prompt="x", images=[picture(48, 24, 1), picture(9, 9, 2)])])
+    positions = inputs.positions[0][inputs.roles[0] == TokenRole.IMAGE]
     tiles = positions.reshape(4, rows, columns, 3)
     assert tiles[:, 0, 0, 0].tolist() == [1, 1, 1, 2]
     sixths = torch.tensor([1 / 6, 3 / 6, 5 / 6])
@@ -190,10 +191,10 @@ def test_a_token_sees_the_place_that_its_position_names(vlm: VLMBackbone) -> Non
         changed = plain.clone()
         top, left = int(row * size) - 4, int(column * size) - 4
         changed[:, top : top + 8, left : left + 8] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
-        before, after = (vlm.prepare([VLMRequest(prompt="", pictures=[each])]) for each in (plain, changed))
+        before, after = (vlm.prepare([Request(prompt="", images=[each])]) for each in (plain, changed))
         change = (vlm.encode(after, (0,)).states - vlm.encode(before, (0,)).states)[0, :, 0].norm(dim=1)
         change[-9:] = 0
-        is_tile = (after.roles[0] == TokenRole.PICTURE).nonzero()[:-9, 0]
+        is_tile = (after.roles[0] == TokenRole.IMAGE).nonzero()[:-9, 0]
         most = is_tile[change[is_tile].argmax()]
         assert after.positions[0, most, 1].item() == pytest.approx(row, abs=0.05)
         assert after.positions[0, most, 2].item() == pytest.approx(column, abs=0.05)
@@ -212,18 +213,16 @@ def test_qwen_patches_are_in_qwens_order(all_vlms: dict[str, VLMBackbone]) -> No
 
 
 def test_thumbnail_first_reorders_tokens_and_pixels_alike(internvl: VLMBackbone) -> None:
-    request = VLMRequest(prompt="", pictures=[picture(48, 24, 1)])
+    request = Request(prompt="", images=[picture(48, 24, 1)])
     last = internvl.prepare([request])
     first = internvl.prepare([request], replace(internvl.template, thumbnail_last=False))
-    moved = rearrange(last.positions[0][last.roles[0] == TokenRole.PICTURE], "(g n) k -> g n k", g=3).roll(
-        1, 0
-    )
-    assert torch.equal(first.positions[0][first.roles[0] == TokenRole.PICTURE], moved.flatten(0, 1))
+    moved = rearrange(last.positions[0][last.roles[0] == TokenRole.IMAGE], "(g n) k -> g n k", g=3).roll(1, 0)
+    assert torch.equal(first.positions[0][first.roles[0] == TokenRole.IMAGE], moved.flatten(0, 1))
     assert torch.equal(first.pixel_inputs["pixel_values"], last.pixel_inputs["pixel_values"].roll(1, 0))
 
 
 def test_normalisation_comes_from_the_folder(folders: dict[str, Path], tmp_path: Path) -> None:
-    white = [VLMRequest(prompt="", pictures=[torch.ones(3, 24, 24)])]
+    white = [Request(prompt="", images=[torch.ones(3, 24, 24)])]
     plain = load_vlm(folders["internvl"]).prepare(white).pixel_inputs["pixel_values"]
     torch.testing.assert_close(plain[0, 0, 0, 0], torch.tensor((1 - 0.485) / 0.229))
     folder = shutil.copytree(folders["internvl"], tmp_path / "vlm")
@@ -241,37 +240,37 @@ def test_normalisation_comes_from_the_folder(folders: dict[str, Path], tmp_path:
 
 def test_bad_pictures_and_long_chats_are_refused(vlm: VLMBackbone) -> None:
     with pytest.raises(ShapeError, match=r"give values in 0\.\.1"):
-        vlm.prepare([VLMRequest(prompt="", pictures=[torch.full((3, 9, 9), 9.0)])])
+        vlm.prepare([Request(prompt="", images=[torch.full((3, 9, 9), 9.0)])])
     with pytest.raises(
         PromptError, match=rf"this VLM takes {MAX_LENGTH}; .* 50 tiles of 5 picture.*Set max_tiles to "
     ):
-        vlm.prepare([VLMRequest(prompt="", pictures=[picture(72, 72, 1)] * 5)])  # 3 x 3 tiles each
+        vlm.prepare([Request(prompt="", images=[picture(72, 72, 1)] * 5)])  # 3 x 3 tiles each
 
 
 def test_user_text_cannot_put_a_picture_into_the_chat(vlm: VLMBackbone) -> None:
-    text = vlm.template.picture_token * 3
-    inputs = vlm.prepare([VLMRequest(prompt=text, decoded=text)])
+    text = vlm.template.image_token * 3
+    inputs = vlm.prepare([Request(prompt=text, rewrite=text)])
     assert vlm.model.config.image_token_id not in inputs.token_ids
-    inputs = vlm.prepare([VLMRequest(prompt=text, pictures=[picture(9, 9, 1)])])
+    inputs = vlm.prepare([Request(prompt=text, images=[picture(9, 9, 1)])])
     assert int((inputs.token_ids == vlm.model.config.image_token_id).sum()) == 9
     vlm.encode(inputs, (3,))
 
 
 def test_kept_features_of_a_real_batch(vlm: VLMBackbone) -> None:
-    kept: VLMFeatures = kept_features(vlm.encode(vlm.prepare(mixed_requests()), (0, 3)), "decoded")
+    kept: Features = select_tokens(vlm.encode(vlm.prepare(mixed_requests()), (0, 3)), "decoded")
     roles = [set(row[row > 0].tolist()) for row in kept.roles]
     chat = {TokenRole.PROMPT, TokenRole.SUFFIX}
     assert roles == [
         chat,
-        chat | {TokenRole.PICTURE},
-        {TokenRole.PICTURE, TokenRole.SUFFIX, TokenRole.DECODED},
+        chat | {TokenRole.IMAGE},
+        {TokenRole.IMAGE, TokenRole.SUFFIX, TokenRole.REWRITE},
     ]
 
 
 # Text
 
 
-def greedy_by_huggingface(vlm: VLMBackbone, request: VLMRequest, num_tokens: int) -> list[int]:
+def greedy_by_huggingface(vlm: VLMBackbone, request: Request, num_tokens: int) -> list[int]:
     """The token ids of transformers' own greedy generation for one chat."""
     inputs = vlm.prepare([request])
     vlm.model.generation_config.pad_token_id = inputs.end_id
@@ -285,8 +284,8 @@ def greedy_by_huggingface(vlm: VLMBackbone, request: VLMRequest, num_tokens: int
     return made[0, inputs.token_ids.shape[1] :].tolist()
 
 
-def unanswered() -> list[VLMRequest]:
-    return [replace(request, decoded=None) for request in mixed_requests()]
+def unanswered() -> list[Request]:
+    return [replace(request, rewrite=None) for request in mixed_requests()]
 
 
 def test_greedy_text_equals_transformers(vlm: VLMBackbone) -> None:
@@ -301,8 +300,8 @@ def test_greedy_text_equals_transformers(vlm: VLMBackbone) -> None:
 def test_text_right_after_a_picture_equals_passes_without_a_cache(vlm: VLMBackbone) -> None:
     """There the axes of Qwen's positions differ, and text goes on after the largest (generate() of
     transformers counts on from each axis, unlike its own pass over the whole text)."""
-    template = replace(vlm.template, picture_suffix="", suffix="")
-    inputs = vlm.prepare([VLMRequest(prompt="", pictures=[picture(24, 24, 1)])], template)
+    template = replace(vlm.template, image_suffix="", suffix="")
+    inputs = vlm.prepare([Request(prompt="", images=[picture(24, 24, 1)])], template)
     longer, expected = inputs, []
     for _ in range(8):
         model: Any = vlm.model
@@ -311,7 +310,7 @@ def test_text_right_after_a_picture_equals_passes_without_a_cache(vlm: VLMBackbo
         longer = replace(
             longer,
             token_ids=torch.cat([longer.token_ids, token_id.reshape(1, 1)], dim=1),
-            roles=torch.cat([longer.roles, torch.tensor([[int(TokenRole.DECODED)]])], dim=1),
+            roles=torch.cat([longer.roles, torch.tensor([[int(TokenRole.REWRITE)]])], dim=1),
             mask=torch.cat([longer.mask, torch.ones(1, 1, dtype=torch.bool)], dim=1),
             positions=torch.cat([longer.positions, torch.zeros(1, 1, 3)], dim=1),
         )
@@ -322,7 +321,7 @@ def test_text_right_after_a_picture_equals_passes_without_a_cache(vlm: VLMBackbo
 def test_a_warning_tells_of_answers_that_were_cut_off(
     internvl: VLMBackbone, caplog: pytest.LogCaptureFixture
 ) -> None:
-    internvl.generate(internvl.prepare([VLMRequest(prompt="x")]), max_new_tokens=2)
+    internvl.generate(internvl.prepare([Request(prompt="x")]), max_new_tokens=2)
     assert (
         "1 of 1 rewrites were cut off after 2 tokens; raise the number of new tokens (max_new_tokens in"
         in caplog.text
@@ -352,7 +351,7 @@ def test_sampling_is_reproducible_and_independent_of_neighbours(vlm: VLMBackbone
 
 
 def test_sampling_follows_the_distribution(internvl: VLMBackbone) -> None:
-    inputs = internvl.prepare([VLMRequest(prompt="x")] * 500)
+    inputs = internvl.prepare([Request(prompt="x")] * 500)
     with torch.no_grad():
         logits = internvl.model(input_ids=inputs.token_ids[:1]).logits[0, -1]
     temperature = float(logits.std())  # spreads the lively model's certainty over several words
@@ -369,8 +368,8 @@ def test_sampling_follows_the_distribution(internvl: VLMBackbone) -> None:
 
 
 def test_writing_stops_at_the_end_token(internvl: VLMBackbone, caplog: pytest.LogCaptureFixture) -> None:
-    inputs = internvl.prepare([VLMRequest(prompt="x")])
-    ids = greedy_by_huggingface(internvl, VLMRequest(prompt="x"), 6)
+    inputs = internvl.prepare([Request(prompt="x")])
+    ids = greedy_by_huggingface(internvl, Request(prompt="x"), 6)
     internvl.generate(inputs, max_new_tokens=6)
     assert "1 of 1 rewrites were cut off after 6 tokens" in caplog.text
     caplog.clear()
@@ -386,7 +385,7 @@ def answered(inputs: VLMInputs, row: int, token_ids: list[int]) -> VLMInputs:
     """One chat of a batch without pictures' pixels, with these tokens in the assistant turn."""
     length = int(inputs.mask[row].sum())
     ids = torch.tensor([token_ids], dtype=torch.long)
-    roles = torch.full_like(ids, int(TokenRole.DECODED))
+    roles = torch.full_like(ids, int(TokenRole.REWRITE))
     return replace(
         inputs,
         token_ids=torch.cat([inputs.token_ids[row : row + 1, :length], ids], 1),
@@ -411,8 +410,8 @@ def test_states_taken_while_writing_equal_those_of_one_pass_over_chat_and_answer
         return written.features.token_ids[row, inputs.token_ids.shape[1] :].tolist()
 
     # random weights may write a picture token, which a forced pass would take for a picture
-    picture_id = vlm.model.config.image_token_id
-    seed = next(s for s in range(50) if all(picture_id not in words(write(s, -1), row) for row in range(3)))
+    image_id = vlm.model.config.image_token_id
+    seed = next(s for s in range(50) if all(image_id not in words(write(s, -1), row) for row in range(3)))
     written = write(
         seed, words(write(seed, -1), 1)[4]
     )  # the fifth token of the second chat ends a rewrite now
@@ -420,7 +419,7 @@ def test_states_taken_while_writing_equal_those_of_one_pass_over_chat_and_answer
     assert written.features is not None
     lengths = []
     for row, request in enumerate(requests):
-        is_word = (written.features.roles[row] == TokenRole.DECODED) & written.features.mask[row]
+        is_word = (written.features.roles[row] == TokenRole.REWRITE) & written.features.mask[row]
         ids = written.features.token_ids[row, is_word].tolist()
         lengths.append(len(ids))
         assert written.texts[row] == vlm.tokenizer.decode(ids, skip_special_tokens=True)
@@ -436,11 +435,9 @@ def test_pictures_are_read_once_for_all_instructions_about_them(
     vlm: VLMBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same states and words, whether kept pictures served or were read just now."""
-    vlm.picture_states = RecentlyUsed(STATES_LIMIT)
+    vlm.prefix_cache = LRUCache(STATES_LIMIT)
     own = [picture(24, 24, 1), picture(40, 24, 2)]
-    first, second = (
-        vlm.prepare([VLMRequest(prompt=prompt, pictures=own)]) for prompt in ("a", "other words")
-    )
+    first, second = (vlm.prepare([Request(prompt=prompt, images=own)]) for prompt in ("a", "other words"))
     taps = (0, 1, 3)
     plain = [vlm.encode(inputs, taps).states for inputs in (first, second)]
     looks: list[int] = []
@@ -449,8 +446,8 @@ def test_pictures_are_read_once_for_all_instructions_about_them(
         type(vlm.model.model), "get_image_features", lambda *a, **k: (looks.append(1), features(*a, **k))[1]
     )
 
-    reused = [vlm.encode(inputs, taps, reuse_pictures=True).states for inputs in (first, second)]
-    again = vlm.encode(first, taps, reuse_pictures=True).states
+    reused = [vlm.encode(inputs, taps, reuse_images=True).states for inputs in (first, second)]
+    again = vlm.encode(first, taps, reuse_images=True).states
 
     assert len(looks) == 1
     assert torch.equal(again, reused[0])
@@ -458,48 +455,48 @@ def test_pictures_are_read_once_for_all_instructions_about_them(
         assert (one - other).abs().amax() <= 1e-4 * other.abs().amax()
     words = vlm.write(second, taps, max_new_tokens=5)
     for _ in range(2):
-        kept = vlm.write(second, taps, max_new_tokens=5, reuse_pictures=True)
+        kept = vlm.write(second, taps, max_new_tokens=5, reuse_images=True)
         assert kept.texts == words.texts
         assert kept.features is not None
         assert words.features is not None
         torch.testing.assert_close(kept.features.states, words.features.states, rtol=1e-3, atol=1e-4)
-    changed = vlm.prepare([VLMRequest(prompt="a", pictures=[own[0], own[1] * 0.5])])
-    vlm.encode(changed, taps, reuse_pictures=True)
-    vlm.encode(first, taps, reuse_pictures=True, weights="patched")
-    assert len(vlm.picture_states) == 4  # to the last tap, through all layers, other pixels, other weights
+    changed = vlm.prepare([Request(prompt="a", images=[own[0], own[1] * 0.5])])
+    vlm.encode(changed, taps, reuse_images=True)
+    vlm.encode(first, taps, reuse_images=True, weights="patched")
+    assert len(vlm.prefix_cache) == 4  # to the last tap, through all layers, other pixels, other weights
 
 
 def test_kept_pictures_stay_within_their_limit(internvl: VLMBackbone) -> None:
-    internvl.picture_states = RecentlyUsed(limit=0)
-    inputs = [internvl.prepare([VLMRequest(prompt="a", pictures=[picture(24, 24, n)])]) for n in range(3)]
-    unlimited = internvl.encode(inputs[0], (0, 2), reuse_pictures=True).states
-    assert len(internvl.picture_states) == 0
-    internvl.picture_states = RecentlyUsed(STATES_LIMIT)
-    internvl.encode(inputs[0], (0, 2), reuse_pictures=True)
-    internvl.picture_states.limit = int(2.5 * internvl.picture_states.num_bytes)
+    internvl.prefix_cache = LRUCache(limit=0)
+    inputs = [internvl.prepare([Request(prompt="a", images=[picture(24, 24, n)])]) for n in range(3)]
+    unlimited = internvl.encode(inputs[0], (0, 2), reuse_images=True).states
+    assert len(internvl.prefix_cache) == 0
+    internvl.prefix_cache = LRUCache(STATES_LIMIT)
+    internvl.encode(inputs[0], (0, 2), reuse_images=True)
+    internvl.prefix_cache.limit = int(2.5 * internvl.prefix_cache.num_bytes)
     for each in (inputs[1], inputs[0], inputs[2]):
-        assert torch.isfinite(internvl.encode(each, (0, 2), reuse_pictures=True).states).all()
-    assert len(internvl.picture_states) == 2
-    assert torch.equal(internvl.encode(inputs[0], (0, 2), reuse_pictures=True).states, unlimited)
-    internvl.picture_states = RecentlyUsed(STATES_LIMIT, most=1)
+        assert torch.isfinite(internvl.encode(each, (0, 2), reuse_images=True).states).all()
+    assert len(internvl.prefix_cache) == 2
+    assert torch.equal(internvl.encode(inputs[0], (0, 2), reuse_images=True).states, unlimited)
+    internvl.prefix_cache = LRUCache(STATES_LIMIT, most=1)
     for each in (*inputs, inputs[0]):
-        internvl.encode(each, (0, 2), reuse_pictures=True)
-    assert len(internvl.picture_states) == 1
-    assert torch.equal(internvl.encode(inputs[0], (0, 2), reuse_pictures=True).states, unlimited)
+        internvl.encode(each, (0, 2), reuse_images=True)
+    assert len(internvl.prefix_cache) == 1
+    assert torch.equal(internvl.encode(inputs[0], (0, 2), reuse_images=True).states, unlimited)
 
 
 def test_a_picture_is_cut_once(internvl: VLMBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    internvl.forget_pictures()
+    internvl.clear_image_caches()
     cuts: list[int] = []
     monkeypatch.setattr(base, "split_into_tiles", lambda *a: (cuts.append(1), split_into_tiles(*a))[1])
     seen = picture(48, 24, 1)
-    first, again = (internvl.prepare([VLMRequest(prompt="a", pictures=[p])]) for p in (seen, seen.clone()))
+    first, again = (internvl.prepare([Request(prompt="a", images=[p])]) for p in (seen, seen.clone()))
     assert len(cuts) == 1
     assert torch.equal(first.pixel_inputs["pixel_values"], again.pixel_inputs["pixel_values"])
-    internvl.prepare([VLMRequest(prompt="a", pictures=[seen])], max_tiles=1)
-    internvl.prepare([VLMRequest(prompt="a", pictures=[seen * 0.5])])
-    internvl.forget_pictures()
-    internvl.prepare([VLMRequest(prompt="a", pictures=[seen])])
+    internvl.prepare([Request(prompt="a", images=[seen])], max_tiles=1)
+    internvl.prepare([Request(prompt="a", images=[seen * 0.5])])
+    internvl.clear_image_caches()
+    internvl.prepare([Request(prompt="a", images=[seen])])
     assert len(cuts) == 4
 
 
@@ -527,18 +524,18 @@ def test_encoding_and_writing_do_not_disturb_each_other(vlm: VLMBackbone) -> Non
 @pytest.mark.parametrize(
     ("request_", "options", "error", "told"),
     [
-        (VLMRequest(prompt="x", decoded="y"), {}, PromptError, "has its rewrite already"),
-        (VLMRequest(prompt="x", decoded=""), {}, PromptError, "has its rewrite already"),
-        (VLMRequest(prompt="x"), {"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
+        (Request(prompt="x", rewrite="y"), {}, PromptError, "has its rewrite already"),
+        (Request(prompt="x", rewrite=""), {}, PromptError, "has its rewrite already"),
+        (Request(prompt="x"), {"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
         (
-            VLMRequest(prompt="x"),
+            Request(prompt="x"),
             {"max_new_tokens": MAX_LENGTH},
             PromptError,
             r"set the number of new tokens \(max_new_tokens in .*, max_length in .*\) to 3[0-9]{2} or less",
         ),
-        (VLMRequest(prompt="x"), {"temperature": -1.0}, ConfigError, "temperature is -1.0"),
+        (Request(prompt="x"), {"temperature": -1.0}, ConfigError, "temperature is -1.0"),
         (
-            VLMRequest(prompt="x"),
+            Request(prompt="x"),
             {"temperature": 1.0, "seed": [1, 2]},
             ConfigError,
             "2 seeds were given for 1 chats",
@@ -546,7 +543,7 @@ def test_encoding_and_writing_do_not_disturb_each_other(vlm: VLMBackbone) -> Non
     ],
 )
 def test_impossible_writing_is_refused(
-    internvl: VLMBackbone, request_: VLMRequest, options: dict[str, Any], error: type[Exception], told: str
+    internvl: VLMBackbone, request_: Request, options: dict[str, Any], error: type[Exception], told: str
 ) -> None:
     with pytest.raises(error, match=told):
         internvl.generate(internvl.prepare([request_]), **{"max_new_tokens": 4} | options)
@@ -598,15 +595,15 @@ def test_templates_of_another_family_are_refused(all_vlms: dict[str, VLMBackbone
     with pytest.raises(VLMError, match=r"picture_token .* the VLM puts pictures at token"):
         internvl.check_fits(spec_of(internvl, template=qwen.template))
     with pytest.raises(VLMError, match="keep tiles apart"):
-        qwen.check_fits(spec_of(qwen, template=replace(qwen.template, picture_prefix="", picture_suffix="")))
+        qwen.check_fits(spec_of(qwen, template=replace(qwen.template, image_prefix="", image_suffix="")))
     with pytest.raises(VLMError, match="picture_token"):
-        internvl.prepare([VLMRequest(prompt="", pictures=[picture(9, 9, 1)])], qwen.template)
+        internvl.prepare([Request(prompt="", images=[picture(9, 9, 1)])], qwen.template)
 
 
 @pytest.mark.parametrize("taps", [(), (4,), (-1, 2), (2, 1), (1, 1)])
 def test_impossible_taps_are_refused(internvl: VLMBackbone, taps: tuple[int, ...]) -> None:
     with pytest.raises(VLMError, match=r"has 4 layers: give one or more of 0\.\.3"):
-        internvl.encode(internvl.prepare([VLMRequest(prompt="x")]), taps)
+        internvl.encode(internvl.prepare([Request(prompt="x")]), taps)
 
 
 def test_fingerprint_is_of_the_weights_alone(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -786,6 +783,6 @@ def test_the_embedded_size_survives_saving(internvl: VLMBackbone, tmp_path: Path
     after = load_vlm(tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     assert (after.tile_size, after.tokens_per_tile, after.hidden_size, after.num_layers) == (48, 9, 160, 6)
-    inputs = after.prepare([VLMRequest(prompt="a red star", pictures=[picture(128, 96, 1)])])
+    inputs = after.prepare([Request(prompt="a red star", images=[picture(128, 96, 1)])])
     taps = (0, 1, 2, 3, 5)
     assert torch.equal(after.encode(inputs, taps).states, before.encode(inputs, taps).states)

@@ -19,12 +19,12 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, InternVLConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
-from unifusion_core.contracts import VLMRequest
+from unifusion_core.contracts import Request
 from unifusion_core.errors import VLMError
-from unifusion_core.presets import KREA_2
 from unifusion_core.vlm.backbone import VLMBackbone
 from unifusion_core.vlm.families import FAMILIES
 from unifusion_core.vlm.tiling import Tiles
+from unifusion_core.zoo.krea_2 import KREA_2
 
 PARITY = 1e-4  # of the largest value, in float32
 TAPS = (0, 1, 2, 3)
@@ -35,18 +35,18 @@ def picture(height: int, width: int, seed: int) -> Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-TEXT = VLMRequest(prompt="a red star")
-PICTURE = VLMRequest(prompt="what is this?", pictures=[picture(24, 24, 1)])
-TILES = VLMRequest(
-    prompt="both", pictures=[picture(48, 24, 2), picture(48, 48, 3), picture(24, 24, 4), picture(24, 72, 5)]
+TEXT = Request(prompt="a red star")
+IMAGE = Request(prompt="what is this?", images=[picture(24, 24, 1)])
+TILES = Request(
+    prompt="both", images=[picture(48, 24, 2), picture(48, 48, 3), picture(24, 24, 4), picture(24, 72, 5)]
 )
-REWRITE = VLMRequest(prompt="draw it", pictures=[picture(24, 48, 6)], decoded="a small blue circle")
-CHATS: dict[str, list[VLMRequest]] = {
+REWRITE = Request(prompt="draw it", images=[picture(24, 48, 6)], rewrite="a small blue circle")
+CHATS: dict[str, list[Request]] = {
     "text": [TEXT],
-    "one picture": [PICTURE],
+    "one picture": [IMAGE],
     "several pictures of several tiles": [TILES],
     "rewrite": [REWRITE],
-    "batch with padding": [TEXT, PICTURE, TILES, REWRITE],
+    "batch with padding": [TEXT, IMAGE, TILES, REWRITE],
 }
 
 
@@ -67,7 +67,7 @@ def picture_processor(vlm: VLMBackbone) -> Any:
     return getattr(transformers, f"{name}Pil" if transformers.__version__ >= "5" else name)(**options)
 
 
-def chat(vlm: VLMBackbone, request: VLMRequest, pictures: Sequence[Tiles]) -> str:
+def chat(vlm: VLMBackbone, request: Request, pictures: Sequence[Tiles]) -> str:
     """The chat as one text, every picture token written out."""
     template = vlm.template
     text = template.prefix
@@ -76,14 +76,14 @@ def chat(vlm: VLMBackbone, request: VLMRequest, pictures: Sequence[Tiles]) -> st
             (TOKENS, len(tiles)) if vlm.family.block_per_tile else (TOKENS * len(tiles), 1)
         )
         text += (
-            template.picture_prefix + template.picture_token * per_block + template.picture_suffix
+            template.image_prefix + template.image_token * per_block + template.image_suffix
         ) * num_blocks
     text += request.prompt + template.suffix
-    return text if request.decoded is None else text + request.decoded + template.end
+    return text if request.rewrite is None else text + request.rewrite + template.end
 
 
 def huggingface_arguments(
-    vlm: VLMBackbone, requests: Sequence[VLMRequest], tiles: Sequence[Sequence[Tiles]]
+    vlm: VLMBackbone, requests: Sequence[Request], tiles: Sequence[Sequence[Tiles]]
 ) -> dict[str, Tensor]:
     """What a user of transformers gives the model."""
     rows = [
@@ -177,4 +177,4 @@ def test_krea_2_takes_the_smaller_qwen3_vl_alone(
     with torch.device("meta"):
         vlm = VLMBackbone(AutoModelForImageTextToText.from_config(config), small.tokenizer)
     with nullcontext() if told is None else pytest.raises(VLMError, match=told):
-        vlm.check_fits(KREA_2.vlm)
+        vlm.check_fits(KREA_2.config.vlm)

@@ -10,18 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from unifusion_core import command_line
-from unifusion_core.checkpoint import save_generator
+from unifusion_core.checkpoints.generator_file import save_generator
+from unifusion_core.cli import main
 from unifusion_core.models.dit import DiTConfig
 from unifusion_core.models.lap import LAPConfig
 from unifusion_core.models.unifusion import UniFusion
-from unifusion_core.presets import KREA_2
+from unifusion_core.zoo.krea_2 import KREA_2
 
 diffusers = pytest.importorskip("diffusers")
 
 SMALL = replace(
-    KREA_2,
-    vlm=replace(KREA_2.vlm, hidden_size=64, num_layers=4, taps=(1, 3)),
+    KREA_2.config,
+    vlm=replace(KREA_2.config.vlm, hidden_size=64, num_layers=4, taps=(1, 3)),
     lap=LAPConfig(num_heads=2, mlp_size=40),
     dit=DiTConfig(hidden_size=64, num_blocks=2, num_heads=2, num_kv_heads=1, mlp_size=72, latent_channels=16),
 )
@@ -43,7 +43,7 @@ def parts(tmp_path: Path, folders: dict[str, Path]) -> list[str]:
 
 def drawn(parts: list[str], out: Path, *more: str) -> np.ndarray:
     command = ["generate", "red", "--size", "48x32", "--steps", "2", "--out", str(out), *parts, *more]
-    assert command_line.main(command) == 0
+    assert main.main(command) == 0
     return np.asarray(Image.open(out))
 
 
@@ -58,5 +58,5 @@ def test_a_picture_comes_out_and_is_the_same_from_waiting_weights(parts: list[st
 
 
 def test_the_embedded_vae_does_not_decode_it(parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert command_line.main(["generate", "red", *parts[:4]]) == 2
+    assert main.main(["generate", "red", *parts[:4]]) == 2
     assert "choose its own VAE" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unifusion_core.errors import ShapeError
-from unifusion_core.vlm.tiling import Tiles, checked_picture, choose_grid, flatten_alpha, split_into_tiles
+from unifusion_core.vlm.tiling import Tiles, check_image, choose_grid, flatten_alpha, split_into_tiles
 
 TILE = 12
 
@@ -141,7 +141,7 @@ def test_alpha_is_laid_on_white() -> None:
 
 def test_small_overshoot_is_clamped() -> None:
     picture = torch.full((3, 4, 4), 1.03)
-    assert torch.equal(checked_picture(picture), torch.ones(3, 4, 4))
+    assert torch.equal(check_image(picture), torch.ones(3, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_small_overshoot_is_clamped() -> None:
 )
 def test_what_is_no_picture_is_refused(picture: Tensor, told: str) -> None:
     with pytest.raises(ShapeError, match=told):
-        checked_picture(picture)
+        check_image(picture)
 
 
 @pytest.mark.parametrize(

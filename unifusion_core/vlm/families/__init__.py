@@ -6,15 +6,18 @@ To add a family, describe it with `VLMFamily` in a file of its own and name it i
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from ...errors import VLMError
 from .family import VLMFamily
 from .internvl import INTERNVL
 from .qwen_vl import QWEN2_5_VL, QWEN3_VL
+
+if TYPE_CHECKING:
+    # for annotations alone: it takes seconds to import
+    from transformers import PreTrainedModel
 
 FAMILIES: dict[str, VLMFamily] = {
     "internvl": INTERNVL,

@@ -42,7 +42,7 @@ def _position_ids(
     base: nn.Module,
     token_ids: Int[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
-    is_picture: Bool[Tensor, "B T"],
+    is_image: Bool[Tensor, "B T"],
     pixel_inputs: dict[str, Tensor],
 ) -> Int[Tensor, "B T"]:
     """Every token counts one; padding stands at the end, so it needs no care."""
@@ -52,14 +52,15 @@ def _position_ids(
 INTERNVL = VLMFamily(
     template=ChatTemplate(
         prefix="<|im_start|>user\n",
-        picture_prefix="<img>",
-        picture_token="<IMG_CONTEXT>",
-        picture_suffix="</img>\n",
+        image_prefix="<img>",
+        image_token="<IMG_CONTEXT>",
+        image_suffix="</img>\n",
         suffix="<|im_end|>\n<|im_start|>assistant\n",
         end="<|im_end|>",
     ),
     block_per_tile=False,
     normalisation=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
+    tokens_per_tile=256,
     tile_size=_tile_size,
     token_grid=_token_grid,
     pixel_inputs=_pixel_inputs,

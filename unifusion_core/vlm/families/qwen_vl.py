@@ -52,7 +52,7 @@ def _position_ids(
     base: nn.Module,
     token_ids: Int[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
-    is_picture: Bool[Tensor, "B T"],
+    is_image: Bool[Tensor, "B T"],
     pixel_inputs: dict[str, Tensor],
 ) -> Int[Tensor, "3 B T"]:
     """Qwen's three-axis positions, counted by the model's own function (padding gets 0)."""
@@ -63,7 +63,7 @@ def _position_ids(
     count = cast(Any, base).get_rope_index
     # transformers 5 wants to be told which tokens are pictures; 4 finds them by itself
     marks = (
-        {"mm_token_type_ids": is_picture.int()}
+        {"mm_token_type_ids": is_image.int()}
         if "mm_token_type_ids" in inspect.signature(count).parameters
         else {}
     )
@@ -76,17 +76,18 @@ def _position_ids(
 QWEN2_5_VL = VLMFamily(
     template=ChatTemplate(
         prefix="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-        picture_prefix="<|vision_start|>",
-        picture_token="<|image_pad|>",
-        picture_suffix="<|vision_end|>",
+        image_prefix="<|vision_start|>",
+        image_token="<|image_pad|>",
+        image_suffix="<|vision_end|>",
         suffix="<|im_end|>\n<|im_start|>assistant\n",
         end="<|im_end|>",
     ),
     block_per_tile=True,
     normalisation=((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),  # CLIP's
+    tokens_per_tile=258,
     tile_size=_tile_size,
     token_grid=_token_grid,
     pixel_inputs=_pixel_inputs,
     position_ids=_position_ids,
 )
-QWEN3_VL = replace(QWEN2_5_VL, normalisation=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+QWEN3_VL = replace(QWEN2_5_VL, normalisation=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), tokens_per_tile=198)

@@ -1,0 +1,309 @@
+"""The VLM as a ComfyUI CLIP, so that stock text nodes, the model manager and offloading work with it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management as mm
+import comfy.ops
+import comfy.sd
+import comfy.supported_models_base
+import torch
+from torch import Tensor, nn
+
+from ...unifusion_core.contracts import Features, Request, VLMSpec
+from ...unifusion_core.images import edited_size
+from ...unifusion_core.vlm.styles import with_style
+from ..sockets import Encoded
+from . import host
+from .conditions import flattened
+
+if TYPE_CHECKING:
+    from ...unifusion_core.vlm.backbone import VLMBackbone
+    from ...unifusion_core.vlm.chat import VLMInputs
+    from .stock_clip import StockEncoder
+
+Tokens = dict[str, Any]  # {"inputs": VLMInputs}: what our tokenizer makes and our encoder reads
+DEFAULT_TILES = 10
+AUTOMATIC = "automatic"  # what suits the generator
+
+
+class VLMTokenizer:
+    """Lays prompts and pictures out as a chat. Stock nodes hand over a text, some also pictures (B H W C)."""
+
+    def __init__(
+        self,
+        backbone: VLMBackbone,
+        spec: VLMSpec,
+        embedding_directory: Any = None,
+        tokenizer_data: Any = None,
+    ) -> None:
+        self.backbone, self.spec = backbone, spec
+
+    def tokenize_with_weights(
+        self,
+        text: str,
+        return_word_ids: bool = False,
+        *,
+        image: Tensor | None = None,
+        images: Sequence[Tensor] = (),
+        max_tiles: int = DEFAULT_TILES,
+        rewrite: str | None = None,
+        **unknown: Any,  # settings of other families' templates
+    ) -> Tokens:
+        """Weights such as (word:1.2) are read as plain text: a VLM has no such thing."""
+        images = one_by_one([*images] if image is None else [image, *images])
+        request = Request(prompt=text, images=images, rewrite=rewrite)
+        return {"inputs": self.backbone.prepare([request], self.spec.template, max_tiles)}
+
+    def decode(self, text: str, skip_special_tokens: bool = True) -> str:
+        """What `generate` returned: a text already."""
+        return text
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+
+class VLMEncoder(nn.Module):
+    """The VLM inside ComfyUI's model manager. A module around it, because the manager sets `.device`, which a model of
+    transformers does not allow."""
+
+    def __init__(
+        self,
+        backbone: VLMBackbone,
+        spec: VLMSpec,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        model_options: Any = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.spec = backbone, spec
+        self.dtypes = {dtype}
+        use_host_layers(backbone)
+        if device is not None:
+            self.to(device)
+
+    def set_clip_options(self, options: dict[str, Any]) -> None:
+        if "execution_device" in options:  # where inputs go, wherever the manager keeps the weights
+            device = self.backbone.run_device = torch.device(options["execution_device"])
+            bring_the_rest(self, device)
+        if options.get("layer") is not None:
+            host.warn_once(
+                "CLIP Set Last Layer does nothing here: the model itself says which layers it reads"
+            )
+
+    def reset_clip_options(self) -> None:
+        self.backbone.run_device = None
+
+    def memory_estimation_function(self, tokens: Tokens, device: Any = None) -> int:
+        """Bytes for one pass; ComfyUI also asks with no tokens at all."""
+        length = tokens["inputs"].token_ids.shape[1] if tokens else 1
+        return length * self.backbone.hidden_size * mm.dtype_size(torch.float32) * 64
+
+    def encode_token_weights(self, tokens: Tokens) -> tuple[Tensor, None, dict[str, Any]]:
+        """For stock nodes: flattened features, no pooled vector, and what else belongs to the condition."""
+        states, rest = flattened(features_of(self, tokens), self.spec)
+        return states, None, rest
+
+    def generate(
+        self,
+        tokens: Tokens,
+        do_sample: bool = False,
+        max_length: int = 256,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        **unused: Any,
+    ) -> str:
+        """The VLM's answer, from the whole distribution at a temperature; top_k and its relatives are not used."""
+        if do_sample:
+            host.warn_once("text is sampled by temperature and seed alone; top_k and its like do nothing")
+        (text,) = self.backbone.generate(
+            tokens["inputs"],
+            max_new_tokens=max_length,
+            temperature=temperature if do_sample else 0.0,
+            seed=seed,
+            on_token=host.progress(max_length),
+        )
+        return text
+
+
+def use_host_layers(module: nn.Module) -> None:
+    """Make plain torch layers ComfyUI's, in place: the same weights, but they may wait elsewhere, in another type, and
+    are moved and cast while they work. Subclasses (transformers' norms) keep their own ways and are small."""
+    ops = comfy.ops.manual_cast
+    table = {
+        nn.Linear: ops.Linear,
+        nn.LayerNorm: ops.LayerNorm,
+        nn.Conv2d: ops.Conv2d,
+        nn.Conv3d: ops.Conv3d,
+        nn.Embedding: ops.Embedding,
+    }
+    for each in module.modules():
+        if type(each) in table:
+            each.__class__ = table[type(each)]
+            if not hasattr(each, "bias"):
+                each.register_parameter("bias", None)  # the manager asks every layer for one
+
+
+def bring_the_rest(module: nn.Module, device: torch.device) -> None:
+    """Move what belongs to no layer of ComfyUI's (transformers' norms, scales and places): a VLM that the manager loads in part
+    leaves it where it waits, and nothing would fetch it from there while it works."""
+    for each in module.modules():
+        if not hasattr(each, "comfy_cast_weights"):
+            each._apply(lambda tensor: tensor.to(device), recurse=False)  # Module.to, without the children
+
+
+def load_clip(
+    folder: Path, spec: VLMSpec, dtype_name: str = "default", disable_dynamic: bool = False
+) -> comfy.sd.CLIP:
+    """A VLM folder as a CLIP for the generator with this `spec`. Raises VLMError if it is damaged or does not fit."""
+    from ...unifusion_core.vlm.folder import load_vlm
+
+    dtype = host.vlm_dtype(dtype_name, _parameters(folder))
+    backbone = load_vlm(folder, dtype=dtype, spec=spec)
+    backbone.check_fits(spec)
+    target = comfy.supported_models_base.ClipTarget(
+        partial(VLMTokenizer, backbone, spec), partial(VLMEncoder, backbone, spec)
+    )
+    clip = comfy.sd.CLIP(
+        target,
+        model_options={"dtype": dtype},
+        parameters=sum(p.numel() for p in backbone.parameters()),
+        disable_dynamic=disable_dynamic,
+    )
+    clip.patcher.cached_patcher_init = (_load_patcher, (folder, spec, dtype_name))
+    return clip
+
+
+def _load_patcher(folder: Path, spec: VLMSpec, dtype_name: str, disable_dynamic: bool = False) -> Any:
+    """How ComfyUI makes another copy of the VLM, for a second device."""
+    return load_clip(folder, spec, dtype_name, disable_dynamic).patcher
+
+
+@torch.no_grad()
+def features_of(encoder: VLMEncoder | StockEncoder, tokens: Tokens, weights: Hashable = None) -> Features:
+    """Tapped states of the kept tokens, on the device where values wait between nodes. Pictures that were read before are not
+    read again, if `weights` says which patches the VLM has."""
+    from ...unifusion_core.vlm.features import select_tokens
+
+    host.stop_if_interrupted()
+    features = encoder.backbone.encode(
+        tokens["inputs"], encoder.spec, reuse_images=weights is not None, weights=weights
+    )
+    return select_tokens(features, encoder.spec.token_selection).to(mm.intermediate_device())
+
+
+def encoder_of(clip: Any) -> VLMEncoder | StockEncoder:
+    """The VLM behind a CLIP wire, ours or ComfyUI's. Raises ConfigError for a text encoder of another kind."""
+    inner = getattr(clip, "cond_stage_model", None)
+    if isinstance(inner, VLMEncoder):
+        return inner
+    from .stock_clip import StockEncoder
+
+    return StockEncoder(clip)
+
+
+@contextmanager
+def at_work(clip: Any, tokens: Tokens) -> Iterator[VLMEncoder | StockEncoder]:
+    """The VLM behind a CLIP wire where it computes, loaded by the model manager."""
+    encoder = encoder_of(clip)
+    encoder.reset_clip_options()
+    clip.load_model(tokens)
+    encoder.set_clip_options({"execution_device": clip.patcher.load_device})
+    with mm.cuda_device_context(clip.patcher.load_device):
+        yield encoder
+
+
+def encode(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int) -> tuple[Tokens, Encoded]:
+    """One chat through the VLM: its tokens and its features."""
+    tokens = tokens_for(clip, prompt, images, max_tiles)
+    with at_work(clip, tokens) as encoder:
+        features = features_of(encoder, tokens, clip.patcher.patches_uuid)
+        return tokens, _encoded(encoder, features, one_by_one(images))
+
+
+def _encoded(encoder: VLMEncoder | StockEncoder, features: Features, images: Sequence[Tensor]) -> Encoded:
+    """Features with all that stands beside them on their wire."""
+    ids = features.token_ids[0].unique()
+    return Encoded(
+        features=features,
+        spec=encoder.spec,
+        edited=edited_size(images),
+        texts=dict(zip(ids.tolist(), encoder.backbone.token_texts(ids), strict=True)),
+        images=images,
+    )
+
+
+def rewrite(
+    clip: Any,
+    prompt: str,
+    images: Sequence[Tensor],
+    max_tiles: int,
+    *,
+    style: str,
+    locked_text: str,
+    states: str,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> tuple[Encoded, str]:
+    """VERIFI: the features of a chat with its rewrite, and the rewrite; a locked text is taken as it stands."""
+    from ...unifusion_core.vlm import rewrite
+
+    request = with_style(Request(prompt=prompt, images=one_by_one(images)), style)
+    with at_work(clip, tokens_for(clip, f"{request.style} {prompt}", images, max_tiles)) as encoder:
+        backbone, spec = encoder.backbone, encoder.spec
+        states = rewrite.STATES_BY_DEFAULT[spec.token_selection] if states == AUTOMATIC else states
+        how: dict[str, Any] = {
+            "max_tiles": max_tiles,
+            "states": states,
+            "weights": clip.patcher.patches_uuid,
+        }
+        if locked_text.strip():
+            host.stop_if_interrupted()
+            locked = replace(request, rewrite=locked_text.strip())
+            done = rewrite.Rewrite(request=locked, features=rewrite.read(backbone, spec, [locked], **how))
+        else:
+            (done,) = rewrite.rewrite(
+                backbone,
+                spec,
+                [request],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                on_token=host.progress(max_new_tokens),
+                **how,
+            )
+    features = done.features.to(mm.intermediate_device())
+    return _encoded(encoder, features, request.images), str(done.request.rewrite)
+
+
+def tokens_for(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int) -> Tokens:
+    """One chat. Raises ConfigError for a text encoder of another kind."""
+    encoder = encoder_of(clip)
+    request = Request(prompt=prompt, images=one_by_one(images))
+    return {"inputs": encoder.backbone.prepare([request], encoder.spec.template, max_tiles)}
+
+
+def one_by_one(batches: Sequence[Tensor]) -> list[Tensor]:
+    """Pictures (C H W) out of ComfyUI's batches (B H W C), in order."""
+    return [image.movedim(-1, 0) for batch in batches for image in batch]
+
+
+def tiles_of(tokens: Tokens) -> Tensor:
+    """All tiles of all pictures as an IMAGE (B H W C), thumbnails last; a gray tile if there are none."""
+    inputs: VLMInputs = tokens["inputs"]
+    pixels = [tiles.pixels for of_request in inputs.tiles for tiles in of_request]
+    if not pixels:
+        return torch.full((1, 64, 64, 3), 0.5)
+    return torch.cat(pixels).movedim(1, -1).contiguous()
+
+
+def _parameters(folder: Path) -> int:
+    """About how many parameters a VLM folder holds (two bytes each), before it is loaded."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2

@@ -1,0 +1,396 @@
+"""The generator as a ComfyUI MODEL, so that every stock sampler, guider, LoRA and saving node works with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import comfy.latent_formats
+import comfy.ldm.common_dit
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor, nn
+
+from ...unifusion_core.checkpoints.generator_file import (
+    CONFIG_KEY,
+    config_to_json,
+    read_config,
+    split_generator_tensors,
+)
+from ...unifusion_core.checkpoints.safetensors_file import read_tensors
+from ...unifusion_core.contracts import Features
+from ...unifusion_core.errors import CheckpointError, ConfigError, ShapeError
+from ...unifusion_core.flow.schedule import build_schedule
+from ...unifusion_core.images import warn_of_other_size
+from ...unifusion_core.inspection import reading
+from ...unifusion_core.models.lap import parse_layer_gains
+from ...unifusion_core.models.layers import LayerFactory
+from ...unifusion_core.models.unifusion import UniFusion, UniFusionConfig
+from ...unifusion_core.zoo.spec import DRAWN_WITH
+from ..sockets import Encoded
+from .conditions import (
+    EDITED,
+    MASK,
+    POSITIONS,
+    ConditionInBatch,
+    Rows,
+    SamplingCondition,
+    check_reads,
+    put_together,
+)
+from .host import SMALL, WEIGHT_TYPES, missing_wire, warn_once
+
+logger = logging.getLogger(__name__)
+
+Options = dict[str, Any]  # ComfyUI's transformer_options
+
+CONDITIONS = "unifusion_conditions"  # name of the conditions among the arguments of a step
+WEIGHTS = "unifusion_weights"  # entry of transformer_options: tells states of hooked weights apart
+
+
+# Latents ------------------------------------------------------------------------------------------
+
+
+class TinyLatents(comfy.latent_formats.LatentFormat):
+    """Latents of the embedded VAE, used as they are. The colours of previews are fitted when the model is trained."""
+
+    latent_channels = 16
+
+    def __init__(self, training: dict[str, Any]) -> None:
+        self.latent_rgb_factors = training.get("latent_rgb_factors") or _NEUTRAL_FACTORS
+        self.latent_rgb_factors_bias = training.get("latent_rgb_bias")
+
+
+_NEUTRAL_FACTORS = [[0.3, 0.3, 0.3]] * 4 + [[0.0, 0.0, 0.0]] * 12  # shades of gray
+
+LATENTS: dict[str, Callable[[dict[str, Any]], comfy.latent_formats.LatentFormat]] = {
+    "unifusion-tiny": TinyLatents,
+    "qwen-image": lambda training: comfy.latent_formats.Wan21(),
+}
+"""Latent formats by `UniFusionConfig.latent_format`."""
+
+
+def shift_of(schedule: str) -> float:
+    """The shift by which ComfyUI's own uniform schedules become one of the core's (one that depends on the picture's
+    size: for 1024 x 1024 pixels)."""
+    middle = float(build_schedule(schedule, 2, num_tokens=4096)[1])
+    return middle / (1 - middle)
+
+
+# The module ---------------------------------------------------------------------------------------
+
+
+class HostAttention:
+    """ComfyUI's attention in the place of the core's: honours its command line and what users patch into it."""
+
+    def __init__(self) -> None:
+        self.options: Options = {}
+
+    @contextmanager
+    def during(self, options: Options) -> Iterator[None]:
+        """For one call of the model: what users patched."""
+        self.options = options
+        try:
+            yield
+        finally:
+            self.options = {}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        heads = q.shape[1]
+        if k.shape[1] != heads:
+            k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
+        if bias is not None:  # some kernels need the query axis written out
+            bias = bias.expand(len(q), -1, q.shape[2], -1)
+        return optimized_attention(
+            q, k, v, heads, mask=bias, skip_reshape=True, transformer_options=self.options
+        )
+
+
+class HostedUniFusion(UniFusion):
+    """UniFusion called the way ComfyUI calls diffusion models."""
+
+    def __init__(
+        self,
+        *,
+        unifusion: UniFusionConfig,
+        operations: Any,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **for_comfyui: Any,
+    ) -> None:
+        attention = HostAttention()
+        super().__init__(
+            unifusion, LayerFactory(operations=operations, attend=attention, device=device, dtype=dtype)
+        )
+        self.attention = attention
+        self.dtype = dtype  # of the weights; ComfyUI asks for it
+        if dtype is not None and dtype.itemsize == 1:
+            for name, parameter in self.named_parameters():
+                if not name.endswith("weight"):  # vectors of scales and shifts: small, and 8 bits spoil them
+                    parameter.data = parameter.data.to(torch.bfloat16)
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        transformer_options: Options = {},  # noqa: B006  (ComfyUI's convention)
+        **extra: Any,
+    ) -> Tensor:
+        """One step at times in 0..1, for latents B C h w (B C 1 h w where the latent format has a time axis)."""
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
+        )
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._step, self, wrappers)
+        return executor.execute(x, timesteps, context, transformer_options, **extra)
+
+    def _step(
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None, options: Options, **extra: Any
+    ) -> Tensor:
+        conditions: list[Rows] = extra[CONDITIONS]
+        flat = x[:, :, 0] if x.ndim == 5 else x
+        height, width = flat.shape[-2:]
+        patch = self.config.dit.patch_size
+        latents = comfy.ldm.common_dit.pad_to_patch_size(flat, (patch, patch))
+        grid = (latents.shape[-2] // patch, latents.shape[-1] // patch)
+        with self.attention.during(options):
+            parts = [
+                (rows.condition.prepared(self, latents, grid, options.get(WEIGHTS)), rows.count)
+                for rows in conditions
+            ]
+            velocity = super().forward(latents, timesteps, put_together(parts), partial(_replaced, options))
+        velocity = velocity[..., :height, :width]
+        return velocity[:, :, None] if x.ndim == 5 else velocity
+
+
+def _replaced(options: Options, index: int, block: nn.Module) -> Callable[..., Tensor]:
+    """A block, or what a node such as SkipLayerGuidanceDiT has put in its place. That concerns the stream of latents:
+    a condition in prefix form is computed without it."""
+    patches = options.get("patches_replace", {}).get("dit", {})
+    patch = patches.get(("single_block", index)) or patches.get(("double_block", index))
+    if patch is None:
+        return block
+
+    def call(x: Tensor, modulation: Tensor, **rest: Any) -> Tensor:
+        def original(args: dict[str, Any]) -> dict[str, Any]:
+            return args | {"img": block(args["img"], args["vec"], **rest)}
+
+        args = {"img": x, "vec": modulation, "pe": rest["rotation"], "attn_mask": rest["bias"]}
+        return patch(args | {"transformer_options": options}, {"original_block": original})["img"]
+
+    return call
+
+
+# The model ----------------------------------------------------------------------------------------
+
+
+class HostConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI wants to know about a model before it exists."""
+
+    unet_config: ClassVar = {"image_model": "unifusion"}
+    unet_extra_config: ClassVar = {}  # the base class would hand num_heads and more to the module
+    memory_usage_factor = 2.2  # as stock Krea 2; the same block form
+
+    def __init__(self, config: UniFusionConfig, training: dict[str, Any], parameters: int) -> None:
+        """Raises CheckpointError for a latent format that this version does not know."""
+        if config.latent_format not in LATENTS:
+            raise CheckpointError(
+                f'the model draws latents of format "{config.latent_format}", this version knows {", ".join(LATENTS)}: '
+                "update the pack"
+            )
+        self.latent_format = partial(LATENTS[config.latent_format], training)  # the base class calls it
+        self.schedule = DRAWN_WITH[config.latent_format].schedule
+        self.sampling_settings = {"shift": shift_of(self.schedule), "multiplier": 1000}
+        self.supported_inference_dtypes = (
+            [torch.float32] if parameters < SMALL else [torch.bfloat16, torch.float16, torch.float32]
+        )
+        self.unifusion, self.training_record = config, training
+        # the module takes "unifusion"; "layers" is what ComfyUI's names of Krea 2's LoRAs are made from
+        super().__init__({"image_model": "unifusion", "unifusion": config, "layers": config.dit.num_blocks})
+
+    def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> HostModel:
+        return HostModel(self, device)
+
+
+class HostModel(comfy.model_base.Krea2):
+    """The generator with ComfyUI's sampling around it. To ComfyUI it is a Krea 2, whose parameter names all of UniFusion has:
+    so LoRAs in every layout that ComfyUI knows for Krea 2 apply. Of that class nothing else is used."""
+
+    def __init__(self, model_config: HostConfig, device: torch.device | None = None) -> None:
+        comfy.model_base.BaseModel.__init__(  # Krea 2's own would make ComfyUI's module of it
+            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostedUniFusion
+        )
+        # a condition's tokens weigh as much as latent tokens do: one patch each
+        patch = model_config.unifusion.dit.patch_size
+        self.memory_usage_factor_conds = (CONDITIONS,)
+        self.memory_usage_shape_process = {CONDITIONS: lambda s: [s[0], s[2], s[1] * patch**2]}
+        self.size_warned: tuple[int, int] | None = None
+        self.edit_warned: tuple[tuple[int, int], tuple[int, int]] | None = None
+
+    def process_timestep(self, timestep: Tensor, **kwargs: Any) -> Tensor:
+        """ComfyUI's timestep as the core's time. The factor between them depends on the sampling node that a user put
+        before the sampler: ModelSamplingSD3 has 1000, ModelSamplingAuraFlow and ModelSamplingFlux 1."""
+        return timestep / getattr(self.model_sampling, "multiplier", 1.0)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """Called once per condition when sampling begins."""
+        self._check_latents(kwargs["noise"], kwargs.get(EDITED))
+        condition = SamplingCondition(self.model_config.unifusion, kwargs["cross_attn"], kwargs)
+        return {CONDITIONS: ConditionInBatch([Rows(condition, 1)])}
+
+    def extra_conds_shapes(self, **kwargs: Any) -> dict[str, Any]:
+        tokens = kwargs.get("cross_attn")
+        return {} if tokens is None else {CONDITIONS: list(tokens.shape)}
+
+    def _apply_model(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: Options = {},  # noqa: B006  (ComfyUI's convention)
+        **kwargs: Any,
+    ) -> Tensor:
+        options = transformer_options | {WEIGHTS: self._hooked_weights()}
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def _hooked_weights(self) -> Hashable:
+        """Which LoRA hooks are on, and how strongly: with them the weights change during sampling."""
+        hooks = getattr(self.current_patcher, "current_hooks", None)
+        return None if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
+
+    def _check_latents(self, noise: Tensor, edited: tuple[int, int] | None) -> None:
+        """Refuse latents of another model; warn about sizes that this one has never drawn, and about an edit in another size
+        than its picture's."""
+        config = self.model_config.unifusion
+        if noise.shape[1] != config.dit.latent_channels:
+            raise ShapeError(
+                f"The latent has {noise.shape[1]} channels, this model draws {config.dit.latent_channels}: start from "
+                "EmptySD3LatentImage, or encode the picture with this model's own VAE."
+            )
+        known = config.trained_sizes
+        cell = self.latent_format.spacial_downscale_ratio
+        size = (noise.shape[-1] * cell, noise.shape[-2] * cell)
+        if known and size not in known and size != self.size_warned:
+            logger.warning(
+                "UniFusion: this model has never drawn %d x %d pixels; for the best pictures choose %s",
+                *size,
+                " or ".join(f"{width} x {height}" for width, height in known),
+            )
+        self.size_warned = size
+        if edited is not None and (size, edited) != self.edit_warned:
+            warn_of_other_size(size, edited)
+            self.edit_warned = (size, edited)
+
+    def state_dict_for_saving(
+        self, unet_state_dict: dict[str, Tensor], *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """With the configuration, so that the model loader can open what ModelSave writes."""
+        saved = super().state_dict_for_saving(unet_state_dict, *args, **kwargs)
+        text = config_to_json(self.model_config.unifusion, self.model_config.training_record)
+        saved[CONFIG_KEY] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        return saved
+
+
+# Loading and finding ------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a generator file. ComfyUI maps them, so that it can stream the weights from disk; before, the
+    core refuses what is no safetensors file or does not fit."""
+    read_config(path)
+    if path.suffix.lower() not in (".safetensors", ".sft"):
+        return read_tensors(path)  # ComfyUI would unpickle a file of another name
+    tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    return tensors, metadata or {}
+
+
+def load_model(path: Path, weight_type: str = "default", disable_dynamic: bool = False) -> Any:
+    """A generator file as a MODEL (ModelPatcher): ComfyUI's own steps, with the core's strict reading of the file.
+
+    Layers that the file has in 8 bits with scales stay so, in ComfyUI's own layers for them.
+
+    Raises CheckpointError for a file that is damaged or of another kind.
+    """
+    tensors, config, training = split_generator_tensors(*_read(path), path.name)
+    parameters = comfy.utils.calculate_parameters(tensors)
+    host_config = HostConfig(config, training, parameters)
+    load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
+    supported = host_config.supported_inference_dtypes
+    host_config.quant_config = comfy.utils.detect_layer_quantization(tensors, "")
+    if host_config.quant_config is None:
+        dtype = WEIGHT_TYPES[weight_type] or mm.unet_dtype(
+            model_params=parameters,
+            supported_dtypes=supported,
+            weight_dtype=comfy.utils.weight_dtype(tensors),
+        )
+        compute_dtype = mm.unet_manual_cast(dtype, load_device, supported)
+    else:
+        if WEIGHT_TYPES[weight_type] is not None:
+            warn_once(
+                f"{path.name} has 8-bit weights with scales, which stay as they are: weight_dtype is not used"
+            )
+        dtype = mm.unet_dtype(model_params=parameters, supported_dtypes=supported)
+        compute_dtype = mm.unet_manual_cast(None, load_device, supported)
+    host_config.set_inference_dtype(dtype, compute_dtype)
+    model = host_config.get_model(tensors)
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=load_device, offload_device=offload_device)
+    if not mm.is_device_cpu(offload_device):
+        model.to(offload_device)
+    model.load_model_weights(tensors, "", assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_model, (path, weight_type))
+    return patcher
+
+
+def hosted(model: Any) -> HostModel:
+    """The UniFusion model behind a MODEL wire. Raises ConfigError for a model of another kind."""
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, HostModel):
+        raise ConfigError(missing_wire("MODEL", type(inner).__name__, "Load UniFusion Model"))
+    return inner
+
+
+@contextmanager
+def _at_work(model: Any, encoded: Encoded) -> Iterator[tuple[HostedUniFusion, Features]]:
+    """The module behind a MODEL wire where it computes, patched as the wire says, and the features beside it.
+
+    Raises ConfigError for a model of another kind, ShapeError for features that it does not read.
+    """
+    inner, features = hosted(model), encoded.features
+    check_reads(inner.model_config.unifusion, encoded.spec)
+    mm.load_models_gpu([model], memory_required=8 * features.states.numel() * mm.dtype_size(torch.float32))
+    module: HostedUniFusion = inner.diffusion_model
+    options = model.model_options.get("transformer_options", {})
+    with module.attention.during(options):
+        yield module, features.to(model.load_device, inner.get_dtype_inference())
+
+
+@torch.no_grad()
+def read_layers(model: Any, encoded: Encoded) -> reading.LayerReading:
+    """Which layers the model's LAP reads of one chat; raises as `_at_work` does."""
+    with _at_work(model, encoded) as (module, features):
+        return reading.read_layers(module, features)
+
+
+@torch.no_grad()
+def pool(model: Any, encoded: Encoded, layer_gains: str = "") -> list[list[Any]]:
+    """VLM features as a CONDITIONING of the model's own width, by the weights as the MODEL wire has patched them; each tap's part
+    by its gain. Raises as `_at_work` does, and ConfigError for gains that are none."""
+    with _at_work(model, encoded) as (module, features):
+        pooled = module.pool(features, parse_layer_gains(layer_gains, encoded.spec.taps))
+    device = mm.intermediate_device()
+    tokens = pooled.tokens.to(device, torch.float32)
+    rest = {MASK: pooled.mask.long().to(device), POSITIONS: pooled.positions.to(device)}
+    return [[tokens, rest if encoded.edited is None else rest | {EDITED: encoded.edited}]]

@@ -1,0 +1,102 @@
+"""ComfyUI's sampling machinery driven by the core's schedules: previews, progress, interrupt and masks come with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+from torch import Tensor
+
+from ...unifusion_core.flow.schedule import SCHEDULES, build_schedule
+from .model import hosted
+
+Latent = dict[str, Any]
+
+AUTOMATIC = "automatic"  # the schedule that the model draws best with, as stock KSampler's "simple" does
+SCHEDULE_NAMES = (AUTOMATIC, *SCHEDULES)
+
+
+def fitting_latent(model: Any, latent: Latent) -> Tensor:
+    """The latent's samples; an empty one gets the channels and scale of the model's format."""
+    return comfy.sample.fix_empty_latent_channels(
+        model,
+        latent["samples"],
+        latent.get("downscale_ratio_spacial"),
+        latent.get("downscale_ratio_temporal"),
+    )
+
+
+def sigmas_for(model: Any, latent: Latent, steps: int, name: str) -> Tensor:
+    """A schedule of the core for drawing on `latent`. Raises ConfigError for a model of another kind."""
+    config = hosted(model).model_config
+    name, patch = config.schedule if name == AUTOMATIC else name, config.unifusion.dit.patch_size
+    height, width = fitting_latent(model, latent).shape[-2:]
+    return build_schedule(name, steps, -(-height // patch) * -(-width // patch))
+
+
+class GuiderApart(comfy.samplers.CFGGuider):
+    """negative + image_cfg (picture_only - negative) + cfg (positive - picture_only), as `flow.guidance` has it for
+    velocities: predictions of the clean latents may be mixed alike. Stock DualCFGGuider (regular) does the same."""
+
+    def __init__(self, model: Any, image_cfg: float) -> None:
+        super().__init__(model)
+        self.image_cfg = image_cfg
+
+    def predict_noise(
+        self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: Any = None
+    ) -> Tensor:
+        options = model_options or {}
+        conditions = [self.conds[name] for name in ("positive", "picture_only", "negative")]
+        positive, images, negative = comfy.samplers.calc_cond_batch(
+            self.inner_model, conditions, x, timestep, options
+        )
+        # through ComfyUI's own function, so that nodes which change guidance have their say
+        guided = comfy.samplers.cfg_function(
+            self.inner_model,
+            images,
+            negative,
+            self.image_cfg,
+            x,
+            timestep,
+            model_options=options,
+            cond=conditions[1],
+            uncond=conditions[2],
+        )
+        return guided + self.cfg * (positive - images)
+
+
+def draw(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    image_only: Any,
+    latent: Latent,
+    *,
+    seed: int,
+    sigmas: Tensor,
+    cfg: float,
+    image_cfg: float,
+) -> Latent:
+    """Latents drawn by Euler's steps; with `image_only`, text and pictures are guided apart."""
+    hosted(model)
+    guider = comfy.samplers.CFGGuider(model) if image_only is None else GuiderApart(model, image_cfg)
+    conditions = {"positive": positive, "picture_only": image_only, "negative": negative}
+    guider.inner_set_conds({name: value for name, value in conditions.items() if value is not None})
+    guider.set_cfg(cfg)
+    samples = fitting_latent(model, latent)
+    drawn = guider.sample(
+        comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
+        samples,
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    kept = {name: value for name, value in latent.items() if not name.startswith("downscale_ratio")}
+    return kept | {"samples": drawn.to(mm.intermediate_device(), mm.intermediate_dtype())}

@@ -1,0 +1,222 @@
+"""Files are written and read without loss, or refused with a sentence: pytest tests/unit/test_checkpoint.py"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from unifusion_core.checkpoints.generator_file import (
+    CONFIG_KEY,
+    config_from_json,
+    config_to_json,
+    load_generator,
+    save_generator,
+)
+from unifusion_core.checkpoints.safetensors_file import read_tensors
+from unifusion_core.checkpoints.vae_file import load_autoencoder
+from unifusion_core.errors import CheckpointError
+from unifusion_core.models.autoencoder import Autoencoder
+from unifusion_core.models.unifusion import UniFusion, UniFusionConfig
+
+RECORD = {"recipe": "tiny", "steps": 12}
+
+
+@pytest.fixture
+def model(build_model: Callable[..., UniFusion]) -> UniFusion:
+    return build_model()
+
+
+@pytest.fixture
+def file(model: UniFusion, tmp_path: Path) -> Path:
+    path = tmp_path / "generator.safetensors"
+    save_generator(model, path, RECORD, dtype=torch.float32)
+    return path
+
+
+def assert_same(loaded: UniFusion, model: UniFusion) -> None:
+    assert loaded.config == model.config
+    weights = model.state_dict()
+    assert loaded.state_dict().keys() == weights.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_saved_generator_comes_back_bit_for_bit(model: UniFusion, file: Path) -> None:
+    loaded, record = load_generator(file)
+
+    assert_same(loaded, model)
+    assert record == RECORD
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_16_bit_files_hold_the_rounded_weights(model: UniFusion, tmp_path: Path) -> None:
+    save_generator(model, tmp_path / "half.safetensors")
+
+    loaded, _ = load_generator(tmp_path / "half.safetensors")
+
+    assert_same(loaded, model.half().float())
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model."])
+def test_files_written_by_comfyui_are_read(model: UniFusion, file: Path, tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "model_save.safetensors"
+    tensors = {prefix + name: value for name, value in load_file(file).items()}
+    save_file(
+        tensors, path, {"prompt": "{}"}
+    )  # ModelSave drops foreign metadata, the configuration's tensor remains
+
+    loaded, record = load_generator(path)
+
+    assert_same(loaded, model)
+    assert record == RECORD
+
+
+def test_the_configuration_survives_json(small_config: UniFusionConfig) -> None:
+    config = replace(small_config, trained_sizes=((128, 128), (160, 112)))
+
+    assert config_from_json(config_to_json(config, RECORD)) == (config, RECORD)
+
+
+def change(small_config: UniFusionConfig, where: str, value: Any) -> str:
+    data = json.loads(config_to_json(small_config))
+    *parents, name = where.split(".")
+    part = data
+    for parent in parents:
+        part = part[parent]
+    if value is None:
+        del part[name]
+    else:
+        part[name] = value
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("config.surprise", 1, r"config: unknown \['surprise'\]"),
+        ("config.dit.num_blocks", None, r"config.dit: .* missing \['num_blocks'\]"),
+        ("config.vlm.taps", "013", r"config.vlm.taps is '0', a value of type int is needed"),
+        ("config.vlm.taps", [0, 9], "tap 9 does not exist: the VLM has 5 layers; choose from 0..4"),
+        ("config.vlm.taps", [3, 1], "ascending"),
+        ("config.trained_sizes", [[128, 128, 3]], "trained_sizes"),
+        ("config.trained_sizes", [[128]], "trained_sizes"),
+        ("config.dit", [1, 2], "unknown"),
+        ("config.dit.hidden_size", 63, "head size must be a multiple of 16"),
+        ("config", None, "config"),
+        ("format", 2, "format 2, this version reads format 1: update the pack"),
+        ("format", None, "no UniFusion JSON"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused_by_name(
+    small_config: UniFusionConfig, where: str, value: Any, message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        config_from_json(change(small_config, where, value))
+
+
+def test_text_that_is_no_json_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="no UniFusion JSON"):
+        config_from_json("{")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_file_cut_short_is_refused(file: Path, share: float) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+
+    with pytest.raises(CheckpointError, match=r"generator.safetensors is damaged, cut short .* again"):
+        load_generator(file)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_renamed_pickle_is_refused_unopened(file: Path, zipped: bool) -> None:
+    torch.save({"weights": torch.ones(3)}, file, _use_new_zipfile_serialization=zipped)
+
+    with pytest.raises(CheckpointError, match=r"PyTorch pickle, which may run code: only safetensors"):
+        load_generator(file)
+
+
+def test_other_kinds_of_files_are_named(file: Path, tmp_path: Path) -> None:
+    file.write_bytes(b"GGUF\x03\x00\x00\x00")
+    with pytest.raises(CheckpointError, match="GGUF file, which is not read: use the safetensors file"):
+        load_generator(file)
+
+    save_file({"lora.up": torch.ones(2)}, file)
+    with pytest.raises(
+        CheckpointError,
+        match="no UniFusion configuration and is no Krea 2 file: it is another kind of model; choose",
+    ):
+        load_generator(file)
+
+    with pytest.raises(CheckpointError, match=r"there is no file .*absent\.safetensors: check the name"):
+        load_generator(tmp_path / "absent.safetensors")
+    with pytest.raises(CheckpointError, match="is a folder, such as diffusers saves, and one file is needed"):
+        load_generator(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("blocks.1.attn.wq.weight", None, r"1 weights missing \['blocks.1.attn.wq.weight'\]"),
+        ("blocks.1.attn.wq.bias", torch.ones(3), r"1 unknown \['blocks.1.attn.wq.bias'\]"),
+        (
+            "first.weight",
+            torch.ones(5, 7),
+            r"1 of another shape .*first.weight is \(5, 7\), \(64, 12\) is needed.*again",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_their_configuration_are_named(
+    file: Path, name: str, value: torch.Tensor | None, message: str
+) -> None:
+    tensors = load_file(file)
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name] = value
+    save_file(tensors, file)
+
+    with pytest.raises(CheckpointError, match=f"(?s){message}"):
+        load_generator(file)
+
+
+@pytest.mark.parametrize("length", [0x80, 0x280, 0x4B50])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path, length: int) -> None:
+    """A safetensors file begins with its header's length: these lengths are how pickles and zip files begin."""
+    path = tmp_path / "odd.safetensors"
+    header = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'.ljust(length)
+    path.write_bytes(length.to_bytes(8, "little") + header + b"\7")
+
+    tensors, _ = read_tensors(path)
+
+    assert tensors["a"].tolist() == [7]
+
+
+def test_the_configuration_is_stored_twice(file: Path) -> None:
+    tensors = load_file(file)
+
+    text = bytes(tensors[CONFIG_KEY].tolist()).decode()
+
+    assert tensors[CONFIG_KEY].dtype == torch.uint8
+    assert config_from_json(text)[1] == RECORD
+
+
+def test_an_autoencoder_comes_back_and_others_are_refused(file: Path, tmp_path: Path) -> None:
+    vae, path = Autoencoder(latent_channels=5), tmp_path / "vae.safetensors"
+    save_file(vae.state_dict(), path)
+    pixels = torch.rand(1, 3, 16, 24)
+
+    torch.testing.assert_close(load_autoencoder(path).encode(pixels), vae.encode(pixels))
+
+    with pytest.raises(CheckpointError, match="no autoencoder in the TAESD layout"):
+        load_autoencoder(file)
+    save_file({k: v for k, v in vae.state_dict().items() if k != "vae_scale"}, path)
+    with pytest.raises(CheckpointError, match=r"vae_scale.*choose another VAE"):
+        load_autoencoder(path)

@@ -1,0 +1,87 @@
+"""The ways to condition that LAP is compared with: pytest tests/unit/evaluation/test_fusion.py"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from unifusion_core.checkpoints.generator_file import save_generator
+from unifusion_core.contracts import Features
+from unifusion_core.models.fusion_designs import FUSIONS
+from unifusion_core.models.unifusion import UniFusion, initialize
+from unifusion_core.shapes.evaluation.designs import load_design
+from unifusion_core.zoo.tiny import TINY
+
+NUM_TAPS, WIDTH = len(TINY.config.vlm.taps), TINY.vlm.hidden_size
+
+
+def features(seed: int = 0, length: int = 7) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    return Features(
+        states=torch.randn(2, length, NUM_TAPS, WIDTH, generator=generator),
+        mask=torch.ones(2, length, dtype=torch.bool),
+        roles=torch.zeros(2, length, dtype=torch.long),
+        token_ids=torch.zeros(2, length, dtype=torch.long),
+        positions=torch.zeros(2, length, 3),
+    )
+
+
+def trained_a_little(fusion: str) -> UniFusion:
+    """Start values draw zero whatever is asked; a little noise on all weights gives everything a voice."""
+    torch.manual_seed(0)
+    model = FUSIONS[fusion](TINY.config)
+    initialize(model, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return model.eval()
+
+
+@torch.no_grad()
+def velocity(model: UniFusion, given: Features) -> torch.Tensor:
+    latents = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    return model(latents, torch.tensor([0.3, 0.9]), model.prepare(model.pool(given), (4, 4)))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_layer_and_token_reaches_the_picture_and_padding_does_not(fusion: str) -> None:
+    model, given = trained_a_little(fusion), features()
+    drawn = velocity(model, given)
+    assert torch.isfinite(drawn).all()
+    for tap in range(NUM_TAPS):
+        changed = given.states.clone()
+        changed[:, 3, tap] += 1
+        assert (velocity(model, replace(given, states=changed)) - drawn).abs().amax() > 1e-4, tap
+    hidden = replace(given, mask=given.mask & (torch.arange(7) < 5))
+    changed = given.states.clone()
+    changed[:, 5:] += 1
+    torch.testing.assert_close(velocity(model, replace(hidden, states=changed)), velocity(model, hidden))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_run_is_opened_in_the_form_that_it_was_trained_in(fusion: str, tmp_path: Path) -> None:
+    model, given = trained_a_little(fusion), features()
+    record = {"phases": [{"task": {"fusion": fusion}}]}
+    save_generator(model, tmp_path / "generator.safetensors", record, dtype=torch.float32)
+    again = load_design(tmp_path / "generator.safetensors")
+    assert type(again) is type(model)
+    torch.testing.assert_close(velocity(again, given), velocity(model, given), rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_are_pooled_by_their_own_lap() -> None:
+    model, given = trained_a_little("lap per modality"), features()
+    positions = given.positions.clone()
+    positions[:, :3] = torch.tensor([1.0, 0.5, 0.5])
+    with_pictures = replace(given, positions=positions)
+    before = model.pool(with_pictures).tokens
+    with torch.no_grad():
+        for parameter in model.picture_lap.parameters():
+            parameter.mul_(1.5)
+    after = model.pool(with_pictures).tokens
+    assert (after - before).abs().amax() > 1e-3
+    torch.testing.assert_close(
+        model.pool(given).tokens, trained_a_little("lap per modality").pool(given).tokens
+    )

@@ -1,0 +1,261 @@
+"""What the tasks draw and how they judge it, without training: pytest tests/unit/training/test_tasks.py"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from unifusion_core.checkpoints.vae_file import load_autoencoder
+from unifusion_core.contracts import Request, TokenRole
+from unifusion_core.shapes.training import autoencoder, generator, vlm
+from unifusion_core.shapes.world import captions, edits
+from unifusion_core.shapes.world.render import render_tensor
+from unifusion_core.shapes.world.scenes import ASPECT_SIZES, COLORS, sample_scene
+from unifusion_core.shapes.world.scorer import read_picture
+from unifusion_core.vlm.features import select_tokens
+from unifusion_core.vlm.folder import load_vlm
+from unifusion_core.vlm.styles import STYLES
+from unifusion_core.zoo.tiny import TINY_VLM, VAE, VLM
+
+
+def test_crops_lie_around_objects_hard_ones_above_all() -> None:
+    scene = sample_scene(random.Random(2), num_objects=3)
+    shapes = ("star", "cross", "circle")
+    scene = replace(
+        scene,
+        objects=tuple(replace(o, shape=s, size="big") for o, s in zip(scene.objects, shapes, strict=True)),
+    )
+    rng = random.Random(0)
+    drawn = Counter(autoencoder.weighted_object(rng, scene).shape for _ in range(600))
+    assert drawn["star"] > drawn["cross"] > drawn["circle"] > 50
+
+    def covered(object_share: float) -> float:
+        """Share of crops whose middle is not of the background's colour, the corner's."""
+        task = autoencoder.AutoencoderTask(seed=0, crop=40, object_share=object_share)
+        crops = torch.stack([task.item(i) for i in range(80)])
+        middle = crops[:, :, 16:24, 16:24].flatten(2).float().mean(2)
+        return float(((middle - crops[:, :, 0, 0].float()).abs().amax(1) > 20).float().mean())
+
+    assert covered(1.0) > covered(0.0) + 0.2
+
+
+@pytest.mark.parametrize("kind", [*edits.EDIT_KINDS, *edits.REFERENCE_KINDS])
+def test_what_an_instruction_means_is_what_it_changes_or_takes_over(kind: str) -> None:
+    rng = random.Random(kind)
+    for _ in range(20):
+        edit = edits.sample_instruction(rng, kind, None)
+        meant = vlm.meant_objects(edit)
+        count = {"add": 0, "background": 0, "two_objects_on_background": 2}.get(kind, 1)
+        assert len(meant) == count
+        for source, index in meant:
+            assert index < len(edit.sources[source].objects)
+            kept = set(edit.target.objects)
+            changed = edit.sources[source].objects[index] not in kept
+            assert changed or kind not in ("remove", "recolor", "reshape", "move", "resize")
+
+
+def test_styles_change_how_the_answer_is_worded_or_what_it_shows() -> None:
+    rng = random.Random(0)
+    seen: Counter[str] = Counter()
+    for _ in range(400):
+        before = vlm.sample_rewrite(rng, "full")
+        after = vlm.with_random_style(rng, before)
+        answer = after.form(after.target)
+        seen[after.style if after.style in STYLES.values() else "free"] += 1
+        if after.style == STYLES["terse"]:
+            assert answer == captions.brief_caption(before.target)
+        elif after.style == STYLES["detailed"]:
+            assert answer == captions.sentence_caption(before.target)
+        elif after.style == STYLES["translate to English"]:
+            assert "hintergrund" in after.prompt
+            assert answer == captions.caption(before.target)
+        elif after.style not in STYLES.values():
+            assert after.prompt == before.prompt
+            assert len(after.target.objects) == len(before.target.objects)
+    assert set(seen) == {*STYLES.values(), "free"} - {""}
+
+
+def test_a_pool_is_encoded_once_by_all_processes_and_a_damaged_file_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(generator, "ENCODED_AT_ONCE", 4)
+    path = tmp_path / "pool.safetensors"
+
+    def pool(count: int = 10) -> generator.Pool:
+        return generator.Pool(load_autoencoder(VAE), 7, count, path, generator.pool_scene)
+
+    alone = pool()
+    alone.read()
+    whole = path.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert sorted(alone.latents) == list(range(10))
+    scene, latents = pool().draw(random.Random(5), ASPECT_SIZES[0])  # not read: encoded where it is drawn
+    assert scene == alone.draw(random.Random(5), ASPECT_SIZES[0])[0]
+    torch.testing.assert_close(latents, alone.draw(random.Random(5), ASPECT_SIZES[0])[1], atol=5e-3, rtol=0)
+
+    encoded: list[object] = []
+    encode = generator.encode_scenes
+    monkeypatch.setattr(generator, "encode_scenes", lambda *given: encoded.append(given) or encode(*given))
+    fewer = pool(3)
+    fewer.read()
+    assert not encoded, "a longer file has what a shorter pool needs"
+    assert all(torch.equal(fewer.latents[number], alone.latents[number]) for number in range(3))
+
+    path.write_bytes(whole[:-100])
+    shares: list[list[object]] = []
+
+    def gather(mine: list[object]) -> list[object]:
+        shares.append(mine)
+        return [part for share in shares for part in share]
+
+    monkeypatch.setattr(generator, "gather_object", gather)
+    with caplog.at_level("WARNING"):
+        pool().read((1, 2))
+        assert path.read_bytes() == whole[:-100], "the first process alone writes"
+        together = pool()
+        together.read((0, 2))
+    assert "the pool is encoded again" in caplog.text
+    assert [[first for first, _ in share] for share in shares] == [[4], [0, 8]]
+    from_file = pool()
+    from_file.read()
+    for each in (together, from_file):
+        assert all(torch.equal(each.latents[number], alone.latents[number]) for number in range(10))
+
+
+def test_a_new_tokenizer_is_kept_when_a_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vlm, "tokenizer_texts", lambda seed: ["a red circle and a blue star"] * 2)
+    settings = {"seed": 1, "batch_size": 2, "mix": {"rewrite": 1.0}, "tokenizer": tmp_path / "tokenizer"}
+    task = vlm.VLMTask(**settings)
+    assert not list(tmp_path.iterdir())
+    task.prepare((1, 2))
+    assert not list(tmp_path.iterdir())
+    task.prepare((0, 2))
+    monkeypatch.setattr(vlm, "tokenizer_texts", lambda seed: ["other wordings"] * 2)
+    assert vlm.VLMTask(**settings).tokenizer.get_vocab() == task.tokenizer.get_vocab()
+
+
+def test_with_a_frozen_language_model_only_what_sees_learns() -> None:
+    task = vlm.VLMTask(
+        seed=1,
+        batch_size=2,
+        mix={"detail": 0.5, "edit": 0.5},
+        tokenizer=VLM,
+        cell_weight=0.1,
+        detail_weight=0.5,
+        trait_weight=3.0,
+        frozen_language_model=True,
+        start=VLM,
+    )
+    rng = random.Random(5)
+    for kind, answered in (("detail", False), ("edit", True)):
+        batch = task.collate([task.draw(rng, kind, max_tiles=5) for _ in range(2)])
+        task.model.zero_grad()
+        loss, parts = task.loss(task.model, batch, 0)
+        loss.backward()
+        assert ("loss_picture" in parts) == answered
+        learning = {name for name, p in task.model.named_parameters() if p.grad is not None}
+        assert not any("language_model" in name for name in learning)
+        for part in ("vision_tower.encoder", "multi_modal_projector", "cell_head", "detail_head"):
+            assert any(part in name for name in learning), (kind, part)
+    traits = parts["traits_mse"]
+    task.trait_weight += 1
+    again, _ = task.loss(task.model, batch, 0)
+    assert float((again - loss).detach()) == pytest.approx(traits, rel=1e-3)
+
+
+def test_colours_without_a_name_are_neither_named_nor_guessed(tmp_path: Path) -> None:
+    pool = generator.Pool(
+        load_autoencoder(VAE), 7, 3, tmp_path / "pool.safetensors", generator.free_pool_scene
+    )
+    size = next(size for size, numbers in pool.numbers.items() if numbers)
+    scene, latents = pool.draw(random.Random(0), size)
+    assert latents.shape == (16, size[1] // 8, size[0] // 8)
+    assert not scene.held_out
+    rng = random.Random(0)
+    for _ in range(20):
+        request = generator.GeneratorTask.draw_picture_request(rng, scene, "free colors", size)
+        assert not set((request.rewrite or "").replace(",", "").split()) & set(COLORS)
+        assert request.images or request.rewrite
+    sample = generator.Sample(
+        request=request, max_tiles=1, latents=latents, scene=scene, size=size, colors_named=False
+    )
+    labels = generator.sample_labels(sample, 2)
+    drawn = labels[:, 0] > 0
+    assert drawn.any()
+    assert (labels[drawn, 1] == generator.IGNORED).all()
+    assert (labels[~drawn, 1] == 0).all()
+
+
+def test_traits_are_asked_where_an_object_stands_and_a_picture_can_tell_them() -> None:
+    rng = random.Random(3)
+    size = ASPECT_SIZES[1]
+    scene = sample_scene(rng, num_objects=1)
+    obj = replace(scene.objects[0], shape="square")  # fills its box
+    scene = replace(scene, objects=(obj,))
+    picture = render_tensor(scene, *size)
+    shown = generator.Sample(
+        request=Request(prompt="", images=[picture]),
+        max_tiles=1,
+        latents=torch.zeros(16, size[1] // 8, size[0] // 8),
+        scene=scene,
+        size=size,
+    )
+    traits = generator.sample_traits(shown, 2)
+    known = ~traits.isnan().any(1)
+    assert torch.equal(traits[known], torch.tensor(obj.traits.relative).expand(int(known.sum()), -1))
+    patches = torch.nn.functional.unfold(
+        (picture - picture[:, :1, :1]).abs().amax(0)[None, None], 16, stride=16
+    )
+    assert torch.equal(known, patches[0].amax(0) > 0), "known in each patch that shows some of the object"
+
+    free = generator.sample_traits(replace(shown, colors_named=False), 2)
+    assert torch.equal(free[known][:, :3], traits[known][:, :3])
+    assert free[:, 3:].isnan().all()
+    words = generator.sample_traits(replace(shown, request=Request(prompt="one circle")), 2)
+    assert words.isnan().all()
+
+
+def test_a_hidden_thumbnail_leaves_the_tiles_and_the_words() -> None:
+    backbone = load_vlm(VLM)
+    picture = render_tensor(sample_scene(random.Random(1)))
+    requests = [Request(prompt="a red circle", images=[picture]), Request(prompt="a red circle")]
+    places = {}
+    for max_tiles in (1, 5):
+        inputs = backbone.prepare(requests, TINY_VLM.template, max_tiles)
+        features = select_tokens(backbone.encode(inputs, TINY_VLM), TINY_VLM.token_selection)
+        hidden = generator.without_thumbnails(features)
+        assert torch.equal(hidden.mask[1], features.mask[1])
+        gone = features.mask & ~hidden.mask
+        assert (features.roles[gone] == TokenRole.IMAGE).all()
+        places[max_tiles] = features.positions[gone][:, 1:]
+    assert len(places[1]) == 0, "where there is a thumbnail alone, it stays"
+    thirds = torch.tensor([1, 3, 5]) / 6  # a thumbnail's 3 x 3 tokens; those of 2 x 2 tiles stand elsewhere
+    torch.testing.assert_close(places[5], torch.cartesian_prod(thirds, thirds))
+
+
+@pytest.mark.parametrize("task", ["edit", "reconstruct"])
+def test_pictures_of_the_generators_training_ask_for_the_scene_and_hold_no_held_out_pair(task: str) -> None:
+    rng = random.Random(task)
+    kinds: Counter[str] = Counter()
+    for _ in range(60):
+        scene = sample_scene(rng)
+        request = generator.GeneratorTask.draw_picture_request(rng, scene, task, ASPECT_SIZES[1])
+        assert [p.shape for p in request.images] == [(3, 112, 160)]
+        kinds[
+            "rewrite" if request.rewrite else "instruction alone" if request.prompt else "picture alone"
+        ] += 1
+        if request.rewrite and (said := captions.parse_caption(request.rewrite)):
+            assert {(o.shape, o.color, o.cell) for o in said.objects} == {
+                (o.shape, o.color, o.cell) for o in scene.objects
+            }
+        if task == "reconstruct":
+            shown = read_picture((request.images[0].permute(1, 2, 0) * 255).round().byte().numpy())
+            assert {(o.shape, o.color) for o in shown.scene.objects} == {
+                (o.shape, o.color) for o in scene.objects
+            }
+    assert set(kinds) == set(generator.PICTURE_CHATS[task])

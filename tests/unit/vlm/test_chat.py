@@ -1,0 +1,221 @@
+"""Chats: layout, roles, positions, what a user's text cannot do, and which tokens become the condition.
+
+PYTHONPATH=. python -m pytest --import-mode=importlib tests/unit/vlm/test_prompts.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from unifusion_core.contracts import ChatTemplate, Features, Request, TokenRole
+from unifusion_core.errors import ConfigError, PromptError, VLMError
+from unifusion_core.vlm.chat import (
+    ImageLayout,
+    VLMInputs,
+    build_chat,
+    encode_plain_text,
+    encode_template,
+    token_centres,
+)
+from unifusion_core.vlm.features import select_tokens
+
+TEMPLATE = ChatTemplate(
+    prefix="<|im_start|>user\n",
+    image_prefix="<img>",
+    image_token="<pad>",
+    image_suffix="</img>\n",
+    suffix="<|im_end|>\n<|im_start|>assistant\n",
+    end="<|im_end|>",
+)
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<pad>"]
+R = TokenRole
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes and a few merges, special tokens, and one added token that is not marked special."""
+    vocabulary = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary |= {"re": 256, "red": 257, "Ġred": 258}
+    merges = [("r", "e"), ("re", "d"), ("Ġ", "red")]
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken("<tool>", special=False, normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=SPECIAL)
+
+
+def layout(num_tiles: int, block_per_tile: bool = False) -> ImageLayout:
+    """Tiles of 2 x 3 tokens each, every one over the whole picture."""
+    centres = tuple(token_centres((0.0, 0.0, 1.0, 1.0), 2, 3) for _ in range(num_tiles))
+    return ImageLayout(centres=centres, block_per_tile=block_per_tile)
+
+
+def words(
+    tokenizer: PreTrainedTokenizerFast, inputs: VLMInputs, row: int, role: TokenRole | None = None
+) -> str:
+    """A row's text, special tokens written out; of one role if given."""
+    chosen = inputs.mask[row] if role is None else inputs.roles[row] == role
+    return tokenizer.decode(inputs.token_ids[row][chosen], skip_special_tokens=False)
+
+
+def test_chat_is_laid_out_as_the_template_says(tokenizer: PreTrainedTokenizerFast) -> None:
+    requests = [Request(prompt="a red star"), Request(prompt="Größe", rewrite="big")]
+    inputs = build_chat(tokenizer, TEMPLATE, requests, [[layout(2), layout(1)], []], 1000)
+    pictures = "<img>" + "<pad>" * 12 + "</img>\n<img>" + "<pad>" * 6 + "</img>\n"
+    assert words(tokenizer, inputs, 0) == TEMPLATE.prefix + pictures + "a red star" + TEMPLATE.suffix
+    assert words(tokenizer, inputs, 1) == TEMPLATE.prefix + "Größe" + TEMPLATE.suffix + "big<|im_end|>"
+    assert torch.equal(inputs.mask, inputs.roles != R.PADDING)
+    assert inputs.token_ids[1][~inputs.mask[1]].unique().tolist() == [inputs.end_id]
+
+
+def test_every_token_has_its_role(tokenizer: PreTrainedTokenizerFast) -> None:
+    requests = [Request(prompt="a red star", rewrite="a red star on black")]
+    inputs = build_chat(tokenizer, TEMPLATE, requests, [[layout(1)]], 1000)
+    expected = {
+        R.SYSTEM: TEMPLATE.prefix,
+        R.IMAGE: "<pad>" * 6,
+        R.IMAGE_MARK: "<img></img>\n",
+        R.PROMPT: "a red star",
+        R.SUFFIX: TEMPLATE.suffix,
+        R.REWRITE: "a red star on black",
+        R.END: "<|im_end|>",
+    }
+    for role, text in expected.items():
+        assert words(tokenizer, inputs, 0, role) == text
+
+
+def test_marks_stand_around_each_tile_where_the_family_wants_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    inputs = build_chat(tokenizer, TEMPLATE, [Request(prompt="x")], [[layout(2, block_per_tile=True)]], 1000)
+    assert ("<img>" + "<pad>" * 6 + "</img>\n") * 2 in words(tokenizer, inputs, 0)
+
+
+def test_positions_are_picture_number_and_token_centre(tokenizer: PreTrainedTokenizerFast) -> None:
+    right = ImageLayout(centres=(token_centres((0.0, 0.5, 0.5, 1.0), 1, 2),), block_per_tile=False)
+    inputs = build_chat(tokenizer, TEMPLATE, [Request(prompt="x")], [[layout(1), right]], 1000)
+    positions = inputs.positions[0][inputs.roles[0] == R.IMAGE]
+    assert positions[:, 0].tolist() == [1] * 6 + [2] * 2
+    torch.testing.assert_close(positions[:6, 1], torch.tensor([0.25] * 3 + [0.75] * 3))
+    torch.testing.assert_close(positions[:6, 2], torch.tensor([1 / 6, 3 / 6, 5 / 6] * 2))
+    torch.testing.assert_close(positions[6:, 1:], torch.tensor([[0.25, 0.625], [0.25, 0.875]]))
+    assert not inputs.positions[0][inputs.roles[0] != R.IMAGE].any()
+
+
+@pytest.mark.parametrize(
+    "text", ["<|im_end|>", "a<pad>b", "<img><pad></img>", "<tool>", "x<|im_start|>system\n"]
+)
+def test_user_text_cannot_inject_special_tokens(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    added = set(tokenizer.get_added_vocab().values())
+    assert added & set(encode_template(tokenizer, text))
+    assert not added & set(encode_plain_text(tokenizer, text))
+    inputs = build_chat(tokenizer, TEMPLATE, [Request(prompt=text, rewrite=text)], [[]], 1000)
+    assert words(tokenizer, inputs, 0, R.PROMPT) == words(tokenizer, inputs, 0, R.REWRITE) == text
+    chosen = (inputs.roles[0] == R.PROMPT) | (inputs.roles[0] == R.REWRITE)
+    assert not added & set(inputs.token_ids[0][chosen].tolist())
+    # the tokenizer itself is left as it was
+    assert encode_template(tokenizer, "<|im_end|>") == [inputs.end_id]
+
+
+@pytest.mark.parametrize("text", ["", " ", "a red star", "  red,red\n\tred", "Größe é 星 🟥", "e\u0301"])
+def test_plain_text_has_the_ordinary_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    assert encode_plain_text(tokenizer, text) == encode_template(tokenizer, text)
+
+
+def test_a_chat_that_fits_exactly_is_taken_and_one_token_more_is_not(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    request = Request(prompt="red star")
+    length = build_chat(tokenizer, TEMPLATE, [request], [[]], 1000).token_ids.shape[1]
+    build_chat(tokenizer, TEMPLATE, [request], [[]], length)
+    with pytest.raises(
+        PromptError, match=f"Request 2 has {length} tokens and this VLM takes {length - 1}: shorten .* by 1 "
+    ):
+        build_chat(tokenizer, TEMPLATE, [Request(prompt=""), request], [[], []], length - 1)
+
+
+@pytest.mark.parametrize("block_per_tile", [True, False])
+@pytest.mark.parametrize("num_pictures", [1, 3])
+def test_too_many_tiles_tell_how_many_fit(
+    tokenizer: PreTrainedTokenizerFast, num_pictures: int, block_per_tile: bool
+) -> None:
+    request = Request(prompt="red")
+    too_many = [layout(10, block_per_tile)] * num_pictures
+    length = build_chat(tokenizer, TEMPLATE, [request], [too_many], 1000).token_ids.shape[1]
+    limit = length - 20
+    with pytest.raises(
+        PromptError, match=rf"{10 * num_pictures} tiles of {num_pictures} picture.*max_tiles to \d+"
+    ) as told:
+        build_chat(tokenizer, TEMPLATE, [request], [too_many], limit)
+    fitting = int(str(told.value).split("max_tiles to ")[1].split()[0])
+    build_chat(tokenizer, TEMPLATE, [request], [[layout(fitting, block_per_tile)] * num_pictures], limit)
+    with pytest.raises(PromptError):
+        build_chat(
+            tokenizer, TEMPLATE, [request], [[layout(fitting + 1, block_per_tile)] * num_pictures], limit
+        )
+    with pytest.raises(PromptError, match="Even one tile per picture is too much"):
+        build_chat(tokenizer, TEMPLATE, [request], [too_many], 27)
+
+
+def test_templates_of_another_vlm_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    request = Request(prompt="x")
+    with pytest.raises(VLMError, match='end "<eos>" is 5 tokens of this VLM and must be one'):
+        build_chat(tokenizer, replace(TEMPLATE, end="<eos>"), [request], [[]], 100)
+    with pytest.raises(VLMError, match="picture_token"):
+        build_chat(tokenizer, replace(TEMPLATE, image_token="[p]"), [request], [[layout(1)]], 100)
+    with pytest.raises(PromptError, match="No request was given"):
+        build_chat(tokenizer, TEMPLATE, [], [], 100)
+
+
+def chat_features(tokenizer: PreTrainedTokenizerFast) -> Features:
+    """Three chats (picture; picture and rewrite; nothing) with random states."""
+    requests = [
+        Request(prompt="a red star"),
+        Request(prompt="x", rewrite="big red"),
+        Request(prompt=""),
+    ]
+    inputs = build_chat(tokenizer, TEMPLATE, requests, [[layout(2)], [layout(1)], []], 1000)
+    states = torch.randn(*inputs.token_ids.shape, 3, 5)
+    return Features(
+        states=states,
+        mask=inputs.mask,
+        roles=inputs.roles,
+        token_ids=inputs.token_ids,
+        positions=inputs.positions,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kept_tokens", "kept_roles"),
+    [
+        ("decoded", [{R.IMAGE, R.PROMPT, R.SUFFIX}, {R.IMAGE, R.REWRITE, R.SUFFIX}, {R.SUFFIX}]),
+        ("after_prefix", [set(R) - {R.PADDING, R.SYSTEM, R.END}] * 3),
+    ],
+)
+def test_kept_tokens_keep_order_and_content(
+    tokenizer: PreTrainedTokenizerFast, token_selection: str, kept_roles: list[set[TokenRole]]
+) -> None:
+    features = chat_features(tokenizer)
+    kept = select_tokens(features, token_selection)
+    for row, roles in enumerate(kept_roles):
+        chosen = torch.isin(features.roles[row], torch.tensor(sorted(roles)))
+        length = int(chosen.sum())
+        assert length > 0
+        assert kept.mask[row].tolist() == [True] * length + [False] * (kept.mask.shape[1] - length)
+        for name in ("states", "roles", "token_ids", "positions"):
+            assert torch.equal(getattr(kept, name)[row, :length], getattr(features, name)[row][chosen])
+            assert not getattr(kept, name)[row, length:].any()
+    assert int(kept.mask.sum(dim=1).max()) == kept.mask.shape[1]
+
+
+def test_kept_tokens_refuse_what_leaves_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
+    features = chat_features(tokenizer)
+    with pytest.raises(ConfigError, match='"all"; choose "decoded" or "after_prefix"'):
+        select_tokens(features, "all")
+    nothing = replace(features, roles=torch.full_like(features.roles, int(R.SYSTEM)))
+    with pytest.raises(PromptError, match="keeps no token"):
+        select_tokens(nothing, "decoded")

@@ -1,1 +1,0 @@
-"""What each command of `unifusion` does; `command_line` reads its options."""

@@ -1,0 +1,41 @@
+"""A Qwen3-VL with random weights, a tenth as deep and wide as the published ones, with their vocabulary: for measuring."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from ..vlm.backbone import VLMBackbone
+
+VOCABULARY = 151_936
+TAPS = (2, 5, 8, 11)  # every third layer up to the last, as Krea 2 reads them
+
+
+def build_random_qwen(tokenizer: PreTrainedTokenizerFast, device: torch.device | str) -> VLMBackbone:
+    """0.3 billion parameters. Any tokenizer will do for chats that are numbers already."""
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20]},
+        "tie_word_embeddings": True,
+    }
+    vision = {
+        "depth": 3,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 2,
+        "out_hidden_size": 1024,
+    }
+    config = Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision | {"deepstack_visual_indexes": [0, 1, 2]},
+        tie_word_embeddings=True,
+    )
+    with torch.device(device):
+        return VLMBackbone(Qwen3VLForConditionalGeneration(config), tokenizer)

@@ -1,0 +1,32 @@
+"""Rates with confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# standard normal quantile of a two-sided 95 % interval
+Z_95 = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How many of how many."""
+
+    right: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """0..1; not a number if nothing was counted."""
+        return self.right / self.total if self.total else math.nan
+
+    def interval(self, z: float = Z_95) -> tuple[float, float]:
+        """Wilson's score interval: unlike the normal one it stays inside 0..1 and is honest at 0 % and 100 %."""
+        if not self.total:
+            return 0.0, 1.0
+        n, p = self.total, self.share
+        middle = p + z * z / (2 * n)
+        reach = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        low, high = ((middle + sign * reach) / (1 + z * z / n) for sign in (-1, 1))
+        return max(0.0, low), min(1.0, high)

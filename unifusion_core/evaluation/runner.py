@@ -1,0 +1,71 @@
+"""Runs suites by name: every row is printed as soon as it is known, and the numbers go into a report."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from .. import __version__
+from ..errors import ConfigError
+from .report import as_report, header, line, write_report
+from .subject import Row, Sampling, Subject, Suite
+
+# "unifusion_core", whatever the pack around it is called
+PACKAGE = __name__.rpartition(".")[0].rpartition(".")[0]
+
+
+def load_suite(place: str | Suite) -> Suite:
+    """The function behind "module:function", the module relative to this package; a function is handed back."""
+    if not isinstance(place, str):
+        return place
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(f".{module}", PACKAGE), name)
+
+
+def evaluate(
+    suites: Mapping[str, str | Suite],
+    subject: Subject,
+    *,
+    samples: int,
+    seed: int = 0,
+    out: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, list[Row]]:
+    """Runs suites, each given by its function or as "module:function". The report goes to `out` as JSON, sheets of images beside
+    it; it is written after every suite, so that a later failure loses nothing.
+
+    Raises ConfigError for fewer than one sample.
+    """
+    if samples < 1:
+        raise ConfigError(f"{samples} samples were asked for; at least 1 is needed")
+    conditions: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": str(subject.model),
+        "vlm": str(subject.vlm),
+        "vae": str(subject.vae),
+        "samples": samples,
+        "seed": seed,
+        "version": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+    }
+    results: dict[str, list[Row]] = {}
+    for name, place in suites.items():
+        folder = out.with_name(f"{out.stem}-{name}") if out is not None else None
+        say(header(name))
+        results[name] = []
+        for row in load_suite(place)(subject, Sampling(samples=samples, seed=seed, pictures=folder)):
+            say(line(row))
+            results[name].append(row)
+        if out is not None:
+            write_report(out, as_report(conditions, results))
+    return results

@@ -1,0 +1,126 @@
+"""Other ways to condition a DiT on many VLM layers, for comparison only; all in the `prefix` form.
+
+Two of them are the paper's alternatives to LAP (its section on fusion designs); they have neither LAP nor refiner. The third is
+LAP with separate weights for image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..contracts import Conditioning, Features
+from ..errors import ConfigError
+from .lap import LayerwiseAttentionPooling
+from .layers import LayerFactory, RMSNorm, apply_rope, key_bias
+from .unifusion import PreparedCondition, UniFusion, UniFusionConfig
+
+
+class _WithoutPooling(UniFusion):
+    """The condition is the tapped states themselves, side by side."""
+
+    def __init__(self, config: UniFusionConfig) -> None:
+        super().__init__(config)
+        del self.txtfusion, self.txtmlp
+        factory, size = LayerFactory(), config.vlm.hidden_size
+        self.tap_norms = nn.ModuleList(RMSNorm(size, factory) for _ in config.vlm.taps)
+
+    def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
+        """Nothing is pooled: tokens "B T LD" are the states of all taps, each brought to unit size."""
+        if layer_gains is not None:
+            raise ConfigError("This design pools no layers: leave the layer gains away.")
+        states = [norm(features.states[:, :, tap]) for tap, norm in enumerate(self.tap_norms)]
+        return Conditioning(tokens=torch.cat(states, -1), mask=features.mask, positions=features.positions)
+
+    def taps_of(self, conditioning: Conditioning) -> list[Float[Tensor, "B T D"]]:
+        """The states of the taps again, one by one."""
+        return list(conditioning.tokens.chunk(len(self.tap_norms), -1))
+
+    def tap_of_block(self, block: int) -> int:
+        """Which tap a block reads: the first block the first, the last block the last."""
+        return round(block * (len(self.tap_norms) - 1) / max(1, len(self.blocks) - 1))
+
+
+class KeyValueFusion(_WithoutPooling):
+    """Each block attends, beside the latents, to keys and values made from one VLM layer by a matrix of its own (the VLM's own
+    keys and values are such a product, too)."""
+
+    def __init__(self, config: UniFusionConfig) -> None:
+        super().__init__(config)
+        width = config.dit.num_kv_heads * config.dit.head_size
+        self.key_maps, self.value_maps = (
+            nn.ModuleList(nn.Linear(config.vlm.hidden_size, width, bias=False) for _ in self.blocks)
+            for _ in range(2)
+        )
+
+    def prepare(self, conditioning: Conditioning, grid: tuple[int, int]) -> PreparedCondition:
+        states = self.taps_of(conditioning)
+        rope = self._rope(self._condition_positions(conditioning, grid))
+        size = self.config.dit.head_size
+        keys_values = []
+        for index, block in enumerate(self.blocks):
+            state = states[self.tap_of_block(index)]
+            keys, values = (
+                rearrange(maps[index](state), "B T (A K) -> B A T K", K=size)
+                for maps in (self.key_maps, self.value_maps)
+            )
+            keys_values.append((apply_rope(block.attn.qknorm.knorm(keys), rope), values))
+        return PreparedCondition(conditioning=conditioning, grid=grid, keys_values=keys_values)
+
+
+class HiddenStateInjection(_WithoutPooling):
+    """The first tapped state goes in as condition tokens; the later ones are added to these tokens before later blocks."""
+
+    def __init__(self, config: UniFusionConfig) -> None:
+        super().__init__(config)
+        self.injections = nn.ModuleList(
+            nn.Linear(config.vlm.hidden_size, config.dit.hidden_size, bias=False) for _ in config.vlm.taps
+        )
+
+    def prepare(self, conditioning: Conditioning, grid: tuple[int, int]) -> PreparedCondition:
+        states = self.taps_of(conditioning)
+        rope = self._rope(self._condition_positions(conditioning, grid))
+        x = self.injections[0](states[0])
+        bias = key_bias(conditioning.mask, x.dtype)
+        _, modulation = self._time(x.new_zeros(1), x.dtype)
+        keys_values, injected = [], 0
+        for index, block in enumerate(self.blocks):
+            while injected < self.tap_of_block(index):
+                injected += 1
+                x = x + self.injections[injected](states[injected])
+            x, of_block = block.with_keys_values(x, modulation, rope=rope, bias=bias)
+            keys_values.append(of_block)
+        return PreparedCondition(conditioning=conditioning, grid=grid, keys_values=keys_values)
+
+
+class LAPPerModality(UniFusion):
+    """One LAP for text tokens and one for image tokens; refiner and DiT are shared."""
+
+    def __init__(self, config: UniFusionConfig) -> None:
+        super().__init__(config)
+        taps, size = len(config.vlm.taps), config.vlm.hidden_size
+        self.image_lap = LayerwiseAttentionPooling(
+            config.lap, num_taps=taps, size=size, factory=LayerFactory()
+        )
+
+    def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
+        is_image = features.positions[..., :1] > 0
+        of_images = self.image_lap(features.states, layer_gains)
+        pooled = torch.where(is_image, of_images, self.txtfusion.pool(features.states, layer_gains))
+        return Conditioning(
+            tokens=self.txtmlp(self.txtfusion.refiner_blocks(pooled, features.mask)),
+            mask=features.mask,
+            positions=features.positions,
+        )
+
+
+FUSIONS: dict[str, type[UniFusion]] = {
+    "lap": UniFusion,
+    "key-value fusion": KeyValueFusion,
+    "hidden-state injection": HiddenStateInjection,
+    "lap per modality": LAPPerModality,
+}

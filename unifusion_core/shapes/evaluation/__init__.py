@@ -1,0 +1,1 @@
+"""Exact suites: the embedded model draws scenes, and every picture is judged by its pixels alone."""

@@ -1,0 +1,152 @@
+"""How the condition reaches the DiT: generators of equal small budgets side by side, each trained by a recipe of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from ...checkpoints.generator_file import CONFIG_KEY, config_from_json
+from ...checkpoints.safetensors_file import read_tensors
+from ...contracts import Request
+from ...errors import ConfigError
+from ...evaluation.subject import Row, Sampling, Subject, chunks
+from ...models.fusion_designs import FUSIONS
+from ...models.unifusion import UniFusion
+from ...pipeline import Pipeline
+from ...zoo.tiny import TINY
+from ..world import captions, edits
+from ..world.requirements import Requirement
+from .drawing import draw_as_they_are
+from .edits import draw_group, reconstruct
+from .judging import Tally, score_pictures
+from .vlm import draw_scene
+
+RUNS = Path("runs")  # where `unifusion train` writes
+DESIGNS = {  # recipe: what it stands for
+    "tiny-short": "LAP over five layers, prefix",
+    "tiny-short-joint": "LAP over five layers, joint",
+    "tiny-short-last-layer": "last layer alone, prefix",
+    "tiny-short-key-value": "key-value fusion, prefix",
+    "tiny-short-injection": "hidden-state injection, prefix",
+}
+EDIT_TRAINING = {
+    "tiny-short": "trained on text alone",
+    "tiny-short-edits": "trained on text, edits and reconstructions",
+}
+PICTURE_DESIGNS = {
+    "tiny-short-edits": "one LAP, picture tokens at their place",
+    "tiny-short-edits-no-positions": "one LAP, picture tokens without a place",
+    "tiny-short-edits-lap-per-modality": "a LAP for each modality, picture tokens at their place",
+}
+PROPERTIES_RIGHT, PROPERTIES_INTERVAL = "properties right, %", "properties interval, %"
+BATCH = 16
+TIMED_PICTURES = 5
+
+
+def evaluate_designs(subject: Subject, sampling: Sampling) -> Iterator[Row]:
+    """How well every design follows captions (right properties); the training loss at the end; time per picture as a ratio to
+    the first design, taken in turns.
+
+    Raises ConfigError if a run is missing.
+    """
+    pipelines = {recipe: _pipeline(subject, recipe) for recipe in DESIGNS}
+    seconds = _seconds_per_picture(pipelines)
+    first = next(iter(DESIGNS))
+    for recipe, row in zip(DESIGNS, _draw_captions(pipelines, DESIGNS, sampling), strict=True):
+        row.values["time"] = seconds[recipe] / seconds[first]
+        yield row
+
+
+def evaluate_edit_training(subject: Subject, sampling: Sampling) -> Iterator[Row]:
+    """What training on pictures does to text to image: the captions of `evaluate_designs`, drawn by two generators that had as
+    many steps, one of text alone, one of text in two of five batches.
+
+    Raises ConfigError if a run is missing.
+    """
+    pipelines = {recipe: _pipeline(subject, recipe) for recipe in EDIT_TRAINING}
+    yield from _draw_captions(pipelines, EDIT_TRAINING, sampling)
+
+
+def _draw_captions(
+    pipelines: dict[str, Pipeline], names: dict[str, str], sampling: Sampling
+) -> Iterator[Row]:
+    """Full captions as rewrites on held-out pairs, the same scenes and seeds for every recipe."""
+    rng = sampling.rng("designs")
+    scenes = [draw_scene(rng, "full", 1 + i % 3, held_out=True) for i in range(sampling.samples)]
+    requests = [Request(prompt="", rewrite=captions.caption(scene)) for scene in scenes]
+    for recipe, pipeline in pipelines.items():
+        pictures = []
+        for group in chunks(list(enumerate(requests)), BATCH):
+            pictures += draw_as_they_are(
+                pipeline, [request for _, request in group], [seed for seed, _ in group]
+            )
+        tally = score_pictures(pictures, [Requirement.of(scene) for scene in scenes])
+        values = {"loss": _last_loss(recipe)} | properties_of(tally)
+        yield Row(name=names[recipe], rates=tally.rates(), values=values)
+
+
+def evaluate_picture_designs(subject: Subject, sampling: Sampling) -> Iterator[Row]:
+    """How pictures reach the DiT: edits of all kinds, the same ones and seeds for every design, and reconstruction at 10 tiles.
+
+    Raises ConfigError if a run is missing.
+    """
+    rng = sampling.rng("picture designs")
+    kinds = edits.EDIT_KINDS
+    instructions = [
+        edits.sample_instruction(rng, kinds[i % len(kinds)], True) for i in range(sampling.samples)
+    ]
+    scenes = [edit.sources[0] for edit in instructions]
+    for recipe, name in PICTURE_DESIGNS.items():
+        pipeline = _pipeline(subject, recipe)
+        group = draw_group(pipeline, instructions)
+        row = group.row(name)
+        reconstruction, _ = reconstruct(pipeline, scenes, tiles=10)
+        tally = Tally(tuple(side.judgement for side in group.seeing))
+        values = {"loss": _last_loss(recipe), **properties_of(tally), **row.values}
+        likeness = {f"reconstruction {key}": value for key, value in reconstruction.values.items()}
+        yield replace(row, values=values | likeness)
+
+
+def properties_of(tally: Tally) -> dict[str, float]:
+    """Small budgets draw hardly any exact picture; what each gets right of its properties tells them apart."""
+    share, reach = tally.properties()
+    return {PROPERTIES_RIGHT: 100 * share, PROPERTIES_INTERVAL: 100 * reach}
+
+
+def _pipeline(subject: Subject, recipe: str) -> Pipeline:
+    file = RUNS / recipe / "generator.safetensors"
+    if not file.exists():
+        raise ConfigError(f"there is no {file}: train it first with `unifusion shapes train {recipe}`")
+    return Pipeline(load_design(file).to(subject.device), subject.backbone, subject.autoencoder, spec=TINY)
+
+
+def load_design(file: Path) -> UniFusion:
+    """The generator of a training run, in the form that its record names. The pack's own loader knows LAP alone."""
+    tensors, metadata = read_tensors(file)
+    config, training, _ = config_from_json(metadata[CONFIG_KEY])
+    model = FUSIONS[training["phases"][-1]["task"]["fusion"]](config)
+    model.load_state_dict({k: v.float() for k, v in tensors.items() if k != CONFIG_KEY})
+    return model.eval().requires_grad_(False)
+
+
+def _last_loss(recipe: str) -> float:
+    lines = (RUNS / recipe / "scores.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(lines[-1])["loss"]
+
+
+def _seconds_per_picture(pipelines: dict[str, Pipeline]) -> dict[str, float]:
+    """Median of several pictures by 20 guided steps; the designs take turns, so that a busy machine slows all alike."""
+    request = Request(
+        prompt="", rewrite="big red circle at top left, small blue star at center, black background."
+    )
+    taken: dict[str, list[float]] = {recipe: [] for recipe in pipelines}
+    for _ in range(TIMED_PICTURES + 1):
+        for recipe, pipeline in pipelines.items():
+            started = time.perf_counter()
+            draw_as_they_are(pipeline, [request], [0])
+            taken[recipe].append(time.perf_counter() - started)
+    return {recipe: median(times[1:]) for recipe, times in taken.items()}  # the first one of each allocates

@@ -1,0 +1,74 @@
+"""Pictures for many requests, with what the VLM wrote for each; a rewrite that fails costs its own picture and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ...contracts import Features, Request, TokenRole
+from ...errors import PromptError
+from ...images import Pixels, Pixels
+from ...pipeline import Pipeline, SamplingSettings
+from ...vlm.rewrite import Rewrite, attempt_rewrites
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What became of a request: the VLM's words (or why there are none), and a picture unless that failed.
+
+    `blind` is the same picture drawn with the pictures' tokens removed from the condition, if it was asked for: what the words
+    alone can do.
+    """
+
+    words: str | None
+    picture: Pixels | None
+    blind: Pixels | None = None
+
+
+def draw_attempts(
+    pipeline: Pipeline,
+    requests: Sequence[Request],
+    seeds: Sequence[int],
+    *,
+    rewriting: bool,
+    blind: bool = False,
+    settings: SamplingSettings | None = None,
+) -> list[Attempt]:
+    """One attempt per request, all drawn in one batch with the shipped default settings if no others are given."""
+    settings = settings or pipeline.settings()
+    spec = pipeline.model.config.vlm
+    read: list[Rewrite | PromptError] = (
+        attempt_rewrites(
+            pipeline.backbone, spec, requests, pipeline.spec.rewriting, max_tiles=settings.max_tiles
+        )
+        if rewriting
+        else [Rewrite(request=r, features=pipeline.encode([r], settings.max_tiles)) for r in requests]
+    )
+    good = {i: each for i, each in enumerate(read) if isinstance(each, Rewrite)}
+    pictures: dict[int, Pixels] = {}
+    without: dict[int, Pixels] = {}
+    if good:
+        features = Features.cat([each.features for each in good.values()])
+        of_these = [seeds[i] for i in good]
+        pictures = dict(zip(good, pipeline.sample(features, of_these, settings), strict=True))
+        if blind:
+            drawn = pipeline.sample(without_pictures(features), of_these, settings)
+            without = dict(zip(good, drawn, strict=True))
+    return [
+        Attempt(
+            words=good[i].request.rewrite if i in good else str(each),
+            picture=pictures.get(i),
+            blind=without.get(i),
+        )
+        for i, each in enumerate(read)
+    ]
+
+
+def draw_as_they_are(pipeline: Pipeline, requests: Sequence[Request], seeds: Sequence[int]) -> list[Pixels]:
+    """One picture per request, without rewriting, with the model's default settings."""
+    return [each.pixels for each in pipeline.generate(requests, seeds, rewriting=False)]
+
+
+def without_pictures(features: Features) -> Features:
+    """The same features with every picture token masked."""
+    return replace(features, mask=features.mask & (features.token_info.roles != TokenRole.IMAGE))

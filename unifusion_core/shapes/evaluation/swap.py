@@ -1,0 +1,106 @@
+"""Does the picture follow the rewrite, or what the prompt made the VLM expect?
+
+One word of a full rewrite is exchanged while the prompt goes on asking for the old one. A generator that reads
+the VLM's prediction instead of the word draws the old one: an edited rewrite would be ignored, unnoticed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ...contracts import Request
+from ...evaluation.subject import Row, Sampling, Subject, chunks
+from ..world import captions, prompts
+from ..world.edits import another
+from ..world.requirements import Requirement
+from ..world.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    HELD_OUT_PAIRS,
+    POSITION_NAMES,
+    SHAPES,
+    SIZES,
+    Scene,
+    sample_scene,
+)
+from ..world.scorer import read_picture
+from .drawing import draw_as_they_are
+from .judging import Tally, judge_reading, row_of
+
+BATCH = 16
+WORDS = ("background", "color", "shape", "size", "place")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swap:
+    """A scene that the prompt asks for, and the one that the rewrite says, different in one word about one object."""
+
+    word: str
+    asked: Scene
+    said: Scene
+    index: int
+
+    def request(self, rng: random.Random) -> Request:
+        prompt = prompts.word_scene(rng, self.asked, "full").text
+        return Request(prompt=prompt, rewrite=captions.caption(self.said))
+
+    def followed(self, seen: Scene) -> tuple[bool, bool]:
+        """Whether the one word holds in a picture as the rewrite says it, and as the prompt asks for it."""
+        said, asked = (
+            self._holds(seen, meant, other)
+            for meant, other in ((self.said, self.asked), (self.asked, self.said))
+        )
+        return said, asked
+
+    def _holds(self, seen: Scene, meant: Scene, other: Scene) -> bool:
+        if self.word == "background":
+            return seen.background == meant.background
+        at = {o.cell: o for o in seen.objects}
+        obj, instead = meant.objects[self.index], other.objects[self.index]
+        if self.word == "place":
+            return obj.cell in at and instead.cell not in at
+        return obj.cell in at and getattr(at[obj.cell], self.word) == getattr(obj, self.word)
+
+
+def evaluate_swap(subject: Subject, sampling: Sampling) -> Iterator[Row]:
+    """How often the exchanged word holds as the rewrite says it and as the prompt asks for it (chance: one in their number);
+    exact pictures are those of the whole rewrite. Pairs seen in training, so that the contradiction alone is hard."""
+    for word in WORDS:
+        rng = sampling.rng(f"swap {word}")
+        swaps = [draw_swap(rng, word) for _ in range(sampling.samples)]
+        judgements, followed = [], []
+        for group in chunks(list(enumerate(swaps)), BATCH):
+            requests = [swap.request(rng) for _, swap in group]
+            pictures = draw_as_they_are(subject.pipeline, requests, [seed for seed, _ in group])
+            for (_, swap), picture in zip(group, pictures, strict=True):
+                reading = read_picture(picture)
+                judgements.append(judge_reading(reading, Requirement.of(swap.said)))
+                followed.append(swap.followed(reading.scene))
+        shares = [100 * sum(column) / len(followed) for column in zip(*followed, strict=True)]
+        values = dict(zip(("word of the rewrite %", "word of the prompt %"), shares, strict=True))
+        yield replace(row_of(f"{word} swapped", Tally(tuple(judgements))), values=values)
+
+
+def draw_swap(rng: random.Random, word: str) -> Swap:
+    """A scene with one word of its caption exchanged, never into a held-out pair."""
+    scene = sample_scene(rng)
+    i = rng.randrange(len(scene.objects))
+    obj = scene.objects[i]
+    if word == "background":
+        said = replace(scene, background=another(rng, BACKGROUNDS, scene.background))
+        return Swap(word=word, asked=scene, said=said, index=i)
+    if word == "color":
+        allowed = [c for c in COLORS if (c, obj.shape) not in HELD_OUT_PAIRS]
+        obj = replace(obj, color=another(rng, allowed, obj.color))
+    elif word == "shape":
+        allowed = [s for s in SHAPES if (obj.color, s) not in HELD_OUT_PAIRS]
+        obj = replace(obj, shape=another(rng, allowed, obj.shape))
+    elif word == "size":
+        obj = replace(obj, size=another(rng, SIZES, obj.size))
+    else:
+        taken = {o.cell for o in scene.objects}
+        obj = replace(obj, cell=rng.choice([cell for cell in POSITION_NAMES if cell not in taken]))
+    said = replace(scene, objects=(*scene.objects[:i], obj, *scene.objects[i + 1 :]))
+    return Swap(word=word, asked=scene, said=said, index=i)

@@ -1,0 +1,191 @@
+"""Train the small autoencoder on crops of the small world.
+
+The latents are what the DiT must learn to draw, so they are held near zero mean and unit spread per channel, inside the
+decoder's clamp; the decoder sees noisy latents, because drawn ones are never exact.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...checkpoints.vae_file import load_autoencoder
+from ...models.autoencoder import Autoencoder
+from ...training.loop import Task, step_generator
+from ..world.render import object_geometry, render, render_tensor
+from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene, with_free_colors
+from ..world.scorer import read_picture
+
+HARDNESS = {"star": 3, "cross": 2}  # how much more often crops are centred on these shapes
+
+
+class AutoencoderTask(Task):
+    """Crops of `crop` pixels around the objects of crowded pictures, edges weighted."""
+
+    name = "autoencoder"
+    not_muon = ("taesd_encoder.0.", "taesd_decoder.1.", "taesd_encoder.14.", "taesd_decoder.19.")
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        crop: int = 64,
+        edge_weight: float = 4.0,
+        latent_noise: float = 0.1,
+        latent_penalty: float = 0.05,
+        object_share: float = 0.0,
+        free_color_share: float = 0.0,
+        size_shares: tuple[float, ...] = (1.0,) * len(ASPECT_SIZES),
+        start: Path | None = None,
+        decoder_only: bool = False,
+    ) -> None:
+        """`object_share` of the crops are centred near an object (most often a small, a star or a cross: what is hardest to
+        draw), the others anywhere. `free_color_share` of the pictures have objects in colours between the named ones: a
+        decoder that knows the seven alone jumps between them, and a drawn latent that is a little off shows as a stain.
+        `size_shares`: how often each of `ASPECT_SIZES` is drawn. `start`: weights to go on from; `decoder_only` leaves the
+        latents as they are, so that a generator trained on them stays valid."""
+        self.seed, self.crop = seed, crop
+        self.object_share, self.free_color_share = object_share, free_color_share
+        self.size_shares = size_shares
+        self.settings = {
+            "seed": seed,
+            "crop": crop,
+            "edge_weight": edge_weight,
+            "latent_noise": latent_noise,
+            "latent_penalty": latent_penalty,
+            "object_share": object_share,
+            "free_color_share": free_color_share,
+            "size_shares": size_shares,
+            "start": start.name if start else None,
+            "decoder_only": decoder_only,
+        }
+        self.edge_weight, self.latent_noise, self.latent_penalty = edge_weight, latent_noise, latent_penalty
+        model = load_autoencoder(start) if start else Autoencoder()
+        if start:
+            with safe_open(str(start), "pt") as file:
+                self.before = json.loads(file.metadata()["training"])
+        model.taesd_encoder.requires_grad_(not decoder_only)
+        model.taesd_decoder.requires_grad_(True)
+        self.model = model.to(memory_format=torch.channels_last)
+
+    def item(self, index: int) -> Tensor:
+        rng = random.Random(f"autoencoder-{self.seed}-{index}")
+        width, height = rng.choices(ASPECT_SIZES, self.size_shares)[0]
+        scene = sample_scene(rng, max_objects=9)
+        if rng.random() < self.free_color_share:
+            scene = with_free_colors(rng, scene)
+        picture = render(scene, width, height)
+        left, top = rng.randint(0, width - self.crop), rng.randint(0, height - self.crop)
+        if rng.random() < self.object_share:
+            x, y, _ = object_geometry(weighted_object(rng, scene), width, height)
+            jitter = self.crop // 4
+            left, top = (
+                min(max(round(at) - self.crop // 2 + rng.randint(-jitter, jitter), 0), length - self.crop)
+                for at, length in ((x, width), (y, height))
+            )
+        crop = picture[top : top + self.crop, left : left + self.crop]
+        return torch.from_numpy(crop.copy()).permute(2, 0, 1)
+
+    def collate(self, items: list[Tensor]) -> Tensor:
+        return (torch.stack(items).float() / 255).to(memory_format=torch.channels_last)
+
+    def loss(self, model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+        latents = model.encode(batch)
+        generator = step_generator(self.seed, step)
+        sigma = self.latent_noise * torch.rand(len(batch), 1, 1, 1, generator=generator)
+        noise = sigma * torch.randn(latents.shape, generator=generator)
+        decoded = model.decode(latents + noise.to(batch.device))
+        weight = 1 + self.edge_weight * _edges(batch)
+        error = decoded - batch
+        reconstruction = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
+        mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+        drift = (
+            mean.square().mean() + (spread - 1).square().mean() + F.relu(latents.abs() - 2.5).square().mean()
+        )
+        loss = reconstruction + self.latent_penalty * drift
+        return loss, {
+            "mse": float(error.detach().square().mean()),
+            "drift": float(drift.detach()),
+        }
+
+    def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
+        rng = random.Random("autoencoder-evaluation")
+        scenes = [sample_scene(rng, held_out=True) for _ in range(24)]
+        pixels = torch.stack([render_tensor(s) for s in scenes])
+        latents = encode_pictures(model, pixels)
+        decoded = model.decode(latents).clamp(0, 1).cpu()
+        grid = torch.cat([pixels[:8], decoded[:8]], 0)
+        save_grid(grid, out / f"{step:06d}.png", columns=8)
+        mse = (decoded - pixels).square().mean((1, 2, 3))
+        return {
+            "psnr": round(float(-10 * mse.log10().mean()), 3),
+            "latent_std": round(float(latents.std()), 3),
+            "latent_max": round(float(latents.abs().max()), 3),
+            **self._exact(model),
+        }
+
+    @staticmethod
+    def _exact(model: nn.Module) -> dict[str, float]:
+        """Share of held-out pairs that come back exactly, as they are and with noise on their latents; PSNR of free colours."""
+        rng = random.Random("autoencoder-evaluation-exact")
+        scenes = [sample_scene(rng, held_out=True) for _ in range(48)]
+        free = [with_free_colors(rng, sample_scene(rng)) for _ in range(16)]
+        pixels = torch.stack([render_tensor(s) for s in scenes + free])
+        latents = encode_pictures(model, pixels)
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents.device)
+        scores = {}
+        for level in (0.0, 0.2):
+            pictures = model.decode(latents + level * noise).clamp(0, 1).cpu()
+            read = (pictures.permute(0, 2, 3, 1) * 255).round().byte().numpy()
+            right = [read_picture(p).shows(s) for p, s in zip(read[: len(scenes)], scenes, strict=True)]
+            scores[f"exact_noise_{level}"] = round(sum(right) / len(right), 3)
+            mse = (pictures - pixels)[len(scenes) :].square().mean((1, 2, 3))
+            scores[f"psnr_free_noise_{level}"] = round(float(-10 * mse.log10().mean()), 2)
+        return scores
+
+    def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
+        save_autoencoder(model, out / "vae.safetensors", record)
+
+
+def encode_pictures(model: nn.Module, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+    """Latents, on the autoencoder's device, of pictures on any."""
+    device = next(model.parameters()).device
+    return model.encode(pixels.to(device, memory_format=torch.channels_last))
+
+
+def weighted_object(rng: random.Random, scene: Scene) -> SceneObject:
+    """One of the objects, most often one that is hard to draw."""
+    weights = [(2 if o.size == "small" else 1) * HARDNESS.get(o.shape, 1) for o in scene.objects]
+    return rng.choices(scene.objects, weights)[0]
+
+
+def save_autoencoder(model: nn.Module, path: Path, record: dict[str, Any]) -> None:
+    """16-bit weights in the stock layout; the recipe goes into the metadata."""
+    weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    save_file(weights, str(path), {"format": "pt", "training": json.dumps(record)})
+
+
+def _edges(pixels: Tensor) -> Tensor:
+    """Where neighbouring pixels differ, spread by two pixels, 0..1, (B, 1, H, W)."""
+    down = F.pad((pixels[..., 1:, :] - pixels[..., :-1, :]).abs().amax(1, keepdim=True), (0, 0, 0, 1))
+    right = F.pad((pixels[..., 1:] - pixels[..., :-1]).abs().amax(1, keepdim=True), (0, 1))
+    return (F.max_pool2d(torch.maximum(down, right), 5, 1, 2) * 3).clamp(max=1)
+
+
+def save_grid(pixels: Tensor, path: Path, *, columns: int) -> None:
+    """Pictures (B, 3, H, W) in 0..1 side by side as one PNG."""
+    rows = [torch.cat(list(row), 2) for row in pixels.float().cpu().split(columns)]
+    width = max(r.shape[2] for r in rows)
+    sheet = torch.cat([F.pad(r, (0, width - r.shape[2])) for r in rows], 1)
+    Image.fromarray(np.round(sheet.permute(1, 2, 0).numpy() * 255).clip(0, 255).astype(np.uint8)).save(path)

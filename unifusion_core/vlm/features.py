@@ -1,0 +1,54 @@
+"""From a chat to the features that a generator reads: encode, then select the tokens that become the condition."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+
+from ..contracts import Features, TokenRole, TokenSelection, VLMSpec
+from ..errors import PromptError
+from .base import BaseVLM
+from .chat import VLMInputs
+
+
+def encode_chat(
+    backbone: BaseVLM,
+    spec: VLMSpec,
+    inputs: VLMInputs,
+    *,
+    reuse_images: bool = False,
+    weights: Hashable = None,
+) -> Features:
+    """The tapped states of the selected tokens of chats, in one causal pass. Arguments as in `VLMBackbone.encode`.
+
+    Raises PromptError for a chat of which no token would remain, VLMError for taps that this VLM does not have.
+    """
+    features = backbone.encode(inputs, spec, reuse_images=reuse_images, weights=weights)
+    return select_tokens(features, spec.token_selection)
+
+
+def select_tokens(features: Features, selection: TokenSelection) -> Features:
+    """The tokens that become the condition, moved to the front of each row in the order of the chat and padded with 0.
+
+    "rewrite": image tokens, the rewrite (the prompt where a chat has none) and the suffix.
+    "prompt": everything but the prefix and the end token.
+
+    Raises PromptError if nothing would remain of a chat.
+    """
+    roles = features.token_info.roles
+    if selection == "rewrite":
+        rewritten = (roles == TokenRole.REWRITE).any(dim=1, keepdim=True)
+        words = torch.where(rewritten, int(TokenRole.REWRITE), int(TokenRole.PROMPT))
+        keep = (roles == TokenRole.IMAGE) | (roles == words) | (roles == TokenRole.SUFFIX)
+    else:
+        keep = (roles != TokenRole.SYSTEM) & (roles != TokenRole.END)
+    keep = keep & features.mask
+    lengths = keep.sum(dim=1)
+    if int(lengths.min()) == 0:
+        raise PromptError(
+            "A chat keeps no token for the condition; give a prompt, or a template with a suffix."
+        )
+    # a stable sort brings the selected tokens to the front without changing their order
+    order = torch.sort((~keep).int(), dim=1, stable=True).indices[:, : int(lengths.max())]
+    return features.select(order, torch.arange(order.shape[1], device=order.device) < lengths[:, None])

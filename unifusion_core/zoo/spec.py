@@ -1,0 +1,93 @@
+"""What one generator is: everything that the rest of the package needs to know of it, in one frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..contracts import RewriteSettings
+from ..models.unifusion import UniFusionConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingDefaults:
+    """What a model draws best with.
+
+    schedule   a name of `flow.schedule.SCHEDULES`
+    steps      calls of the model
+    cfg        guidance scale, 1 = off (Krea's own scale counts from 0)
+    """
+
+    schedule: str
+    steps: int
+    cfg: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltIn:
+    """The files of a generator that comes with the package. `name` is versioned, so that a workflow which names an older one can
+    be told so."""
+
+    name: str
+    generator: Path
+    vlm: Path
+    vae: Path
+
+
+def _never(shapes: Shapes) -> None:
+    """For generators whose files always carry their configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSpec:
+    """One generator. `zoo/` has a file for each.
+
+    name                  what users and files call it
+    title                 for people
+    config                its configuration; a file may have other sizes
+    recognize             names and shapes of weights -> their configuration, for files that carry none; None if they are of
+                          another model. May raise CheckpointError
+    sampling              by variant of the model; the first is used if the user does not choose
+    size                  (width, height) in pixels, used if the user does not choose
+    rewrites              whether prompts are rewritten (VERIFI) if the user does not choose
+    max_new_tokens        of a rewrite, if the user does not choose
+    trained_on_rewrites   whether it was trained on prompts that the VLM rewrote
+    vae_hint              which VAE decodes its latents, for error sentences
+    comfy_latent_format   class of comfy.latent_formats with the scale of its latents; "" = latents are used as they are
+    limits                what it is known not to do, one sentence each
+    built_in              its files, if they come with the package
+    """
+
+    name: str
+    title: str
+    config: UniFusionConfig
+    sampling: Mapping[str, SamplingDefaults]
+    size: tuple[int, int]
+    rewrites: bool
+    max_new_tokens: int
+    trained_on_rewrites: bool
+    vae_hint: str
+    comfy_latent_format: str = ""
+    recognize: Callable[[Shapes], UniFusionConfig | None] = _never
+    limits: tuple[str, ...] = field(default=())
+    built_in: BuiltIn | None = None
+
+    @property
+    def default_sampling(self) -> SamplingDefaults:
+        """That of the first variant."""
+        return next(iter(self.sampling.values()))
+
+    def sampling_for(self, schedule: str | None = None) -> SamplingDefaults:
+        """The defaults of the variant that a schedule belongs to; those of the first variant for any other schedule."""
+        if schedule is None:
+            return self.default_sampling
+        own = (defaults for defaults in self.sampling.values() if defaults.schedule == schedule)
+        return next(own, replace(self.default_sampling, schedule=schedule))
+
+    @property
+    def rewriting(self) -> RewriteSettings:
+        """How prompts are rewritten if the user does not choose."""
+        return RewriteSettings(max_new_tokens=self.max_new_tokens, states=self.config.vlm.rewrite_states)
