@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from .comfy.clip import encode, tiles_of
-from .sockets import CATEGORY, Features
+from .sockets import CATEGORY, FeaturesSocket
 
 MAX_PICTURES = 10
 
@@ -72,7 +72,9 @@ class UniFusionImageEncode(io.ComfyNode):
                 max_tiles_input(),
             ],
             outputs=[
-                Features.Output("features", display_name="features", tooltip="For Pool UniFusion Features."),
+                FeaturesSocket.Output(
+                    "features", display_name="features", tooltip="For Pool UniFusion Features."
+                ),
                 io.Image.Output(
                     "tiles",
                     display_name="tiles",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .comfy.krea2 import krea2_conditioning
-from .sockets import CATEGORY, Encoded, Features
+from .sockets import CATEGORY, Encoded, FeaturesSocket
 
 
 class UniFusionFeaturesToKrea2(io.ComfyNode):
@@ -21,7 +21,7 @@ class UniFusionFeaturesToKrea2(io.ComfyNode):
             "Diffusion Model.",
             search_aliases=["unifusion", "krea", "conditioning", "picture", "verifi"],
             inputs=[
-                Features.Input(
+                FeaturesSocket.Input(
                     "features",
                     tooltip="From Encode or Rewrite for UniFusion, whose VLM has the Krea 2 model on its `model` input.",
                 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from .encode import MAX_PICTURES
-from .sockets import CATEGORY, Encoded, Features
+from .sockets import CATEGORY, Encoded, FeaturesSocket
 
 
 class UniFusionPictureStrength(io.ComfyNode):
@@ -23,7 +23,7 @@ class UniFusionPictureStrength(io.ComfyNode):
             "varies the rest; with gain it is followed more closely. Chain one node for each picture.",
             search_aliases=["unifusion", "reference strength", "image weight", "token thinning", "variation"],
             inputs=[
-                Features.Input(
+                FeaturesSocket.Input(
                     "features", tooltip="From Encode or Rewrite for UniFusion, or another strength."
                 ),
                 io.Int.Input(
@@ -53,7 +53,7 @@ class UniFusionPictureStrength(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Features.Output(
+                FeaturesSocket.Output(
                     "features",
                     display_name="features",
                     tooltip="For Pool UniFusion Features, or the next picture's strength.",

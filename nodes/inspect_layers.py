@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..unifusion_core.inspection.table import lines_of, write_table
 from .comfy.model import read_layers
-from .sockets import CATEGORY, Encoded, Features
+from .sockets import CATEGORY, Encoded, FeaturesSocket
 
 
 class UniFusionLAPInspect(io.ComfyNode):
@@ -36,7 +36,7 @@ class UniFusionLAPInspect(io.ComfyNode):
                 io.Model.Input(
                     "model", tooltip="The UniFusion model whose pooling is looked at, with its LoRAs."
                 ),
-                Features.Input(
+                FeaturesSocket.Input(
                     "features",
                     tooltip="From Encode for UniFusion or Rewrite for UniFusion (VERIFI), as for pooling.",
                 ),
@@ -61,7 +61,7 @@ class UniFusionLAPInspect(io.ComfyNode):
         from ..unifusion_core.inspection.layer_map import draw_layer_map
 
         reading, taps = read_layers(model, features), features.spec.taps
-        texts = [features.texts[number] for number in features.features.token_ids[0].tolist()]
+        texts = [features.texts[number] for number in features.features.token_info.ids[0].tolist()]
         lines = lines_of(features.features, texts)
         drawn = draw_layer_map(reading, features.features, lines, taps, features.images)
         return io.NodeOutput(torch.from_numpy(drawn)[None].float() / 255, write_table(reading, lines, taps))

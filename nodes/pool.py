@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .comfy.model import pool
-from .sockets import CATEGORY, Encoded, Features
+from .sockets import CATEGORY, Encoded, FeaturesSocket
 
 
 class UniFusionLAPPool(io.ComfyNode):
@@ -30,7 +30,7 @@ class UniFusionLAPPool(io.ComfyNode):
             ],
             inputs=[
                 io.Model.Input("model", tooltip="The UniFusion model that will draw, with its LoRAs."),
-                Features.Input(
+                FeaturesSocket.Input(
                     "features", tooltip="From Encode for UniFusion or Rewrite for UniFusion (VERIFI)."
                 ),
                 io.String.Input(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..unifusion_core.contracts import RewriteStates
 from ..unifusion_core.vlm.styles import STYLES
 from .comfy.clip import AUTOMATIC, rewrite
 from .encode import connected, max_tiles_input, pictures_input
-from .sockets import CATEGORY, Features
+from .sockets import CATEGORY, FeaturesSocket
 
 
 class UniFusionVerifiRewrite(io.ComfyNode):
@@ -103,7 +104,9 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Features.Output("features", display_name="features", tooltip="For Pool UniFusion Features."),
+                FeaturesSocket.Output(
+                    "features", display_name="features", tooltip="For Pool UniFusion Features."
+                ),
                 io.String.Output("rewrite", display_name="rewrite", tooltip="What the VLM wrote."),
             ],
         )
@@ -120,7 +123,7 @@ class UniFusionVerifiRewrite(io.ComfyNode):
         seed: int,
         temperature: float,
         max_new_tokens: int,
-        states: str,
+        states: RewriteStates | Literal["automatic"],
         pictures: dict[str, Tensor] | None = None,
     ) -> io.NodeOutput:
         encoded, text = rewrite(

@@ -6,20 +6,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..unifusion_core.zoo.spec import DRAWINGS
+from ..unifusion_core.zoo.krea_2 import KREA_2
 from .comfy.sampling import AUTOMATIC, SCHEDULE_NAMES, sigmas_for
 from .sockets import CATEGORY
 
-
-def _made_for(schedule: str) -> str:
-    drawing = DRAWINGS[schedule]
-    return f"'{schedule}' with {drawing.steps} steps and cfg {drawing.cfg:g}"
-
-
+_VARIANTS = ", ".join(
+    f"'{each.schedule}' with {each.steps} steps and cfg {each.cfg:g} for {variant}"
+    for variant, each in KREA_2.sampling.items()
+)
 SCHEDULE_TOOLTIP = (
-    "At which times the model is called. 'automatic' is what the model draws best with; a larger shift spends more "
-    "steps on the layout. Krea 2's files do not tell which of the two they are, and 'automatic' takes them for turbo: choose "
-    f"{_made_for('krea-2 raw')} for raw, {_made_for('krea-2 turbo')} for turbo."
+    "The times of the steps. 'automatic' is what the model draws best with; a larger shift spends more steps on the layout. "
+    f"A Krea 2 file does not say whether it is raw or turbo, and 'automatic' takes it for turbo: choose {_VARIANTS}."
 )
 
 

@@ -12,7 +12,7 @@ from ..unifusion_core.contracts import Features, VLMSpec
 
 CATEGORY = "UniFusion"
 
-Features = io.Custom("UNIFUSION_FEATURES")
+FeaturesSocket = io.Custom("UNIFUSION_FEATURES")
 """`Encoded`: hidden states of the VLM's tapped layers for the kept tokens."""
 
 

@@ -7,21 +7,21 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import comfy.model_management as mm
-import comfy.ops
 import comfy.sd
 import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
 
-from ...unifusion_core.contracts import Features, Request, VLMSpec
+from ...unifusion_core.contracts import MAX_TILES, Features, Request, RewriteSettings, RewriteStates, VLMSpec
 from ...unifusion_core.images import edited_size
 from ...unifusion_core.vlm.styles import with_style
 from ..sockets import Encoded
 from . import host
 from .conditions import flattened
+from .ops import bring_the_rest, use_host_layers
 
 if TYPE_CHECKING:
     from ...unifusion_core.vlm.backbone import VLMBackbone
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .stock_clip import StockEncoder
 
 Tokens = dict[str, Any]  # {"inputs": VLMInputs}: what our tokenizer makes and our encoder reads
-DEFAULT_TILES = 10
-AUTOMATIC = "automatic"  # what suits the generator
+# what suits the generator
+AUTOMATIC = "automatic"
 
 
 class VLMTokenizer:
@@ -52,7 +52,7 @@ class VLMTokenizer:
         *,
         image: Tensor | None = None,
         images: Sequence[Tensor] = (),
-        max_tiles: int = DEFAULT_TILES,
+        max_tiles: int = MAX_TILES,
         rewrite: str | None = None,
         **unknown: Any,  # settings of other families' templates
     ) -> Tokens:
@@ -132,32 +132,6 @@ class VLMEncoder(nn.Module):
         return text
 
 
-def use_host_layers(module: nn.Module) -> None:
-    """Make plain torch layers ComfyUI's, in place: the same weights, but they may wait elsewhere, in another type, and
-    are moved and cast while they work. Subclasses (transformers' norms) keep their own ways and are small."""
-    ops = comfy.ops.manual_cast
-    table = {
-        nn.Linear: ops.Linear,
-        nn.LayerNorm: ops.LayerNorm,
-        nn.Conv2d: ops.Conv2d,
-        nn.Conv3d: ops.Conv3d,
-        nn.Embedding: ops.Embedding,
-    }
-    for each in module.modules():
-        if type(each) in table:
-            each.__class__ = table[type(each)]
-            if not hasattr(each, "bias"):
-                each.register_parameter("bias", None)  # the manager asks every layer for one
-
-
-def bring_the_rest(module: nn.Module, device: torch.device) -> None:
-    """Move what belongs to no layer of ComfyUI's (transformers' norms, scales and places): a VLM that the manager loads in part
-    leaves it where it waits, and nothing would fetch it from there while it works."""
-    for each in module.modules():
-        if not hasattr(each, "comfy_cast_weights"):
-            each._apply(lambda tensor: tensor.to(device), recurse=False)  # Module.to, without the children
-
-
 def load_clip(
     folder: Path, spec: VLMSpec, dtype_name: str = "default", disable_dynamic: bool = False
 ) -> comfy.sd.CLIP:
@@ -189,13 +163,17 @@ def _load_patcher(folder: Path, spec: VLMSpec, dtype_name: str, disable_dynamic:
 def features_of(encoder: VLMEncoder | StockEncoder, tokens: Tokens, weights: Hashable = None) -> Features:
     """Tapped states of the kept tokens, on the device where values wait between nodes. Pictures that were read before are not
     read again, if `weights` says which patches the VLM has."""
-    from ...unifusion_core.vlm.features import select_tokens
+    from ...unifusion_core.vlm.features import encode_chat
 
     host.stop_if_interrupted()
-    features = encoder.backbone.encode(
-        tokens["inputs"], encoder.spec, reuse_images=weights is not None, weights=weights
+    features = encode_chat(
+        encoder.backbone,
+        encoder.spec,
+        tokens["inputs"],
+        reuse_images=weights is not None,
+        weights=weights,
     )
-    return select_tokens(features, encoder.spec.token_selection).to(mm.intermediate_device())
+    return features.to(mm.intermediate_device())
 
 
 def encoder_of(clip: Any) -> VLMEncoder | StockEncoder:
@@ -229,7 +207,7 @@ def encode(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int) -> 
 
 def _encoded(encoder: VLMEncoder | StockEncoder, features: Features, images: Sequence[Tensor]) -> Encoded:
     """Features with all that stands beside them on their wire."""
-    ids = features.token_ids[0].unique()
+    ids = features.token_info.ids[0].unique()
     return Encoded(
         features=features,
         spec=encoder.spec,
@@ -247,40 +225,34 @@ def rewrite(
     *,
     style: str,
     locked_text: str,
-    states: str,
+    states: RewriteStates | Literal["automatic"],
     max_new_tokens: int,
     temperature: float,
     seed: int,
 ) -> tuple[Encoded, str]:
     """VERIFI: the features of a chat with its rewrite, and the rewrite; a locked text is taken as it stands."""
-    from ...unifusion_core.vlm import rewrite
+    from ...unifusion_core.vlm import rewrite as verifi
 
     request = with_style(Request(prompt=prompt, images=one_by_one(images)), style)
     with at_work(clip, tokens_for(clip, f"{request.style} {prompt}", images, max_tiles)) as encoder:
         backbone, spec = encoder.backbone, encoder.spec
-        states = rewrite.STATES_BY_DEFAULT[spec.token_selection] if states == AUTOMATIC else states
-        how: dict[str, Any] = {
-            "max_tiles": max_tiles,
-            "states": states,
-            "weights": clip.patcher.patches_uuid,
-        }
+        settings = RewriteSettings(
+            max_new_tokens=max_new_tokens,
+            states=spec.rewrite_states if states == AUTOMATIC else states,
+            temperature=temperature,
+            seed=seed,
+        )
+        how: dict[str, Any] = {"max_tiles": max_tiles, "weights": clip.patcher.patches_uuid}
         if locked_text.strip():
             host.stop_if_interrupted()
             locked = replace(request, rewrite=locked_text.strip())
-            done = rewrite.Rewrite(request=locked, features=rewrite.read(backbone, spec, [locked], **how))
+            features = verifi.encode_requests(backbone, spec, [locked], states=settings.states, **how)
+            done = verifi.Rewrite(request=locked, features=features)
         else:
-            (done,) = rewrite.rewrite(
-                backbone,
-                spec,
-                [request],
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                seed=seed,
-                on_token=host.progress(max_new_tokens),
-                **how,
-            )
+            on_token = host.progress(max_new_tokens)
+            (done,) = verifi.rewrite(backbone, spec, [request], settings, on_token=on_token, **how)
     features = done.features.to(mm.intermediate_device())
-    return _encoded(encoder, features, request.images), str(done.request.rewrite)
+    return _encoded(encoder, features, request.images), done.text
 
 
 def tokens_for(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int) -> Tokens:

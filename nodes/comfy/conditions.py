@@ -107,11 +107,8 @@ class SamplingCondition:
         mask, positions = self.mask.to(like.device), self.positions.to(like.device)
         if self.pooled:
             return Conditioning(tokens=tokens, mask=mask, positions=positions)
-        nothing = torch.zeros_like(mask, dtype=torch.long)
         states = tokens.unflatten(-1, self.layers)
-        return model.pool(
-            Features(states=states, mask=mask, roles=nothing, token_ids=nothing, positions=positions)
-        )
+        return model.pool(Features(states=states, mask=mask, positions=positions))
 
 
 def _fitted(values: Tensor, length: int, fill: float | bool) -> Tensor:

@@ -17,11 +17,11 @@ from torch import Tensor
 from ...unifusion_core.errors import CheckpointError, VLMError
 from ...unifusion_core.images import size_for_image
 from ...unifusion_core.models.autoencoder import DOWNSCALE, LATENT_CHANNELS
-from ...unifusion_core.zoo import tiny
+from ...unifusion_core.zoo.tiny import BUILT_IN as EMBEDDED
 
 logger = logging.getLogger(__name__)
 
-BUILT_IN = f"{tiny.NAME} (built in)"
+BUILT_IN = f"{EMBEDDED.name} (built in)"
 WEIGHT_TYPES: dict[str, torch.dtype | None] = {
     "default": None,
     "fp32": torch.float32,
@@ -29,7 +29,8 @@ WEIGHT_TYPES: dict[str, torch.dtype | None] = {
     "fp16": torch.float16,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
-SMALL = 100_000_000  # parameters; below, 32 bit costs nothing and is exact
+# parameters; below, 32 bit costs nothing and is exact
+SMALL = 100_000_000
 
 
 # Folders ------------------------------------------------------------------------------------------
@@ -38,7 +39,7 @@ SMALL = 100_000_000  # parameters; below, 32 bit costs nothing and is exact
 def register_folders() -> None:
     """models/vlm for VLM folders (extra_model_paths.yaml works with it, too), and the tiny VAE among the VAEs."""
     folder_paths.add_model_folder_path("vlm", str(Path(folder_paths.models_dir) / "vlm"))
-    folder_paths.add_model_folder_path("vae", str(tiny.VAE.parent))
+    folder_paths.add_model_folder_path("vae", str(EMBEDDED.vae.parent))
 
 
 def generator_names() -> list[str]:
@@ -49,7 +50,7 @@ def generator_names() -> list[str]:
 def generator_path(name: str) -> Path:
     """The file behind an entry of the model loader. Raises CheckpointError if it is gone."""
     if name == BUILT_IN:
-        return tiny.GENERATOR
+        return EMBEDDED.generator
     path = folder_paths.get_full_path("diffusion_models", name)
     if path is None:
         raise CheckpointError(missing(name, "models/diffusion_models", generator_names()))
@@ -66,7 +67,7 @@ def vlm_names() -> list[str]:
 def vlm_path(name: str) -> Path:
     """The folder behind an entry of the VLM loader. Raises VLMError if it is gone."""
     if name == BUILT_IN:
-        return tiny.VLM
+        return EMBEDDED.vlm
     for root in folder_paths.get_folder_paths("vlm"):
         if (Path(root) / name / "config.json").is_file():
             return Path(root) / name

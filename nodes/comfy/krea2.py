@@ -14,6 +14,8 @@ from ..sockets import Encoded
 from .conditions import flattened
 from .model import hosted
 
+KREA_2_VLM = KREA_2.config.vlm
+
 
 def vlm_spec(model: Any) -> VLMSpec:
     """What the generator behind a MODEL wire reads of its VLM: a UniFusion model says it itself, for ComfyUI's own Krea 2 it is
@@ -21,12 +23,12 @@ def vlm_spec(model: Any) -> VLMSpec:
     module: Any = getattr(getattr(model, "model", None), "diffusion_model", None)
     if not isinstance(module, SingleStreamDiT):
         return hosted(model).model_config.unifusion.vlm
-    if module.txtlayers != len(KREA_2.vlm.taps):
+    if module.txtlayers != len(KREA_2_VLM.taps):
         raise ConfigError(
-            f"This Krea 2 model reads {module.txtlayers} layers of its VLM, the published one {len(KREA_2.vlm.taps)}, and "
+            f"This Krea 2 model reads {module.txtlayers} layers of its VLM, the published one {len(KREA_2_VLM.taps)}, and "
             "which ones is not known: choose a file of the published layout."
         )
-    return replace(KREA_2.vlm, hidden_size=module.txtdim)
+    return replace(KREA_2_VLM, hidden_size=module.txtdim)
 
 
 def krea2_conditioning(encoded: Encoded) -> list[list[Any]]:
@@ -35,9 +37,9 @@ def krea2_conditioning(encoded: Encoded) -> list[list[Any]]:
     Raises ShapeError for features of other layers or in another chat template, and for chats of unequal lengths in one batch.
     """
     spec, mask = encoded.spec, encoded.features.mask
-    if spec != replace(KREA_2.vlm, hidden_size=spec.hidden_size):
+    if spec != replace(KREA_2_VLM, hidden_size=spec.hidden_size):
         raise ShapeError(
-            f"These features are layers {spec.taps} of {spec.family}, Krea 2 reads {KREA_2.vlm.taps} of {KREA_2.vlm.family} "
+            f"These features are layers {spec.taps} of {spec.family}, Krea 2 reads {KREA_2_VLM.taps} of {KREA_2_VLM.family} "
             "in its own chat template: connect the Krea 2 model to the `model` input of Load UniFusion VLM."
         )
     if not mask.all():

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import comfy.latent_formats
@@ -18,25 +17,17 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor, nn
 
-from ...unifusion_core.checkpoints.generator_file import (
-    CONFIG_KEY,
-    config_to_json,
-    read_config,
-    split_generator_tensors,
-)
-from ...unifusion_core.checkpoints.safetensors_file import read_tensors
+from ...unifusion_core.checkpoints.generator_file import CONFIG_KEY, GeneratorContent, config_to_json
 from ...unifusion_core.contracts import Features
-from ...unifusion_core.errors import CheckpointError, ConfigError, ShapeError
+from ...unifusion_core.errors import ConfigError, ShapeError
 from ...unifusion_core.flow.schedule import build_schedule
 from ...unifusion_core.images import warn_of_other_size
 from ...unifusion_core.inspection import reading
 from ...unifusion_core.models.lap import parse_layer_gains
 from ...unifusion_core.models.layers import LayerFactory
 from ...unifusion_core.models.unifusion import UniFusion, UniFusionConfig
-from ...unifusion_core.zoo.spec import DRAWN_WITH
 from ..sockets import Encoded
 from .conditions import (
     EDITED,
@@ -48,11 +39,10 @@ from .conditions import (
     check_reads,
     put_together,
 )
-from .host import SMALL, WEIGHT_TYPES, missing_wire, warn_once
+from .host import SMALL, missing_wire
+from .ops import HostAttention, Options
 
 logger = logging.getLogger(__name__)
-
-Options = dict[str, Any]  # ComfyUI's transformer_options
 
 CONDITIONS = "unifusion_conditions"  # name of the conditions among the arguments of a step
 WEIGHTS = "unifusion_weights"  # entry of transformer_options: tells states of hooked weights apart
@@ -71,13 +61,14 @@ class TinyLatents(comfy.latent_formats.LatentFormat):
         self.latent_rgb_factors_bias = training.get("latent_rgb_bias")
 
 
-_NEUTRAL_FACTORS = [[0.3, 0.3, 0.3]] * 4 + [[0.0, 0.0, 0.0]] * 12  # shades of gray
+# shades of gray
+_NEUTRAL_FACTORS = [[0.3, 0.3, 0.3]] * 4 + [[0.0, 0.0, 0.0]] * 12
 
-LATENTS: dict[str, Callable[[dict[str, Any]], comfy.latent_formats.LatentFormat]] = {
-    "unifusion-tiny": TinyLatents,
-    "qwen-image": lambda training: comfy.latent_formats.Wan21(),
-}
-"""Latent formats by `UniFusionConfig.latent_format`."""
+
+def latent_format_of(content: GeneratorContent) -> Callable[[], comfy.latent_formats.LatentFormat]:
+    """ComfyUI's class for the latents that the generator draws."""
+    name = content.spec.comfy_latent_format
+    return getattr(comfy.latent_formats, name) if name else partial(TinyLatents, content.training)
 
 
 def shift_of(schedule: str) -> float:
@@ -88,32 +79,6 @@ def shift_of(schedule: str) -> float:
 
 
 # The module ---------------------------------------------------------------------------------------
-
-
-class HostAttention:
-    """ComfyUI's attention in the place of the core's: honours its command line and what users patch into it."""
-
-    def __init__(self) -> None:
-        self.options: Options = {}
-
-    @contextmanager
-    def during(self, options: Options) -> Iterator[None]:
-        """For one call of the model: what users patched."""
-        self.options = options
-        try:
-            yield
-        finally:
-            self.options = {}
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        heads = q.shape[1]
-        if k.shape[1] != heads:
-            k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
-        if bias is not None:  # some kernels need the query axis written out
-            bias = bias.expand(len(q), -1, q.shape[2], -1)
-        return optimized_attention(
-            q, k, v, heads, mask=bias, skip_reshape=True, transformer_options=self.options
-        )
 
 
 class HostedUniFusion(UniFusion):
@@ -201,21 +166,20 @@ class HostConfig(comfy.supported_models_base.BASE):
     unet_extra_config: ClassVar = {}  # the base class would hand num_heads and more to the module
     memory_usage_factor = 2.2  # as stock Krea 2; the same block form
 
-    def __init__(self, config: UniFusionConfig, training: dict[str, Any], parameters: int) -> None:
-        """Raises CheckpointError for a latent format that this version does not know."""
-        if config.latent_format not in LATENTS:
-            raise CheckpointError(
-                f'the model draws latents of format "{config.latent_format}", this version knows {", ".join(LATENTS)}: '
-                "update the pack"
-            )
-        self.latent_format = partial(LATENTS[config.latent_format], training)  # the base class calls it
-        self.schedule = DRAWN_WITH[config.latent_format].schedule
-        self.sampling_settings = {"shift": shift_of(self.schedule), "multiplier": 1000}
+    def __init__(self, content: GeneratorContent, parameters: int) -> None:
+        config = content.config
+        # the base class calls it
+        self.latent_format = latent_format_of(content)
+        self.spec = content.spec
+        self.sampling_settings = {
+            "shift": shift_of(self.spec.default_sampling.schedule),
+            "multiplier": 1000,
+        }
         self.supported_inference_dtypes = (
             [torch.float32] if parameters < SMALL else [torch.bfloat16, torch.float16, torch.float32]
         )
-        self.unifusion, self.training_record = config, training
-        # the module takes "unifusion"; "layers" is what ComfyUI's names of Krea 2's LoRAs are made from
+        self.unifusion, self.training_record = config, content.training
+        # the module takes "unifusion"; ComfyUI makes its names of Krea 2's LoRAs from "layers"
         super().__init__({"image_model": "unifusion", "unifusion": config, "layers": config.dit.num_blocks})
 
     def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> HostModel:
@@ -298,60 +262,14 @@ class HostModel(comfy.model_base.Krea2):
     ) -> dict[str, Tensor]:
         """With the configuration, so that the model loader can open what ModelSave writes."""
         saved = super().state_dict_for_saving(unet_state_dict, *args, **kwargs)
-        text = config_to_json(self.model_config.unifusion, self.model_config.training_record)
+        text = config_to_json(
+            self.model_config.unifusion, self.model_config.training_record, self.model_config.spec
+        )
         saved[CONFIG_KEY] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
         return saved
 
 
-# Loading and finding ------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a generator file. ComfyUI maps them, so that it can stream the weights from disk; before, the
-    core refuses what is no safetensors file or does not fit."""
-    read_config(path)
-    if path.suffix.lower() not in (".safetensors", ".sft"):
-        return read_tensors(path)  # ComfyUI would unpickle a file of another name
-    tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
-    return tensors, metadata or {}
-
-
-def load_model(path: Path, weight_type: str = "default", disable_dynamic: bool = False) -> Any:
-    """A generator file as a MODEL (ModelPatcher): ComfyUI's own steps, with the core's strict reading of the file.
-
-    Layers that the file has in 8 bits with scales stay so, in ComfyUI's own layers for them.
-
-    Raises CheckpointError for a file that is damaged or of another kind.
-    """
-    tensors, config, training = split_generator_tensors(*_read(path), path.name)
-    parameters = comfy.utils.calculate_parameters(tensors)
-    host_config = HostConfig(config, training, parameters)
-    load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
-    supported = host_config.supported_inference_dtypes
-    host_config.quant_config = comfy.utils.detect_layer_quantization(tensors, "")
-    if host_config.quant_config is None:
-        dtype = WEIGHT_TYPES[weight_type] or mm.unet_dtype(
-            model_params=parameters,
-            supported_dtypes=supported,
-            weight_dtype=comfy.utils.weight_dtype(tensors),
-        )
-        compute_dtype = mm.unet_manual_cast(dtype, load_device, supported)
-    else:
-        if WEIGHT_TYPES[weight_type] is not None:
-            warn_once(
-                f"{path.name} has 8-bit weights with scales, which stay as they are: weight_dtype is not used"
-            )
-        dtype = mm.unet_dtype(model_params=parameters, supported_dtypes=supported)
-        compute_dtype = mm.unet_manual_cast(None, load_device, supported)
-    host_config.set_inference_dtype(dtype, compute_dtype)
-    model = host_config.get_model(tensors)
-    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = kind(model, load_device=load_device, offload_device=offload_device)
-    if not mm.is_device_cpu(offload_device):
-        model.to(offload_device)
-    model.load_model_weights(tensors, "", assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (load_model, (path, weight_type))
-    return patcher
+# Finding and pooling -----------------------------------------------------------------------------
 
 
 def hosted(model: Any) -> HostModel:

@@ -33,7 +33,8 @@ def fitting_latent(model: Any, latent: Latent) -> Tensor:
 def sigmas_for(model: Any, latent: Latent, steps: int, name: str) -> Tensor:
     """A schedule of the core for drawing on `latent`. Raises ConfigError for a model of another kind."""
     config = hosted(model).model_config
-    name, patch = config.schedule if name == AUTOMATIC else name, config.unifusion.dit.patch_size
+    patch = config.unifusion.dit.patch_size
+    name = config.spec.default_sampling.schedule if name == AUTOMATIC else name
     height, width = fitting_latent(model, latent).shape[-2:]
     return build_schedule(name, steps, -(-height // patch) * -(-width // patch))
 

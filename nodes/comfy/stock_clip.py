@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from comfy.text_encoders import qwen3vl
@@ -26,12 +27,13 @@ from ...unifusion_core.vlm.tiling import Tiles
 from ...unifusion_core.zoo.krea_2 import KREA_2
 from . import host
 
-SPEC = KREA_2.vlm
+SPEC = KREA_2.config.vlm
 """How such a text encoder is read: no file of it says so, and Krea 2 is the one generator that is made for it."""
 WANTED = "Load UniFusion VLM, or Qwen3-VL-4B by Load CLIP of type krea2"
 TILE_SIZE = 448
-TILES: LRUCache[Tiles] = LRUCache(TILES_LIMIT)
-"""Of pictures that were read before: the object behind a wire is made anew for every node."""
+# Tiles of images that were read before, by text encoder: the object behind a wire is made anew for every node. They go with their
+# encoder.
+_TILES: WeakKeyDictionary[Any, LRUCache[Tiles]] = WeakKeyDictionary()
 PATCHES_PER_TOKEN = 2  # along a side
 
 
@@ -52,7 +54,7 @@ class StockVLM(BaseVLM):
         self.tile_size = TILE_SIZE
         side = TILE_SIZE // (self.model.visual.patch_size * PATCHES_PER_TOKEN)
         self.token_grid = (side, side)
-        self.tile_cache = TILES
+        self.tile_cache = _TILES.setdefault(encoder, LRUCache(TILES_LIMIT))
 
     @property
     def image_id(self) -> int:
@@ -98,9 +100,8 @@ class StockVLM(BaseVLM):
         return Features(
             states=states.transpose(1, 2),
             mask=inputs.mask,
-            roles=inputs.roles,
-            token_ids=inputs.token_ids,
             positions=inputs.positions,
+            tokens=inputs.token_info,
         )
 
     @torch.no_grad()

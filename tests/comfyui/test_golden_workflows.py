@@ -54,7 +54,10 @@ def summary(latent: np.ndarray) -> dict[str, Any]:
 @pytest.mark.parametrize("path", EMBEDDED, ids=lambda path: path.stem)
 def test_workflow_computes_what_it_computed(comfy: Comfy, request: pytest.FixtureRequest, path: Path) -> None:
     graph = with_latents_saved(json.loads(path.read_text(encoding="utf-8")))
-    found = [summary(latent) for latent in comfy.latents(comfy.successful(graph))]
+    result = comfy.successful(graph)
+    # in the graph's order: nodes that do not depend on each other run in any
+    result.outputs = {name: result.outputs[name] for name in graph if name.startswith("latent-")}
+    found = [summary(latent) for latent in comfy.latents(result)]
     assert found
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if request.config.getoption("--write-golden"):

@@ -1,0 +1,75 @@
+"""A generator file as a MODEL: ComfyUI's own steps of loading, with the core's strict reading of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.utils
+
+from ...unifusion_core.checkpoints.generator_file import GeneratorContent, GeneratorFile
+from ...unifusion_core.checkpoints.safetensors_file import read_tensors
+from .host import WEIGHT_TYPES, warn_once
+from .model import HostConfig
+
+SUFFIXES = (".safetensors", ".sft")
+
+
+def read_generator(path: Path) -> GeneratorContent:
+    """What a generator file is, with its tensors. ComfyUI maps them, so that it can stream the weights from disk.
+
+    Raises CheckpointError for what is no safetensors file or does not fit, before any weight is read.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        # ComfyUI would unpickle a file of another name
+        return GeneratorContent(*read_tensors(path), path.name)
+    if comfy.utils.DISABLE_MMAP:
+        # ComfyUI then reads all weights at once: a file that does not fit is refused before that
+        GeneratorFile(path)
+    try:
+        tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    except Exception:
+        # the core says what is wrong with the file, if it is the file
+        GeneratorFile(path)
+        raise
+    return GeneratorContent(tensors, metadata or {}, path.name)
+
+
+def load_model(path: Path, weight_type: str = "default", disable_dynamic: bool = False) -> Any:
+    """A generator file as a MODEL (ModelPatcher). Layers that the file has in 8 bits with scales stay so, in ComfyUI's own layers
+    for them.
+
+    Raises CheckpointError for a file that is damaged or of another kind.
+    """
+    content = read_generator(path)
+    tensors = content.tensors
+    parameters = comfy.utils.calculate_parameters(tensors)
+    host_config = HostConfig(content, parameters)
+    load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
+    supported = host_config.supported_inference_dtypes
+    host_config.quant_config = comfy.utils.detect_layer_quantization(tensors, "")
+    if host_config.quant_config is None:
+        dtype = WEIGHT_TYPES[weight_type] or mm.unet_dtype(
+            model_params=parameters,
+            supported_dtypes=supported,
+            weight_dtype=comfy.utils.weight_dtype(tensors),
+        )
+        compute_dtype = mm.unet_manual_cast(dtype, load_device, supported)
+    else:
+        if WEIGHT_TYPES[weight_type] is not None:
+            warn_once(
+                f"{path.name} has 8-bit weights with scales, which stay as they are: weight_dtype is not used"
+            )
+        dtype = mm.unet_dtype(model_params=parameters, supported_dtypes=supported)
+        compute_dtype = mm.unet_manual_cast(None, load_device, supported)
+    host_config.set_inference_dtype(dtype, compute_dtype)
+    model = host_config.get_model(tensors)
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=load_device, offload_device=offload_device)
+    if not mm.is_device_cpu(offload_device):
+        model.to(offload_device)
+    model.load_model_weights(tensors, "", assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_model, (path, weight_type))
+    return patcher
