@@ -60,7 +60,7 @@ class Sampling:
 
     samples: int
     seed: int = 0
-    images: Path | None = None  # a folder
+    pictures: Path | None = None  # a folder
 
     def rng(self, name: str) -> random.Random:
         """The random numbers of one row: the same in every run, whatever other rows do; never those of a training."""
