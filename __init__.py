@@ -1,11 +1,13 @@
-"""UniFusion for ComfyUI. The nodes are imported inside the entry point only, so that tests and tools can look at the
-repository's root without a ComfyUI around them."""
+"""The UniFusion pack for ComfyUI. The nodes are imported inside the entry point, so that tests and tools can import this
+folder without ComfyUI."""
 
-WEB_DIRECTORY = "./nodes/web"  # help pages: docs/<NodeId>.md
+# help pages: docs/<NodeId>.md
+WEB_DIRECTORY = "./nodes/web"
 
 
 async def comfy_entrypoint():  # noqa: ANN201  (ComfyUI's own type, not importable here)
-    """Called by ComfyUI once, when it loads its packs. Raises ImportError that names a missing package and how to get it."""
+    """The pack's extension, which ComfyUI asks for when it loads its packs. Raises ImportError that names a missing package and
+    the command that installs it."""
     try:
         from .nodes import UniFusionExtension
     except ModuleNotFoundError as absent:

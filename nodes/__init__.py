@@ -1,7 +1,4 @@
-"""ComfyUI's face of UniFusion: one node per file, no mathematics.
-
-`host` and the `comfy_*` files are the adapter to ComfyUI; the other files hold a node each.
-"""
+"""The ComfyUI nodes, one per file. `comfy/` is the adapter to ComfyUI; all computation is in `unifusion_core`."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from .schedule import UniFusionSchedule
 
 
 class UniFusionExtension(ComfyExtension):
-    """All nodes of the pack, in the order of the data's way."""
+    """All nodes of the pack, in the order of the data flow."""
 
     async def on_load(self) -> None:
         host.register_folders()

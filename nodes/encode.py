@@ -1,4 +1,4 @@
-"""UniFusionImageEncode: a prompt and pictures as the VLM sees them."""
+"""UniFusionImageEncode: a prompt and images to VLM features, with the prompt as it is."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ MAX_PICTURES = 10
 
 
 def pictures_input() -> Any:
-    """The input for any number of pictures; a new socket appears with each one connected."""
+    """The input for up to `MAX_PICTURES` images; ComfyUI adds a socket when the last one is connected."""
     picture = io.Image.Input(
-        "picture", tooltip="A picture the prompt speaks of. A batch counts as several pictures."
+        "picture", tooltip="An image that the prompt refers to. A batch counts as several images."
     )
     names = [f"picture_{number}" for number in range(1, MAX_PICTURES + 1)]
     return io.Autogrow.Input(
         "pictures",
         template=io.Autogrow.TemplateNames(picture, names=names, min=0),
         optional=True,
-        tooltip="Pictures in the order in which the prompt counts them; none are needed.",
+        tooltip="Optional images, in the order in which the prompt counts them.",
     )
 
 
 def max_tiles_input() -> Any:
-    """The input for how finely pictures are read."""
+    """The input for the resolution at which the VLM gets images."""
     return io.Int.Input(
         "max_tiles",
         default=10,
         min=1,
         max=40,
-        tooltip="How many tiles the VLM gets of each picture, the thumbnail included. More show finer "
-        "detail and take longer; 1 is the thumbnail alone.",
+        tooltip="Maximum number of tiles per image, including the thumbnail. More tiles keep finer detail and take longer; "
+        "1 = thumbnail only.",
     )
 
 
 def connected(pictures: dict[str, Tensor] | None) -> list[Tensor]:
-    """What is wired to `pictures_input`, in order."""
+    """The images connected to `pictures_input`, in order."""
     return [images for images in (pictures or {}).values() if images is not None]
 
 
 class UniFusionImageEncode(io.ComfyNode):
-    """One causal pass of the VLM over pictures and prompt."""
+    """Encodes images and prompt in one causal pass of the VLM."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -53,7 +53,9 @@ class UniFusionImageEncode(io.ComfyNode):
             node_id="UniFusionImageEncode",
             display_name="Encode for UniFusion",
             category=CATEGORY,
-            description="Reads a prompt, and any pictures it speaks of, with the VLM.",
+            description="Encodes a prompt, and any images, with the VLM. The prompt is used as it is: it should describe "
+            "the image to generate. For an instruction about an image ('make the circle green') use Rewrite for UniFusion "
+            "(VERIFI).",
             search_aliases=["unifusion", "text encode", "image encode", "prompt", "edit", "reference"],
             inputs=[
                 io.Clip.Input(
@@ -65,20 +67,21 @@ class UniFusionImageEncode(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
-                    tooltip="What to draw, or what to change in the pictures. May be empty, as the negative side often "
-                    "is.",
+                    tooltip="Description of the image to generate, used as it is. Usually empty for the negative side.",
                 ),
                 pictures_input(),
                 max_tiles_input(),
             ],
             outputs=[
                 FeaturesSocket.Output(
-                    "features", display_name="features", tooltip="For Pool UniFusion Features."
+                    "features",
+                    display_name="features",
+                    tooltip="Hidden states of the VLM's layers, for Pool UniFusion Features.",
                 ),
                 io.Image.Output(
                     "tiles",
                     display_name="tiles",
-                    tooltip="The tiles as the VLM sees them; one gray tile if there is no picture.",
+                    tooltip="The tiles that the VLM gets; one gray tile if there are no images.",
                 ),
             ],
         )

@@ -1,4 +1,4 @@
-"""UniFusionFeaturesToKrea2: features for ComfyUI's own Krea 2 model."""
+"""UniFusionFeaturesToKrea2: VLM features to a conditioning for ComfyUI's own Krea 2 model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .sockets import CATEGORY, Encoded, FeaturesSocket
 
 
 class UniFusionFeaturesToKrea2(io.ComfyNode):
-    """What Pool UniFusion Features is for this pack's own models; ComfyUI's pools inside itself."""
+    """Replaces Pool UniFusion Features for ComfyUI's own Krea 2 model, which pools inside itself."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -17,16 +17,17 @@ class UniFusionFeaturesToKrea2(io.ComfyNode):
             node_id="UniFusionFeaturesToKrea2",
             display_name="UniFusion Features to Krea 2",
             category=CATEGORY,
-            description="Prompts, rewrites and pictures, read by UniFusion's nodes, for a Krea 2 model from ComfyUI's own Load "
-            "Diffusion Model.",
+            description="Converts features to a conditioning for a Krea 2 model from ComfyUI's own Load Diffusion Model, so that "
+            "images, rewrites and image strength work with it. It replaces Pool UniFusion Features there.",
             search_aliases=["unifusion", "krea", "conditioning", "picture", "verifi"],
             inputs=[
                 FeaturesSocket.Input(
                     "features",
-                    tooltip="From Encode or Rewrite for UniFusion, whose VLM has the Krea 2 model on its `model` input.",
+                    tooltip="From Encode or Rewrite for UniFusion, with the Krea 2 model on the `model` input of Load "
+                    "UniFusion VLM.",
                 )
             ],
-            outputs=[io.Conditioning.Output(tooltip="For KSampler and every other sampler.")],
+            outputs=[io.Conditioning.Output(tooltip="For any sampler, as positive or negative.")],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""UniFusionPictureStrength: one picture among the features, weaker or stronger."""
+"""UniFusionPictureStrength: per-image conditioning strength, by the number of the image's tokens."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
+from ..unifusion_core.vlm.image_strength import with_strength
 from .encode import MAX_PICTURES
 from .sockets import CATEGORY, Encoded, FeaturesSocket
 
 
 class UniFusionPictureStrength(io.ComfyNode):
-    """Fewer tokens of a picture, or each several times; one node for each picture that shall change."""
+    """Drops tokens of an image, or repeats them. One node per image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,19 +20,21 @@ class UniFusionPictureStrength(io.ComfyNode):
             node_id="UniFusionPictureStrength",
             display_name="UniFusion Picture Strength",
             category=CATEGORY,
-            description="How strongly one of the pictures speaks. With fewer of its tokens a drawing keeps its idea and "
-            "varies the rest; with gain it is followed more closely. Chain one node for each picture.",
+            description="Per-image conditioning strength. 'keep' below 1 drops tokens of the image, so that the result "
+            "varies more. 'gain' above 1 repeats them, so that the image is followed more closely. Chain one node per "
+            "image.",
             search_aliases=["unifusion", "reference strength", "image weight", "token thinning", "variation"],
             inputs=[
                 FeaturesSocket.Input(
-                    "features", tooltip="From Encode or Rewrite for UniFusion, or another strength."
+                    "features",
+                    tooltip="From Encode or Rewrite for UniFusion, or from another UniFusion Picture Strength.",
                 ),
                 io.Int.Input(
                     "picture",
                     default=1,
                     min=1,
                     max=10 * MAX_PICTURES,
-                    tooltip="Which picture, counted as in the node that read them; each of a batch counts.",
+                    tooltip="Number of the image, in the order of the node that encoded it. Each image of a batch counts.",
                 ),
                 io.Float.Input(
                     "keep",
@@ -40,36 +43,31 @@ class UniFusionPictureStrength(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Share of its tokens that stay, evenly spread, the thumbnail's to the last. Small shares keep what "
-                    "is there and let its place and details vary; at 0 only words speak of the picture.",
+                    tooltip="Share of the image's tokens that are kept, evenly spread; those of the thumbnail are dropped "
+                    "last. Small shares keep the content and vary positions and details. 0 removes the image.",
                 ),
                 io.Int.Input(
                     "gain",
                     default=1,
                     min=1,
                     max=8,
-                    tooltip="How often each token stands there: 2 doubles its weight in the attention, and what its tokens "
-                    "cost. 1 is as the VLM gave them.",
+                    tooltip="How many times each kept token is repeated. 2 doubles the image's weight in the attention, "
+                    "and the cost of its tokens. 1 = unchanged.",
                 ),
             ],
             outputs=[
                 FeaturesSocket.Output(
                     "features",
                     display_name="features",
-                    tooltip="For Pool UniFusion Features, or the next picture's strength.",
+                    tooltip="For Pool UniFusion Features, or for the strength of the next image.",
                 )
             ],
         )
 
     @classmethod
     def execute(cls, features: Encoded, picture: int, keep: float, gain: int) -> io.NodeOutput:
-        from ..unifusion_core.vlm.image_strength import with_strength
-
+        thumbnail_last = features.spec.template.thumbnail_last
         changed = with_strength(
-            features.features,
-            picture,
-            keep=keep,
-            gain=gain,
-            thumbnail_last=features.spec.template.thumbnail_last,
+            features.features, picture, keep=keep, gain=gain, thumbnail_last=thumbnail_last
         )
         return io.NodeOutput(replace(features, features=changed))

@@ -1,19 +1,17 @@
-"""UniFusionLAPInspect: which layer of the VLM every token reads, as a picture and as a table."""
+"""UniFusionLAPInspect: the share of each VLM layer in every pooled token, as an image and as a table."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
-from ..unifusion_core.inspection.table import lines_of, write_table
-from .comfy.model import read_layers
+from .comfy.model import layer_map
 from .sockets import CATEGORY, Encoded, FeaturesSocket
 
 
 class UniFusionLAPInspect(io.ComfyNode):
-    """A look inside Layerwise Attention Pooling; nothing is drawn by it."""
+    """Shows how Layerwise Attention Pooling uses the VLM's layers; no effect on the generated image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -21,8 +19,8 @@ class UniFusionLAPInspect(io.ComfyNode):
             node_id="UniFusionLAPInspect",
             display_name="Inspect UniFusion Layers",
             category=CATEGORY,
-            description="Which layer of the VLM every token reads: each layer's share in what Layerwise Attention Pooling makes "
-            "of the token, and the attention between the layers before that.",
+            description="Shows each VLM layer's share in every pooled token, and the attention between the layers inside "
+            "Layerwise Attention Pooling (LAP). No effect on the generated image.",
             search_aliases=[
                 "unifusion",
                 "lap",
@@ -34,34 +32,27 @@ class UniFusionLAPInspect(io.ComfyNode):
             ],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The UniFusion model whose pooling is looked at, with its LoRAs."
+                    "model", tooltip="The UniFusion model whose LAP is inspected, with its LoRAs."
                 ),
                 FeaturesSocket.Input(
-                    "features",
-                    tooltip="From Encode for UniFusion or Rewrite for UniFusion (VERIFI), as for pooling.",
+                    "features", tooltip="From Encode for UniFusion or Rewrite for UniFusion (VERIFI)."
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     "map",
                     display_name="map",
-                    tooltip="Tokens down, layers across, the pooling weights above; every picture with its tokens' layers laid "
-                    "over it. For Preview Image or Save Image.",
+                    tooltip="Heat map with a row per token and a column per layer, the pooling weights above it, and the "
+                    "layers of each image's tokens over that image. For Preview Image or Save Image.",
                 ),
                 io.String.Output(
                     "table",
                     display_name="table",
-                    tooltip="The same shares in per cent, a line for each token. For Preview as Text.",
+                    tooltip="The same shares in per cent, one line per text token and per image. For Preview as Text.",
                 ),
             ],
         )
 
     @classmethod
     def execute(cls, model: Any, features: Encoded) -> io.NodeOutput:
-        from ..unifusion_core.inspection.layer_map import draw_layer_map
-
-        reading, taps = read_layers(model, features), features.spec.taps
-        texts = [features.texts[number] for number in features.features.token_info.ids[0].tolist()]
-        lines = lines_of(features.features, texts)
-        drawn = draw_layer_map(reading, features.features, lines, taps, features.images)
-        return io.NodeOutput(torch.from_numpy(drawn)[None].float() / 255, write_table(reading, lines, taps))
+        return io.NodeOutput(*layer_map(model, features))

@@ -1,4 +1,4 @@
-"""UniFusionLatentFromReference: an empty latent in the size of a picture, so that an edit does not drift."""
+"""UniFusionLatentFromReference: an empty latent in the size of an image, so that an edit keeps unchanged parts in place."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from torch import Tensor
 from .comfy import host
 from .sockets import CATEGORY
 
-OWN, FITTED = "own size", "at most max_megapixels"
-
 
 class UniFusionLatentFromReference(io.ComfyNode):
-    """The size of a drawing that takes a picture's place."""
+    """An empty latent for an edit of an image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,16 +18,16 @@ class UniFusionLatentFromReference(io.ComfyNode):
             node_id="UniFusionLatentFromReference",
             display_name="UniFusion Latent from Reference",
             category=CATEGORY,
-            description="An empty latent in the size of a picture: draw an edit in its picture's own size, and what is not "
-            "changed stays in its place. Sides are rounded to multiples of 8, nothing is resized.",
+            description="An empty latent in the size of an image. An edit sampled in its image's own size keeps unchanged "
+            "parts in place. Sides are rounded to multiples of 8; the image itself is neither resized nor encoded.",
             search_aliases=["unifusion", "empty latent", "image size", "reference", "edit"],
             inputs=[
-                io.Image.Input("picture", tooltip="The picture that is edited; of a batch, the first."),
+                io.Image.Input("picture", tooltip="The image to edit; of a batch, the first."),
                 io.Combo.Input(
                     "size_policy",
-                    options=[OWN, FITTED],
-                    default=OWN,
-                    tooltip="The picture's own size, or its shape with no more pixels than max_megapixels.",
+                    options=list(host.SIZE_POLICIES),
+                    default=host.SIZE_POLICIES[0],
+                    tooltip="The image's own size, or its aspect ratio with no more pixels than max_megapixels.",
                 ),
                 io.Float.Input(
                     "max_megapixels",
@@ -49,7 +47,5 @@ class UniFusionLatentFromReference(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, picture: Tensor, size_policy: str, max_megapixels: float) -> io.NodeOutput:
-        limit = max_megapixels * 1e6 if size_policy == FITTED else None
-        latent, (width, height) = host.empty_latent_for(picture[0].movedim(-1, 0), limit)
-        return io.NodeOutput(latent, width, height)
+    def execute(cls, picture: Tensor, size_policy: host.SizePolicy, max_megapixels: float) -> io.NodeOutput:
+        return io.NodeOutput(*host.latent_from_reference(picture, size_policy, max_megapixels))

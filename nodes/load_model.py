@@ -1,4 +1,4 @@
-"""UniFusionModelLoader: a generator file, Krea 2's among them, or the embedded one, as a MODEL."""
+"""UniFusionModelLoader: a generator file as a MODEL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .sockets import CATEGORY
 
 
 class UniFusionModelLoader(io.ComfyNode):
-    """LAP, refiner and DiT: one file, one MODEL."""
+    """Loads LAP, refiner and DiT from one file of UniFusion or Krea 2."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -18,8 +18,8 @@ class UniFusionModelLoader(io.ComfyNode):
             node_id="UniFusionModelLoader",
             display_name="Load UniFusion Model",
             category=CATEGORY,
-            description="Loads a UniFusion generator (layer pooling, refiner and diffusion transformer in one file), or a file "
-            "of Krea 2 as it is downloaded (raw or turbo, bf16 or fp8).",
+            description="Loads a UniFusion generator (layer pooling, refiner and diffusion transformer in one file) or a Krea 2 "
+            "file as downloaded (raw or turbo, bf16 or fp8).",
             search_aliases=["unifusion", "load diffusion model", "unet loader", "krea"],
             inputs=[
                 io.Combo.Input(
@@ -33,22 +33,21 @@ class UniFusionModelLoader(io.ComfyNode):
                     options=list(host.WEIGHT_TYPES),
                     default="default",
                     advanced=True,
-                    tooltip="How weights are kept in memory. 'default' suits your graphics card; fp8_e4m3fn halves the "
-                    "memory of 16 bit and costs some quality. Files that are fp8 with scales stay as they are.",
+                    tooltip="Type of the weights in memory. 'default' is chosen for your device. fp8_e4m3fn needs half the "
+                    "memory of 16 bits and loses some quality. fp8 files with scales keep their type.",
                 ),
             ],
-            outputs=[
-                io.Model.Output(tooltip="For KSampler and every other sampler, LoRA loader or saving node.")
-            ],
+            outputs=[io.Model.Output(tooltip="For any sampler, LoRA loader or saving node.")],
         )
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
         names = host.generator_names()
-        if file is None or file in names:  # None: a wire brings it, and it is looked for when the node runs
+        # None: the value comes from a link and is checked when the node runs
+        if file is None or file in names:
             return True
         return host.missing(str(file), "models/diffusion_models", names)
 
     @classmethod
-    def execute(cls, file: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(cls, file: str, weight_dtype: host.WeightType) -> io.NodeOutput:
         return io.NodeOutput(load_model(host.generator_path(str(file)), weight_dtype))

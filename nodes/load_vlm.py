@@ -1,4 +1,4 @@
-"""UniFusionVLMLoader: a VLM folder, or the embedded one, as a CLIP."""
+"""UniFusionVLMLoader: a VLM folder as a CLIP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .sockets import CATEGORY
 
 
 class UniFusionVLMLoader(io.ComfyNode):
-    """The frozen vision-language model that reads prompts and pictures."""
+    """Loads the frozen vision-language model, UniFusion's only encoder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -21,7 +21,7 @@ class UniFusionVLMLoader(io.ComfyNode):
             node_id="UniFusionVLMLoader",
             display_name="Load UniFusion VLM",
             category=CATEGORY,
-            description="Loads the vision-language model that reads prompts and pictures for a UniFusion model.",
+            description="Loads the frozen vision-language model (VLM) that encodes prompts and images for a UniFusion model.",
             search_aliases=["unifusion", "load clip", "text encoder", "internvl", "qwen vl"],
             inputs=[
                 io.Combo.Input(
@@ -29,33 +29,37 @@ class UniFusionVLMLoader(io.ComfyNode):
                     options=host.vlm_names(),
                     default=host.BUILT_IN,
                     tooltip="A folder in models/vlm with the files of a Hugging Face model (config.json, tokenizer, "
-                    "safetensors), or the small VLM that comes with the pack. Take the one the model was trained with.",
+                    "safetensors), or the small VLM that comes with the pack. Use the VLM that the model was trained with.",
                 ),
                 io.Model.Input(
                     "model",
-                    tooltip="The model from Load UniFusion Model, or a Krea 2 model from ComfyUI's own loader: it says which "
-                    "layers of the VLM it reads, and how a prompt is laid out. LoRAs make no difference here.",
+                    tooltip="The model from Load UniFusion Model, or a Krea 2 model from ComfyUI's own loader. It "
+                    "determines which layers of the VLM are used and the chat template. LoRAs have no effect here.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=[name for name in host.WEIGHT_TYPES if not name.startswith("fp8")],
                     default="default",
                     advanced=True,
-                    tooltip="How weights are kept in memory. 'default' is bf16 on graphics cards that can, else fp32.",
+                    tooltip="Type of the weights in memory. 'default' is bf16 on GPUs that support it, else fp32; small "
+                    "VLMs use fp32.",
                 ),
             ],
-            outputs=[io.Clip.Output(tooltip="For CLIP Text Encode, Encode for UniFusion and Generate Text.")],
+            outputs=[
+                io.Clip.Output(
+                    tooltip="For Encode or Rewrite for UniFusion, CLIP Text Encode and Generate Text."
+                )
+            ],
         )
 
     @classmethod
     def validate_inputs(cls, folder: str | None) -> bool | str:
         names = host.vlm_names()
-        if (
-            folder is None or folder in names
-        ):  # None: a wire brings it, and it is looked for when the node runs
+        # None: the value comes from a link and is checked when the node runs
+        if folder is None or folder in names:
             return True
         return host.missing(str(folder), "models/vlm", names)
 
     @classmethod
-    def execute(cls, folder: str, model: Any, dtype: str) -> io.NodeOutput:
+    def execute(cls, folder: str, model: Any, dtype: host.WeightType) -> io.NodeOutput:
         return io.NodeOutput(load_clip(host.vlm_path(str(folder)), vlm_spec(model), dtype))

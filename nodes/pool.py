@@ -1,4 +1,4 @@
-"""UniFusionLAPPool: VLM features to a condition, by the model's layer pooling and refiner."""
+"""UniFusionLAPPool: VLM features to a conditioning, by the model's LAP and refiner."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .sockets import CATEGORY, Encoded, FeaturesSocket
 
 
 class UniFusionLAPPool(io.ComfyNode):
-    """Layerwise Attention Pooling and refiner, as a step of its own."""
+    """Layerwise Attention Pooling and refiner as a node."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,7 +19,8 @@ class UniFusionLAPPool(io.ComfyNode):
             node_id="UniFusionLAPPool",
             display_name="Pool UniFusion Features",
             category=CATEGORY,
-            description="Layerwise Attention Pooling and refiner: many VLM layers become one condition to draw by.",
+            description="Pools the VLM layers of each token into one conditioning, by the model's Layerwise Attention "
+            "Pooling (LAP) and refiner.",
             search_aliases=[
                 "unifusion",
                 "lap",
@@ -29,7 +30,7 @@ class UniFusionLAPPool(io.ComfyNode):
                 "gains",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="The UniFusion model that will draw, with its LoRAs."),
+                io.Model.Input("model", tooltip="The UniFusion model that you sample with, with its LoRAs."),
                 FeaturesSocket.Input(
                     "features", tooltip="From Encode for UniFusion or Rewrite for UniFusion (VERIFI)."
                 ),
@@ -38,13 +39,15 @@ class UniFusionLAPPool(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="How much of each VLM layer is pooled: one number for each ('1, 1, 0.5, 1, 1') or some by their "
-                    "layer ('3: 0.5'). They multiply the pooling weights: 1 is as trained, 0 leaves a layer out. Empty: "
-                    "as trained. Concerns this node alone: what CLIP Text Encode makes is pooled inside the MODEL.",
+                    tooltip="Factors on LAP's pooling weights: one number per layer ('1, 1, 0.5, 1, 1'), or some layers by "
+                    "number ('3: 0.5'). 1 = as trained, 0 leaves the layer out, empty = all as trained. No effect on CLIP "
+                    "Text Encode, which is pooled inside the MODEL.",
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(tooltip="For KSampler or the UniFusion Sampler, positive or negative.")
+                io.Conditioning.Output(
+                    tooltip="For KSampler or the UniFusion Sampler, as positive or negative."
+                )
             ],
         )
 

@@ -1,21 +1,22 @@
-"""UniFusionVerifiRewrite: the VLM writes what the picture shall show, and its states while writing become the features."""
+"""UniFusionVerifiRewrite: a prompt or an instruction about images to a rewrite, and to the features of that rewrite (VERIFI)."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, get_args
 
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..unifusion_core.contracts import RewriteStates
 from ..unifusion_core.vlm.styles import STYLES
-from .comfy.clip import AUTOMATIC, rewrite
+from .comfy.clip import StatesChoice, rewrite
+from .comfy.host import AUTOMATIC
 from .encode import connected, max_tiles_input, pictures_input
 from .sockets import CATEGORY, FeaturesSocket
 
 
 class UniFusionVerifiRewrite(io.ComfyNode):
-    """Rewrite and encode in one pass of the VLM."""
+    """Rewrites the prompt and encodes the rewrite, by default in the same pass of the VLM."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,8 +24,9 @@ class UniFusionVerifiRewrite(io.ComfyNode):
             node_id="UniFusionVerifiRewrite",
             display_name="Rewrite for UniFusion (VERIFI)",
             category=CATEGORY,
-            description="The VLM reads prompt and pictures, writes down what the new picture shows, and hands over its states "
-            "while writing: the picture is drawn by the rewrite, with the pictures still in view.",
+            description="The VLM turns the prompt, or an instruction about images ('make the circle green'), into a "
+            "description of the image to generate. The hidden states of that rewrite become the features. Encode for "
+            "UniFusion uses the prompt as it is.",
             search_aliases=[
                 "unifusion",
                 "verifi",
@@ -44,7 +46,7 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
-                    tooltip="What to draw, or what to change in the pictures, in your own words.",
+                    tooltip="What to generate, or what to change in the images.",
                 ),
                 pictures_input(),
                 max_tiles_input(),
@@ -52,22 +54,21 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                     "style",
                     options=list(STYLES),
                     default=next(iter(STYLES)),
-                    tooltip="How the VLM rewrites. 'caption' is the way the model was trained with; 'keep everything else' "
-                    "is for edits of a picture.",
+                    tooltip="Text prepended to the prompt; 'caption' = as in training. 'keep everything else' is for "
+                    "editing an image.",
                 ),
                 io.String.Input(
                     "own_style",
                     default="",
                     advanced=True,
-                    tooltip="What to tell the VLM before the prompt, in your own words, in place of the style: "
-                    "'make everything red.'",
+                    tooltip="Your own text to prepend to the prompt instead of the style, such as 'make everything red.'",
                 ),
                 io.String.Input(
                     "locked_text",
                     multiline=True,
                     default="",
-                    tooltip="Your own rewrite, used word by word. Copy the rewrite here, change a word, and the picture "
-                    "follows. Empty: the VLM writes.",
+                    tooltip="Your own rewrite, used word for word. To correct a rewrite, copy it here and change it. Empty "
+                    "= the VLM writes it.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -75,7 +76,7 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=True,
-                    tooltip="Another seed, another wording, if the temperature is above 0.",
+                    tooltip="Seed of the rewrite. Has an effect only above temperature 0.",
                 ),
                 io.Float.Input(
                     "temperature",
@@ -84,7 +85,7 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     round=0.01,
-                    tooltip="0 writes the likeliest words; more varies them.",
+                    tooltip="Sampling temperature of the rewrite. 0 = the most likely words; higher values vary the wording.",
                 ),
                 io.Int.Input(
                     "max_new_tokens",
@@ -92,22 +93,26 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                     min=1,
                     max=4096,
                     advanced=True,
-                    tooltip="A rewrite that has not ended by then is refused, since half a description draws half a picture.",
+                    tooltip="Maximum length of the rewrite in tokens. A longer rewrite is an error, because cutting it "
+                    "would silently drop content.",
                 ),
                 io.Combo.Input(
                     "states",
-                    options=[AUTOMATIC, "one_pass", "reencode"],
+                    options=[AUTOMATIC, *get_args(RewriteStates)],
                     default=AUTOMATIC,
                     advanced=True,
-                    tooltip="one_pass: the VLM's states while it writes. reencode: the rewrite is read anew as a prompt, for "
-                    "models that never saw the former. 'automatic' is what the model was trained with.",
+                    tooltip="Source of the hidden states. one_pass: the pass that writes the rewrite. reencode: a second "
+                    "pass with the rewrite as the prompt, for models that were not trained on rewrites. 'automatic' = as "
+                    "the model was trained.",
                 ),
             ],
             outputs=[
                 FeaturesSocket.Output(
-                    "features", display_name="features", tooltip="For Pool UniFusion Features."
+                    "features",
+                    display_name="features",
+                    tooltip="Hidden states of the images and of the rewrite, for Pool UniFusion Features.",
                 ),
-                io.String.Output("rewrite", display_name="rewrite", tooltip="What the VLM wrote."),
+                io.String.Output("rewrite", display_name="rewrite", tooltip="The text of the rewrite."),
             ],
         )
 
@@ -123,7 +128,7 @@ class UniFusionVerifiRewrite(io.ComfyNode):
         seed: int,
         temperature: float,
         max_new_tokens: int,
-        states: RewriteStates | Literal["automatic"],
+        states: StatesChoice,
         pictures: dict[str, Tensor] | None = None,
     ) -> io.NodeOutput:
         encoded, text = rewrite(

@@ -1,4 +1,4 @@
-"""UniFusionSampler: noise to latents, with guidance by text and, apart from it, by pictures."""
+"""UniFusionSampler: noise to a latent, with separate guidance scales for text and images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .comfy.sampling import AUTOMATIC, SCHEDULE_NAMES, draw, sigmas_for
+from .comfy.host import AUTOMATIC
+from .comfy.sampling import SCHEDULE_NAMES, draw, sigmas_for
 from .schedule import SCHEDULE_TOOLTIP
 from .sockets import CATEGORY
 
@@ -20,20 +21,20 @@ class UniFusionSampler(io.ComfyNode):
             node_id="UniFusionSampler",
             display_name="UniFusion Sampler",
             category=CATEGORY,
-            description="Draws a picture's latents. With picture_only connected, text and pictures are guided apart: "
-            "negative + image_cfg (picture_only - negative) + cfg (positive - picture_only).",
+            description="Samples a latent with Euler steps. With picture_only connected, text and images have separate guidance "
+            "scales: negative + image_cfg (picture_only - negative) + cfg (positive - picture_only).",
             search_aliases=["unifusion", "ksampler", "sampler", "denoise", "image cfg"],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model from Load UniFusion Model, with or without LoRAs."
                 ),
-                io.Conditioning.Input("positive", tooltip="What to draw."),
+                io.Conditioning.Input("positive", tooltip="Conditioning of the image to generate."),
                 io.Conditioning.Input(
-                    "negative", tooltip="What to stay away from; usually the empty prompt."
+                    "negative", tooltip="Conditioning to steer away from; usually the empty prompt."
                 ),
                 io.Latent.Input(
                     "latent",
-                    tooltip="An empty latent of the wanted size; with a noise mask only that part is drawn.",
+                    tooltip="An empty latent of the wanted size. With a noise mask only the masked part changes.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -41,10 +42,14 @@ class UniFusionSampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The noise to start from: equal seeds draw equal pictures.",
+                    tooltip="Seed of the noise. Equal seeds give equal images.",
                 ),
                 io.Int.Input(
-                    "steps", default=20, min=1, max=1000, tooltip="More take longer and draw more exactly."
+                    "steps",
+                    default=20,
+                    min=1,
+                    max=1000,
+                    tooltip="Number of sampling steps. More steps are slower and more accurate.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -53,8 +58,7 @@ class UniFusionSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="How strictly the prompt is followed; 1, without picture_only, switches guidance off and is twice as "
-                    "fast.",
+                    tooltip="Guidance scale of the text. 1 = no guidance, twice as fast, unless picture_only is connected.",
                 ),
                 io.Float.Input(
                     "image_cfg",
@@ -63,7 +67,7 @@ class UniFusionSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="How strictly the pictures are followed; used if picture_only is connected.",
+                    tooltip="Guidance scale of the images. Has an effect only if picture_only is connected.",
                 ),
                 io.Combo.Input(
                     "schedule", options=list(SCHEDULE_NAMES), default=AUTOMATIC, tooltip=SCHEDULE_TOOLTIP
@@ -71,7 +75,7 @@ class UniFusionSampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "picture_only",
                     optional=True,
-                    tooltip="The same pictures with an empty prompt: lets image_cfg and cfg pull apart.",
+                    tooltip="Conditioning of the same images with an empty prompt. Separates image_cfg from cfg.",
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="For VAE Decode.")],
@@ -91,17 +95,15 @@ class UniFusionSampler(io.ComfyNode):
         schedule: str,
         picture_only: Any = None,
     ) -> io.NodeOutput:
-        sigmas = sigmas_for(model, latent, steps, schedule)
-        return io.NodeOutput(
-            draw(
-                model,
-                positive,
-                negative,
-                picture_only,
-                latent,
-                seed=seed,
-                sigmas=sigmas,
-                cfg=cfg,
-                image_cfg=image_cfg,
-            )
+        sampled = draw(
+            model,
+            positive,
+            negative,
+            picture_only,
+            latent,
+            seed=seed,
+            sigmas=sigmas_for(model, latent, steps, schedule),
+            cfg=cfg,
+            image_cfg=image_cfg,
         )
+        return io.NodeOutput(sampled)

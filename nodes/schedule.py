@@ -1,4 +1,4 @@
-"""UniFusionSchedule: the core's schedules as SIGMAS, for SamplerCustom and its relatives."""
+"""UniFusionSchedule: the core's sampling schedules as SIGMAS."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..unifusion_core.zoo.krea_2 import KREA_2
-from .comfy.sampling import AUTOMATIC, SCHEDULE_NAMES, sigmas_for
+from .comfy.host import AUTOMATIC
+from .comfy.sampling import SCHEDULE_NAMES, sigmas_for
 from .sockets import CATEGORY
 
 _VARIANTS = ", ".join(
@@ -15,13 +16,13 @@ _VARIANTS = ", ".join(
     for variant, each in KREA_2.sampling.items()
 )
 SCHEDULE_TOOLTIP = (
-    "The times of the steps. 'automatic' is what the model draws best with; a larger shift spends more steps on the layout. "
-    f"A Krea 2 file does not say whether it is raw or turbo, and 'automatic' takes it for turbo: choose {_VARIANTS}."
+    "Sampling schedule. 'automatic' = the model's default; a larger shift spends more steps near the noise, where the layout is "
+    f"decided. A Krea 2 file does not say whether it is raw or turbo, and 'automatic' assumes turbo: choose {_VARIANTS}."
 )
 
 
 class UniFusionSchedule(io.ComfyNode):
-    """Times from noise to clean."""
+    """Sigmas from 1 (noise) to 0 (clean)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -29,14 +30,14 @@ class UniFusionSchedule(io.ComfyNode):
             node_id="UniFusionSchedule",
             display_name="UniFusion Schedule",
             category=CATEGORY,
-            description="UniFusion's schedules as sigmas, for SamplerCustom and SamplerCustomAdvanced.",
+            description="UniFusion's sampling schedules as sigmas, for SamplerCustom and SamplerCustomAdvanced.",
             search_aliases=["unifusion", "scheduler", "sigmas", "shift", "timesteps"],
             inputs=[
-                io.Model.Input("model", tooltip="The UniFusion model that will draw."),
+                io.Model.Input("model", tooltip="The UniFusion model that you sample with."),
                 io.Latent.Input(
-                    "latent", tooltip="The latent to be drawn on: some schedules depend on its size."
+                    "latent", tooltip="The latent that you sample; some schedules depend on its size."
                 ),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="How many steps to draw in."),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Number of sampling steps."),
                 io.Combo.Input(
                     "schedule", options=list(SCHEDULE_NAMES), default=AUTOMATIC, tooltip=SCHEDULE_TOOLTIP
                 ),

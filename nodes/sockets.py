@@ -1,4 +1,4 @@
-"""The pack's own socket types; everything else travels in ComfyUI's."""
+"""The pack's own socket type. All other sockets are ComfyUI's."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from ..unifusion_core.contracts import Features, VLMSpec
 CATEGORY = "UniFusion"
 
 FeaturesSocket = io.Custom("UNIFUSION_FEATURES")
-"""`Encoded`: hidden states of the VLM's tapped layers for the kept tokens."""
+"""`Encoded`: hidden states of the VLM's tapped layers for the selected tokens."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Features, and what a generator must read for them to mean what it thinks: taps, template, kept tokens. `edited` is the
-    size (width, height) in which a single picture would be drawn anew; several pictures or none have no such size. For looking
-    at them: the tokens' own texts by their vocabulary ids, and the pictures (C H W) that the VLM read."""
+    """The value of a `FeaturesSocket`: features with the context that later nodes need.
+
+    spec     the VLM, layers and chat template that they were encoded with; pooling checks it
+    edited   (width, height) of the only image, rounded to sizes that can be generated; None for no image or several
+    texts    text of each token by its vocabulary id, for inspection
+    images   the encoded images (C H W), for inspection
+    """
 
     features: Features
     spec: VLMSpec

@@ -1,4 +1,4 @@
-"""All errors that users can cause, each with one sentence: what was given, what is needed, what to do.
+"""All errors that users can cause. Each is one sentence: what was given, what is needed, what to do next.
 
 UniFusionError
 ├── ConfigError        a configuration whose numbers do not fit together
@@ -6,7 +6,7 @@ UniFusionError
 ├── CheckpointError    a file that is damaged, of another kind, or does not fit
 ├── VLMError           a VLM folder that is missing, unsupported, or does not fit the generator
 ├── PromptError        a prompt or rewrite that the VLM cannot take
-└── TrainingError      a run whose numbers are no longer numbers
+└── TrainingError      a training run that diverged (non-finite gradient)
 """
 
 
@@ -35,4 +35,4 @@ class PromptError(UniFusionError, ValueError):
 
 
 class TrainingError(UniFusionError, FloatingPointError):
-    """A training run whose numbers are no longer numbers."""
+    """A training run that diverged (non-finite gradient)."""

@@ -285,7 +285,7 @@ class Pipeline:
         """Settings with what the model draws best with in every place that is None. Raises as `SamplingSettings` does."""
         if schedule is not None:
             check_schedule(schedule)
-        usual = self.spec.sampling_for(schedule)
+        usual = zoo.sampling_for(self.spec, schedule)
         return SamplingSettings(
             size=self.spec.size if size is None else size,
             steps=usual.steps if steps is None else steps,

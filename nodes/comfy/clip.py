@@ -1,4 +1,4 @@
-"""The VLM as a ComfyUI CLIP, so that stock text nodes, the model manager and offloading work with it."""
+"""The VLM as a ComfyUI CLIP, which stock text nodes and ComfyUI's model manager take; encoding and rewriting on it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from ...unifusion_core.vlm.styles import with_style
 from ..sockets import Encoded
 from . import host
 from .conditions import flattened
-from .ops import bring_the_rest, use_host_layers
+from .host import AUTOMATIC, WeightType
+from .ops import move_other_parameters, use_host_layers
 
 if TYPE_CHECKING:
     from ...unifusion_core.vlm.backbone import VLMBackbone
     from ...unifusion_core.vlm.chat import VLMInputs
     from .stock_clip import StockEncoder
 
-Tokens = dict[str, Any]  # {"inputs": VLMInputs}: what our tokenizer makes and our encoder reads
-# what suits the generator
-AUTOMATIC = "automatic"
+# {"inputs": VLMInputs}, from `VLMTokenizer` to `VLMEncoder`
+Tokens = dict[str, Any]
+StatesChoice = RewriteStates | Literal["automatic"]
 
 
 class VLMTokenizer:
-    """Lays prompts and pictures out as a chat. Stock nodes hand over a text, some also pictures (B H W C)."""
+    """Prompts and images as chats. Stock nodes give a text, some of them images (B H W C) as well."""
 
     def __init__(
         self,
@@ -54,15 +55,16 @@ class VLMTokenizer:
         images: Sequence[Tensor] = (),
         max_tiles: int = MAX_TILES,
         rewrite: str | None = None,
-        **unknown: Any,  # settings of other families' templates
+        **unknown: Any,
     ) -> Tokens:
-        """Weights such as (word:1.2) are read as plain text: a VLM has no such thing."""
-        images = one_by_one([*images] if image is None else [image, *images])
+        """One chat. Prompt weights such as (word:1.2) are plain text to a VLM. `unknown` settings, which belong to other text
+        encoders, are ignored."""
+        images = unbatched([*images] if image is None else [image, *images])
         request = Request(prompt=text, images=images, rewrite=rewrite)
         return {"inputs": self.backbone.prepare([request], self.spec.template, max_tiles)}
 
     def decode(self, text: str, skip_special_tokens: bool = True) -> str:
-        """What `generate` returned: a text already."""
+        """The text that `VLMEncoder.generate` returned, unchanged."""
         return text
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -70,8 +72,7 @@ class VLMTokenizer:
 
 
 class VLMEncoder(nn.Module):
-    """The VLM inside ComfyUI's model manager. A module around it, because the manager sets `.device`, which a model of
-    transformers does not allow."""
+    """The VLM as a module for ComfyUI's model manager, which sets `.device`; a model of transformers does not allow that."""
 
     def __init__(
         self,
@@ -89,24 +90,25 @@ class VLMEncoder(nn.Module):
             self.to(device)
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
-        if "execution_device" in options:  # where inputs go, wherever the manager keeps the weights
+        if "execution_device" in options:
+            # the device of the inputs; the manager may keep the weights elsewhere
             device = self.backbone.run_device = torch.device(options["execution_device"])
-            bring_the_rest(self, device)
+            move_other_parameters(self, device)
         if options.get("layer") is not None:
             host.warn_once(
-                "CLIP Set Last Layer does nothing here: the model itself says which layers it reads"
+                "CLIP Set Last Layer has no effect: the model determines which VLM layers are used"
             )
 
     def reset_clip_options(self) -> None:
         self.backbone.run_device = None
 
     def memory_estimation_function(self, tokens: Tokens, device: Any = None) -> int:
-        """Bytes for one pass; ComfyUI also asks with no tokens at all."""
+        """Bytes for one forward pass. ComfyUI also calls this without tokens."""
         length = tokens["inputs"].token_ids.shape[1] if tokens else 1
         return length * self.backbone.hidden_size * mm.dtype_size(torch.float32) * 64
 
     def encode_token_weights(self, tokens: Tokens) -> tuple[Tensor, None, dict[str, Any]]:
-        """For stock nodes: flattened features, no pooled vector, and what else belongs to the condition."""
+        """For stock nodes: flattened features, no pooled vector, and the entries of the conditioning's dictionary."""
         states, rest = flattened(features_of(self, tokens), self.spec)
         return states, None, rest
 
@@ -119,9 +121,12 @@ class VLMEncoder(nn.Module):
         seed: int | None = None,
         **unused: Any,
     ) -> str:
-        """The VLM's answer, from the whole distribution at a temperature; top_k and its relatives are not used."""
+        """The VLM's answer, sampled at a temperature from the whole distribution. top_k, top_p, min_p and repetition_penalty are
+        ignored."""
         if do_sample:
-            host.warn_once("text is sampled by temperature and seed alone; top_k and its like do nothing")
+            host.warn_once(
+                "text is sampled with temperature and seed only; top_k, top_p, min_p and repetition_penalty have no effect"
+            )
         (text,) = self.backbone.generate(
             tokens["inputs"],
             max_new_tokens=max_length,
@@ -133,12 +138,12 @@ class VLMEncoder(nn.Module):
 
 
 def load_clip(
-    folder: Path, spec: VLMSpec, dtype_name: str = "default", disable_dynamic: bool = False
+    folder: Path, spec: VLMSpec, dtype_name: WeightType = "default", disable_dynamic: bool = False
 ) -> comfy.sd.CLIP:
-    """A VLM folder as a CLIP for the generator with this `spec`. Raises VLMError if it is damaged or does not fit."""
+    """A VLM folder as a CLIP for the generator with this `spec`. Raises VLMError if the folder is damaged or does not fit."""
     from ...unifusion_core.vlm.folder import load_vlm
 
-    dtype = host.vlm_dtype(dtype_name, _parameters(folder))
+    dtype = host.vlm_dtype(dtype_name, _estimated_parameters(folder))
     backbone = load_vlm(folder, dtype=dtype, spec=spec)
     backbone.check_fits(spec)
     target = comfy.supported_models_base.ClipTarget(
@@ -154,15 +159,15 @@ def load_clip(
     return clip
 
 
-def _load_patcher(folder: Path, spec: VLMSpec, dtype_name: str, disable_dynamic: bool = False) -> Any:
-    """How ComfyUI makes another copy of the VLM, for a second device."""
+def _load_patcher(folder: Path, spec: VLMSpec, dtype_name: WeightType, disable_dynamic: bool = False) -> Any:
+    """Another copy of the VLM, which ComfyUI makes for a second device."""
     return load_clip(folder, spec, dtype_name, disable_dynamic).patcher
 
 
 @torch.no_grad()
 def features_of(encoder: VLMEncoder | StockEncoder, tokens: Tokens, weights: Hashable = None) -> Features:
-    """Tapped states of the kept tokens, on the device where values wait between nodes. Pictures that were read before are not
-    read again, if `weights` says which patches the VLM has."""
+    """Tapped states of the selected tokens, on ComfyUI's intermediate device. `weights` identifies the VLM's patches; with it,
+    images that were encoded before are not encoded again."""
     from ...unifusion_core.vlm.features import encode_chat
 
     host.stop_if_interrupted()
@@ -177,7 +182,7 @@ def features_of(encoder: VLMEncoder | StockEncoder, tokens: Tokens, weights: Has
 
 
 def encoder_of(clip: Any) -> VLMEncoder | StockEncoder:
-    """The VLM behind a CLIP wire, ours or ComfyUI's. Raises ConfigError for a text encoder of another kind."""
+    """The VLM of a CLIP from Load UniFusion VLM or Load CLIP. Raises ConfigError for a text encoder of another kind."""
     inner = getattr(clip, "cond_stage_model", None)
     if isinstance(inner, VLMEncoder):
         return inner
@@ -188,7 +193,7 @@ def encoder_of(clip: Any) -> VLMEncoder | StockEncoder:
 
 @contextmanager
 def at_work(clip: Any, tokens: Tokens) -> Iterator[VLMEncoder | StockEncoder]:
-    """The VLM behind a CLIP wire where it computes, loaded by the model manager."""
+    """The VLM of a CLIP, loaded on its device by ComfyUI's model manager."""
     encoder = encoder_of(clip)
     encoder.reset_clip_options()
     clip.load_model(tokens)
@@ -198,15 +203,19 @@ def at_work(clip: Any, tokens: Tokens) -> Iterator[VLMEncoder | StockEncoder]:
 
 
 def encode(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int) -> tuple[Tokens, Encoded]:
-    """One chat through the VLM: its tokens and its features."""
+    """The tokens and features of one chat: images (B H W C), then the prompt as it is.
+
+    Raises ConfigError for a text encoder of another kind, ShapeError for an image of the wrong shape or content, PromptError for
+    a chat that is too long.
+    """
     tokens = tokens_for(clip, prompt, images, max_tiles)
     with at_work(clip, tokens) as encoder:
         features = features_of(encoder, tokens, clip.patcher.patches_uuid)
-        return tokens, _encoded(encoder, features, one_by_one(images))
+        return tokens, _encoded(encoder, features, unbatched(images))
 
 
 def _encoded(encoder: VLMEncoder | StockEncoder, features: Features, images: Sequence[Tensor]) -> Encoded:
-    """Features with all that stands beside them on their wire."""
+    """Features as the value of a `FeaturesSocket`."""
     ids = features.token_info.ids[0].unique()
     return Encoded(
         features=features,
@@ -225,15 +234,18 @@ def rewrite(
     *,
     style: str,
     locked_text: str,
-    states: RewriteStates | Literal["automatic"],
+    states: StatesChoice,
     max_new_tokens: int,
     temperature: float,
     seed: int,
 ) -> tuple[Encoded, str]:
-    """VERIFI: the features of a chat with its rewrite, and the rewrite; a locked text is taken as it stands."""
+    """VERIFI: the features of a chat with its rewrite, and the rewrite. A `locked_text` is used as the rewrite, word for word.
+
+    Raises as `encode` does, ConfigError for settings out of range, PromptError for a rewrite that is empty or does not end.
+    """
     from ...unifusion_core.vlm import rewrite as verifi
 
-    request = with_style(Request(prompt=prompt, images=one_by_one(images)), style)
+    request = with_style(Request(prompt=prompt, images=unbatched(images)), style)
     with at_work(clip, tokens_for(clip, f"{request.style} {prompt}", images, max_tiles)) as encoder:
         backbone, spec = encoder.backbone, encoder.spec
         settings = RewriteSettings(
@@ -256,19 +268,19 @@ def rewrite(
 
 
 def tokens_for(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int) -> Tokens:
-    """One chat. Raises ConfigError for a text encoder of another kind."""
+    """One chat as tokens. Raises as `encode` does."""
     encoder = encoder_of(clip)
-    request = Request(prompt=prompt, images=one_by_one(images))
+    request = Request(prompt=prompt, images=unbatched(images))
     return {"inputs": encoder.backbone.prepare([request], encoder.spec.template, max_tiles)}
 
 
-def one_by_one(batches: Sequence[Tensor]) -> list[Tensor]:
-    """Pictures (C H W) out of ComfyUI's batches (B H W C), in order."""
+def unbatched(batches: Sequence[Tensor]) -> list[Tensor]:
+    """The images (C H W) of ComfyUI's batches (B H W C), in order."""
     return [image.movedim(-1, 0) for batch in batches for image in batch]
 
 
 def tiles_of(tokens: Tokens) -> Tensor:
-    """All tiles of all pictures as an IMAGE (B H W C), thumbnails last; a gray tile if there are none."""
+    """The tiles of all images in the VLM's order, as an IMAGE (B H W C); one gray tile if there are no images."""
     inputs: VLMInputs = tokens["inputs"]
     pixels = [tiles.pixels for of_request in inputs.tiles for tiles in of_request]
     if not pixels:
@@ -276,6 +288,6 @@ def tiles_of(tokens: Tokens) -> Tensor:
     return torch.cat(pixels).movedim(1, -1).contiguous()
 
 
-def _parameters(folder: Path) -> int:
-    """About how many parameters a VLM folder holds (two bytes each), before it is loaded."""
+def _estimated_parameters(folder: Path) -> int:
+    """The approximate number of parameters in a VLM folder, at two bytes each."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2

@@ -1,13 +1,13 @@
-"""Conditions on their way through ComfyUI's sampling: pooled once, prepared once, padded when run together.
+"""Conditions during ComfyUI's sampling: pooled once, prepared once, padded when they share a batch.
 
-ComfyUI concatenates conditions anew for every step, so their tensors tell nothing about identity. Here an object
-travels instead of a tensor: it carries what has been computed, and lives exactly as long as one sampling call.
+ComfyUI concatenates the tensors of conditions anew in every step, so a tensor does not identify its condition. Here a condition
+is an object instead: it caches what has been computed, and exists for one sampling call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import comfy.conds
@@ -19,53 +19,43 @@ from ...unifusion_core.contracts import Conditioning, Features, VLMSpec
 from ...unifusion_core.errors import ShapeError
 from ...unifusion_core.models.unifusion import PreparedCondition, UniFusion, UniFusionConfig
 
-# What stands beside the tokens in a CONDITIONING
-MASK = "attention_mask"  # ComfyUI's own name
+# Entries in the dictionary of a CONDITIONING; the first has ComfyUI's own name
+MASK = "attention_mask"
 POSITIONS = "unifusion_positions"
-EDITED = "unifusion_edited_size"  # (width, height) of the one picture that the VLM read
-SPEC = "unifusion_vlm"  # for whom it was encoded; pooled ones have none
+# (width, height) of the only image in the prompt
+EDITED = "unifusion_edited_size"
+# the VLMSpec that a conditioning was encoded for; pooled ones have none
+SPEC = "unifusion_vlm"
 
 
 def flattened(features: Features, spec: VLMSpec) -> tuple[Tensor, dict[str, Any]]:
-    """Features as a stock CONDITIONING: the layers of a token side by side, B T LD. The MODEL pools them."""
+    """Features as a stock CONDITIONING (B T LD, the layers of a token concatenated), which the MODEL pools."""
     rest = {MASK: features.mask.long(), POSITIONS: features.positions, SPEC: spec}
     return features.states.flatten(2).float(), rest
 
 
-def check_reads(config: UniFusionConfig, spec: VLMSpec) -> None:
-    """Refuse features that were encoded for a generator which reads its VLM in another way (ShapeError)."""
+def check_spec(config: UniFusionConfig, spec: VLMSpec) -> None:
+    """Raises ShapeError for features that were encoded with another VLM, other layers or another chat template."""
     if spec == config.vlm:
         return
-    names = {
-        "family": "VLM family",
-        "hidden_size": "width",
-        "num_layers": "layers of the VLM",
-        "taps": "layers read",
-        "template": "chat template",
-        "kept_tokens": "tokens kept",
-        "fingerprint": "VLM weights",
-    }
-    differing = [
-        field.name
-        for field in fields(VLMSpec)
-        if getattr(spec, field.name) != getattr(config.vlm, field.name)
-    ]
-    told = ", ".join(
-        names[name]
-        if name in ("template", "fingerprint")  # too long to be read
-        else f"{names[name]} ({getattr(spec, name)}, here {getattr(config.vlm, name)})"
-        for name in differing
+    names = {"hidden_size": "VLM width", "num_layers": "number of VLM layers", "taps": "tapped layers"}
+    too_long_to_show = {"template": "another chat template", "fingerprint": "other VLM weights"}
+    given, needed = asdict(spec), asdict(config.vlm)
+    differences = ", ".join(
+        too_long_to_show.get(name) or f"{names.get(name, name)} {given[name]} instead of {needed[name]}"
+        for name in given
+        if given[name] != needed[name]
     )
     raise ShapeError(
-        f"This prompt was encoded for another model than the one that draws; what differs: {told}. Connect the model that "
-        "draws to the `model` input of Load UniFusion VLM."
+        f"This prompt was encoded for another model ({differences}): connect the model that you sample with to the `model` input "
+        "of Load UniFusion VLM."
     )
 
 
 class SamplingCondition:
-    """One condition during one sampling call: its pooled tokens and, per latent grid, its keys and values.
+    """One condition during one sampling call, with its pooled tokens and, per latent grid, its keys and values.
 
-    `tokens` are flattened VLM features (B T LD, pooled here by LAP and refiner) or pooled already (B T E).
+    `tokens` are flattened VLM features (B T LD), which are pooled here, or pooled tokens (B T E).
     """
 
     def __init__(self, config: UniFusionConfig, tokens: Tensor, rest: Mapping[str, Any]) -> None:
@@ -74,12 +64,12 @@ class SamplingCondition:
         self.layers = (len(config.vlm.taps), config.vlm.hidden_size)
         self.pooled = tokens.shape[-1] == config.dit.hidden_size
         if not self.pooled and tokens.shape[-1] != self.layers[0] * self.layers[1]:
-            raise ShapeError(_foreign(config, tokens.shape[-1]))
+            raise ShapeError(_wrong_width(config, tokens.shape[-1]))
         if SPEC in rest:
-            check_reads(config, rest[SPEC])
+            check_spec(config, rest[SPEC])
         length, mask, positions = tokens.shape[1], rest.get(MASK), rest.get(POSITIONS)
         self.tokens = tokens
-        # ConditioningConcat and ConditioningAverage change the tokens, not what stands beside them
+        # ConditioningConcat and ConditioningAverage change the tokens, but not mask and positions
         mask = torch.ones(1, length) if mask is None else mask
         self.mask = _rows(_fitted(mask.bool(), length, True), len(tokens))
         self.has_padding = not bool(self.mask.all())
@@ -88,7 +78,7 @@ class SamplingCondition:
         self.computed: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        """The result of `compute`, kept under `key` for the rest of the sampling call."""
+        """The result of `compute`, cached under `key` for the rest of the sampling call."""
         if key not in self.computed:
             self.computed[key] = compute()
         return self.computed[key]
@@ -96,8 +86,8 @@ class SamplingCondition:
     def prepared(
         self, model: UniFusion, like: Tensor, grid: tuple[int, int], weights: Hashable
     ) -> PreparedCondition:
-        """The condition for latents of type and device of `like` on a `grid` of patches. `weights` tells states of the
-        model's weights apart: a hook may change them from step to step."""
+        """The condition for latents of the type and device of `like` on a `grid` of patches. `weights` identifies the present
+        state of the model's weights, which a hook may change from step to step."""
         key = (like.device, like.dtype, weights)
         conditioning = self.once(key, lambda: self._pool(model, like))
         return self.once((*key, grid), lambda: model.prepare(conditioning, grid))
@@ -112,33 +102,36 @@ class SamplingCondition:
 
 
 def _fitted(values: Tensor, length: int, fill: float | bool) -> Tensor:
-    """Axis 1 cut or lengthened to `length`."""
+    """Values with axis 1 cut to `length`, or padded with `fill`."""
     short = length - values.shape[1]
     if short <= 0:
         return values[:, :length]
     return torch.cat([values, values.new_full((len(values), short, *values.shape[2:]), fill)], 1)
 
 
-def _foreign(config: UniFusionConfig, width: int) -> str:
+def _wrong_width(config: UniFusionConfig, width: int) -> str:
     taps, size, pooled = len(config.vlm.taps), config.vlm.hidden_size, config.dit.hidden_size
     return (
-        f"This conditioning is {width} wide; this UniFusion model reads {taps * size} ({taps} layers of its VLM, "
-        f"{size} each) or {pooled} (pooled): encode the prompt with the CLIP of Load UniFusion VLM whose `model` "
-        "input is this model, or connect Pool UniFusion Features."
+        f"This conditioning is {width} wide; this UniFusion model needs {taps * size} ({taps} VLM layers of {size}) or "
+        f"{pooled} (pooled): connect this model to the `model` input of Load UniFusion VLM and encode the prompt with its "
+        "CLIP, or use Pool UniFusion Features."
     )
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A condition and for how many latents it stands in a batch."""
+    """A condition and its number of latents in a batch."""
 
     condition: SamplingCondition
     count: int
 
 
 class ConditionInBatch(comfy.conds.CONDRegular):
-    """`Rows` in ComfyUI's clothes. Conditions of any length may share a batch: padding is masked, and exact. In joint form
-    only those without padding do: a second pass costs less than padded tokens and a mask, which fast kernels do not take."""
+    """`Rows` as a ComfyUI condition. Conditions of any length can share a batch, because padding is masked exactly.
+
+    In joint form only conditions of one length without padding do: a second pass costs less than a mask, which fast attention
+    kernels do not support.
+    """
 
     cond: list[Rows]
 
@@ -155,13 +148,13 @@ class ConditionInBatch(comfy.conds.CONDRegular):
         return [rows for each in (self, *others) for rows in each.cond]
 
     def size(self) -> list[int]:
-        """B T LD, for ComfyUI's estimate of memory."""
+        """B T LD, for ComfyUI's estimate of memory use."""
         longest = max((rows.condition.tokens for rows in self.cond), key=lambda tokens: tokens.shape[1])
         return [sum(rows.count for rows in self.cond), *longest.shape[1:]]
 
 
-def put_together(parts: Sequence[tuple[PreparedCondition, int]]) -> PreparedCondition:
-    """Prepared conditions one under the other, each for its number of latents, padded to the longest."""
+def to_batch(parts: Sequence[tuple[PreparedCondition, int]]) -> PreparedCondition:
+    """Prepared conditions as one batch: each repeated for its number of latents, all padded to the longest."""
     length = max(prepared.conditioning.tokens.shape[1] for prepared, _ in parts)
 
     def joined(values: Sequence[Tensor], axis: int) -> Tensor:
@@ -178,7 +171,7 @@ def put_together(parts: Sequence[tuple[PreparedCondition, int]]) -> PreparedCond
     )
 
     def keys_values() -> Iterator[tuple[Tensor, Tensor]]:
-        # block by block, so that only one block's copies exist at a time
+        # a generator, so that only one block's copies exist at a time
         for keys_values in zip(*(prepared.keys_values for prepared, _ in parts), strict=True):
             yield joined([k for k, _ in keys_values], 2), joined([v for _, v in keys_values], 2)
 
@@ -193,7 +186,7 @@ def put_together(parts: Sequence[tuple[PreparedCondition, int]]) -> PreparedCond
 
 
 def _rows(values: Tensor, count: int) -> Tensor:
-    """As many rows as latents; a batch of conditions is repeated in turn, as ComfyUI does."""
+    """`count` rows; a shorter batch is repeated cyclically, as ComfyUI does."""
     if len(values) == count:
         return values
     if len(values) == 1:

@@ -1,4 +1,4 @@
-"""What the pack asks of its host: folders, drop-down entries, types and devices, progress and interrupt."""
+"""Services of the host: folders, entries of drop-down lists, types and devices, progress and interrupts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 import comfy.model_management as mm
 import comfy.utils
@@ -21,15 +21,22 @@ from ...unifusion_core.zoo.tiny import BUILT_IN as EMBEDDED
 
 logger = logging.getLogger(__name__)
 
+Latent = dict[str, Any]
+WeightType = Literal["default", "fp32", "bf16", "fp16", "fp8_e4m3fn"]
+SizePolicy = Literal["own size", "at most max_megapixels"]
+
 BUILT_IN = f"{EMBEDDED.name} (built in)"
-WEIGHT_TYPES: dict[str, torch.dtype | None] = {
+# the choice that leaves a setting to the model
+AUTOMATIC: Final = "automatic"
+WEIGHT_TYPES: dict[WeightType, torch.dtype | None] = {
     "default": None,
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
-# parameters; below, 32 bit costs nothing and is exact
+SIZE_POLICIES: tuple[SizePolicy, ...] = get_args(SizePolicy)
+# parameters; a smaller model costs little in fp32, which is exact
 SMALL = 100_000_000
 
 
@@ -37,18 +44,18 @@ SMALL = 100_000_000
 
 
 def register_folders() -> None:
-    """models/vlm for VLM folders (extra_model_paths.yaml works with it, too), and the tiny VAE among the VAEs."""
+    """Registers models/vlm for VLM folders (extra_model_paths.yaml can add more) and lists the tiny VAE among the VAEs."""
     folder_paths.add_model_folder_path("vlm", str(Path(folder_paths.models_dir) / "vlm"))
     folder_paths.add_model_folder_path("vae", str(EMBEDDED.vae.parent))
 
 
 def generator_names() -> list[str]:
-    """What the model loader offers: the tiny model first."""
+    """Entries of the model loader: the tiny model, then the files in models/diffusion_models."""
     return [BUILT_IN, *folder_paths.get_filename_list("diffusion_models")]
 
 
 def generator_path(name: str) -> Path:
-    """The file behind an entry of the model loader. Raises CheckpointError if it is gone."""
+    """The file behind an entry of the model loader. Raises CheckpointError if it does not exist."""
     if name == BUILT_IN:
         return EMBEDDED.generator
     path = folder_paths.get_full_path("diffusion_models", name)
@@ -58,14 +65,14 @@ def generator_path(name: str) -> Path:
 
 
 def vlm_names() -> list[str]:
-    """What the VLM loader offers: the tiny VLM first, then every folder with a config.json in models/vlm."""
+    """Entries of the VLM loader: the tiny VLM, then every folder with a config.json in models/vlm."""
     roots = [Path(root) for root in folder_paths.get_folder_paths("vlm")]
     found = {p.parent.relative_to(root).as_posix() for root in roots for p in root.glob("**/config.json")}
     return [BUILT_IN, *sorted(found - {"."})]
 
 
 def vlm_path(name: str) -> Path:
-    """The folder behind an entry of the VLM loader. Raises VLMError if it is gone."""
+    """The folder behind an entry of the VLM loader. Raises VLMError if it does not exist."""
     if name == BUILT_IN:
         return EMBEDDED.vlm
     for root in folder_paths.get_folder_paths("vlm"):
@@ -74,27 +81,35 @@ def vlm_path(name: str) -> Path:
     raise VLMError(missing(name, "models/vlm", vlm_names()))
 
 
-def missing(name: str, place: str, choices: list[str]) -> str:
-    """The sentence for an entry that is not there, such as the tiny model of another version."""
+def missing(name: str, folder: str, choices: list[str]) -> str:
+    """The error for an entry that does not exist, such as the tiny model of another version of the pack."""
     if name.endswith(" (built in)"):
-        return (
-            f'"{name}" came with another version of this pack; this one has "{BUILT_IN}": choose that instead'
-        )
+        return f'"{name}" came with another version of this pack: choose "{BUILT_IN}", which this version has'
     known = ", ".join(choices[:6])
-    return f'there is no "{name}": put it into {place}, or choose one of: {known}'
+    return f'there is no "{name}": put it into {folder}, or choose one of: {known}'
 
 
-def empty_latent_for(
-    image: Tensor, max_pixels: float | None = None
-) -> tuple[dict[str, Any], tuple[int, int]]:
-    """An empty latent in the size of a picture (C H W), and that size; channels are fitted when it is drawn on. Raises
-    ShapeError for sizes that cannot be drawn."""
+# Latents ------------------------------------------------------------------------------------------
+
+
+def latent_from_reference(
+    images: Tensor, policy: SizePolicy, max_megapixels: float
+) -> tuple[Latent, int, int]:
+    """An empty latent, its width and its height in pixels, in the size of the first image of a batch (B H W C)."""
+    max_pixels = None if policy == "own size" else max_megapixels * 1e6
+    latent, (width, height) = empty_latent_for(images[0].movedim(-1, 0), max_pixels)
+    return latent, width, height
+
+
+def empty_latent_for(image: Tensor, max_pixels: float | None = None) -> tuple[Latent, tuple[int, int]]:
+    """An empty latent in the size of an image (C H W), and that size (width, height). ComfyUI fits its channels when sampling
+    starts. Raises ShapeError for a size that the model cannot generate."""
     width, height = size_for_image(image, max_pixels)
     given = (image.shape[2], image.shape[1])
     if given != (width, height):
         logger.warning(
-            "UniFusion: the picture is %d x %d, drawn will be %d x %d: outlines may lie a few pixels off. Crop or scale the "
-            "picture to that size to avoid it.", *given, width, height
+            "UniFusion: the image is %d x %d and the latent %d x %d, so outlines may shift by a few pixels. Crop or scale the "
+            "image to the latent's size to avoid it.", *given, width, height
         )  # fmt: skip
     samples = torch.zeros(
         1, LATENT_CHANNELS, height // DOWNSCALE, width // DOWNSCALE, device=mm.intermediate_device()
@@ -105,8 +120,8 @@ def empty_latent_for(
 # Types, devices, progress -------------------------------------------------------------------------
 
 
-def vlm_dtype(name: str, parameters: int) -> torch.dtype:
-    """The VLM's weight type. ComfyUI's own default for text encoders is fp16, which VLMs trained in bf16 overflow."""
+def vlm_dtype(name: WeightType, parameters: int) -> torch.dtype:
+    """The VLM's weight type. ComfyUI's default for text encoders is fp16, in which VLMs trained in bf16 overflow."""
     chosen = WEIGHT_TYPES[name]
     if chosen is not None:
         return chosen
@@ -122,7 +137,8 @@ def stop_if_interrupted() -> None:
 
 
 def progress(total: int) -> Callable[[int], None]:
-    """A callback for loops: moves the running node's bar, and ends the loop when the user cancels."""
+    """A callback for loops of `total` steps. It moves the running node's bar, and raises ComfyUI's interrupt if the user
+    cancels."""
     bar = comfy.utils.ProgressBar(total)
 
     def update(done: int) -> None:
@@ -134,10 +150,10 @@ def progress(total: int) -> Callable[[int], None]:
 
 @cache
 def warn_once(sentence: str) -> None:
-    """Log a warning the first time that it is due."""
+    """Logs a warning the first time it is given."""
     logger.warning("UniFusion: %s", sentence)
 
 
-def missing_wire(socket: str, given: str, wanted: str) -> str:
-    """The sentence for a wire that comes from a node of another family."""
-    return f"The {socket} connected here is a {given}, which is no UniFusion {socket}: connect {wanted}."
+def wrong_type(socket: str, given: str, wanted: str) -> str:
+    """The error for an input connected to a node of another family."""
+    return f"The {socket} input got {given}, which is no UniFusion {socket}: connect {wanted}."

@@ -1,4 +1,4 @@
-"""A generator file as a MODEL: ComfyUI's own steps of loading, with the core's strict reading of the file."""
+"""A generator file as a MODEL: ComfyUI's own loading steps, with the core's strict check of the file."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ import comfy.utils
 
 from ...unifusion_core.checkpoints.generator_file import GeneratorContent, GeneratorFile
 from ...unifusion_core.checkpoints.safetensors_file import read_tensors
-from .host import WEIGHT_TYPES, warn_once
+from .host import WEIGHT_TYPES, WeightType, warn_once
 from .model import HostConfig
 
 SUFFIXES = (".safetensors", ".sft")
 
 
 def read_generator(path: Path) -> GeneratorContent:
-    """What a generator file is, with its tensors. ComfyUI maps them, so that it can stream the weights from disk.
+    """The content of a generator file. ComfyUI maps its tensors, so that it can stream the weights from disk.
 
-    Raises CheckpointError for what is no safetensors file or does not fit, before any weight is read.
+    Raises CheckpointError for a file that is no safetensors file or does not fit, before any weight is read.
     """
     if path.suffix.lower() not in SUFFIXES:
-        # ComfyUI would unpickle a file of another name
+        # ComfyUI would unpickle a file with another suffix
         return GeneratorContent(*read_tensors(path), path.name)
     if comfy.utils.DISABLE_MMAP:
-        # ComfyUI then reads all weights at once: a file that does not fit is refused before that
+        # ComfyUI copies all weights into memory then, so check the file first
         GeneratorFile(path)
     try:
         tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     except Exception:
-        # the core says what is wrong with the file, if it is the file
+        # the core raises a sentence that names the fault, unless the file is sound
         GeneratorFile(path)
         raise
     return GeneratorContent(tensors, metadata or {}, path.name)
 
 
-def load_model(path: Path, weight_type: str = "default", disable_dynamic: bool = False) -> Any:
-    """A generator file as a MODEL (ModelPatcher). Layers that the file has in 8 bits with scales stay so, in ComfyUI's own layers
-    for them.
+def load_model(path: Path, weight_type: WeightType = "default", disable_dynamic: bool = False) -> Any:
+    """A generator file as a MODEL (ModelPatcher). Layers stored in 8 bits with scales keep that type, in ComfyUI's quantised
+    layers.
 
     Raises CheckpointError for a file that is damaged or of another kind.
     """
@@ -59,9 +59,7 @@ def load_model(path: Path, weight_type: str = "default", disable_dynamic: bool =
         compute_dtype = mm.unet_manual_cast(dtype, load_device, supported)
     else:
         if WEIGHT_TYPES[weight_type] is not None:
-            warn_once(
-                f"{path.name} has 8-bit weights with scales, which stay as they are: weight_dtype is not used"
-            )
+            warn_once(f"{path.name} has 8-bit weights with scales and keeps them: weight_dtype is ignored")
         dtype = mm.unet_dtype(model_params=parameters, supported_dtypes=supported)
         compute_dtype = mm.unet_manual_cast(None, load_device, supported)
     host_config.set_inference_dtype(dtype, compute_dtype)

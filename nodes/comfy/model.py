@@ -1,4 +1,4 @@
-"""The generator as a ComfyUI MODEL, so that every stock sampler, guider, LoRA and saving node works with it."""
+"""The generator as a ComfyUI MODEL, which stock samplers, guiders, LoRA loaders and saving nodes take."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from ...unifusion_core.errors import ConfigError, ShapeError
 from ...unifusion_core.flow.schedule import build_schedule
 from ...unifusion_core.images import warn_of_other_size
 from ...unifusion_core.inspection import reading
+from ...unifusion_core.inspection.table import lines_of, write_table
 from ...unifusion_core.models.lap import parse_layer_gains
 from ...unifusion_core.models.layers import LayerFactory
 from ...unifusion_core.models.unifusion import UniFusion, UniFusionConfig
@@ -36,23 +37,25 @@ from .conditions import (
     ConditionInBatch,
     Rows,
     SamplingCondition,
-    check_reads,
-    put_together,
+    check_spec,
+    to_batch,
 )
-from .host import SMALL, missing_wire
+from .host import SMALL, wrong_type
 from .ops import HostAttention, Options
 
 logger = logging.getLogger(__name__)
 
-CONDITIONS = "unifusion_conditions"  # name of the conditions among the arguments of a step
-WEIGHTS = "unifusion_weights"  # entry of transformer_options: tells states of hooked weights apart
+# keyword argument of a step that holds its conditions
+CONDITIONS = "unifusion_conditions"
+# entry of transformer_options that identifies the present state of hooked weights
+WEIGHTS = "unifusion_weights"
 
 
 # Latents ------------------------------------------------------------------------------------------
 
 
 class TinyLatents(comfy.latent_formats.LatentFormat):
-    """Latents of the embedded VAE, used as they are. The colours of previews are fitted when the model is trained."""
+    """Latents of the tiny VAE, unscaled. The preview colours are fitted in training and stored in the generator file."""
 
     latent_channels = 16
 
@@ -61,19 +64,19 @@ class TinyLatents(comfy.latent_formats.LatentFormat):
         self.latent_rgb_factors_bias = training.get("latent_rgb_bias")
 
 
-# shades of gray
+# gray previews, for files that store no colours
 _NEUTRAL_FACTORS = [[0.3, 0.3, 0.3]] * 4 + [[0.0, 0.0, 0.0]] * 12
 
 
 def latent_format_of(content: GeneratorContent) -> Callable[[], comfy.latent_formats.LatentFormat]:
-    """ComfyUI's class for the latents that the generator draws."""
+    """ComfyUI's latent format for the generator."""
     name = content.spec.comfy_latent_format
     return getattr(comfy.latent_formats, name) if name else partial(TinyLatents, content.training)
 
 
 def shift_of(schedule: str) -> float:
-    """The shift by which ComfyUI's own uniform schedules become one of the core's (one that depends on the picture's
-    size: for 1024 x 1024 pixels)."""
+    """The shift that turns ComfyUI's uniform schedules into a schedule of the core. For a schedule that depends on the image's
+    size it is the shift at 1024 x 1024 pixels."""
     middle = float(build_schedule(schedule, 2, num_tokens=4096)[1])
     return middle / (1 - middle)
 
@@ -82,7 +85,7 @@ def shift_of(schedule: str) -> float:
 
 
 class HostedUniFusion(UniFusion):
-    """UniFusion called the way ComfyUI calls diffusion models."""
+    """UniFusion with the call signature of ComfyUI's diffusion models."""
 
     def __init__(
         self,
@@ -98,10 +101,12 @@ class HostedUniFusion(UniFusion):
             unifusion, LayerFactory(operations=operations, attend=attention, device=device, dtype=dtype)
         )
         self.attention = attention
-        self.dtype = dtype  # of the weights; ComfyUI asks for it
+        # ComfyUI asks the module for the type of its weights
+        self.dtype = dtype
         if dtype is not None and dtype.itemsize == 1:
             for name, parameter in self.named_parameters():
-                if not name.endswith("weight"):  # vectors of scales and shifts: small, and 8 bits spoil them
+                # vectors of scales and shifts are small and need more than 8 bits
+                if not name.endswith("weight"):
                     parameter.data = parameter.data.to(torch.bfloat16)
 
     def forward(  # type: ignore[override]
@@ -112,7 +117,7 @@ class HostedUniFusion(UniFusion):
         transformer_options: Options = {},  # noqa: B006  (ComfyUI's convention)
         **extra: Any,
     ) -> Tensor:
-        """One step at times in 0..1, for latents B C h w (B C 1 h w where the latent format has a time axis)."""
+        """The velocity of latents B C h w, or B C 1 h w where the latent format has a time axis, at times in 0..1."""
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
         )
@@ -133,14 +138,14 @@ class HostedUniFusion(UniFusion):
                 (rows.condition.prepared(self, latents, grid, options.get(WEIGHTS)), rows.count)
                 for rows in conditions
             ]
-            velocity = super().forward(latents, timesteps, put_together(parts), partial(_replaced, options))
+            velocity = super().forward(latents, timesteps, to_batch(parts), partial(_replaced, options))
         velocity = velocity[..., :height, :width]
         return velocity[:, :, None] if x.ndim == 5 else velocity
 
 
 def _replaced(options: Options, index: int, block: nn.Module) -> Callable[..., Tensor]:
-    """A block, or what a node such as SkipLayerGuidanceDiT has put in its place. That concerns the stream of latents:
-    a condition in prefix form is computed without it."""
+    """A block of the DiT, or its replacement by a node such as SkipLayerGuidanceDiT. A replacement applies to the latents; the
+    keys and values of a condition in prefix form are computed without it."""
     patches = options.get("patches_replace", {}).get("dit", {})
     patch = patches.get(("single_block", index)) or patches.get(("double_block", index))
     if patch is None:
@@ -150,7 +155,7 @@ def _replaced(options: Options, index: int, block: nn.Module) -> Callable[..., T
         def original(args: dict[str, Any]) -> dict[str, Any]:
             return args | {"img": block(args["img"], args["vec"], **rest)}
 
-        args = {"img": x, "vec": modulation, "pe": rest["rotation"], "attn_mask": rest["bias"]}
+        args = {"img": x, "vec": modulation, "pe": rest["rope"], "attn_mask": rest["bias"]}
         return patch(args | {"transformer_options": options}, {"original_block": original})["img"]
 
     return call
@@ -160,15 +165,17 @@ def _replaced(options: Options, index: int, block: nn.Module) -> Callable[..., T
 
 
 class HostConfig(comfy.supported_models_base.BASE):
-    """What ComfyUI wants to know about a model before it exists."""
+    """ComfyUI's description of a model, made before the model."""
 
     unet_config: ClassVar = {"image_model": "unifusion"}
-    unet_extra_config: ClassVar = {}  # the base class would hand num_heads and more to the module
-    memory_usage_factor = 2.2  # as stock Krea 2; the same block form
+    # the base class would pass num_heads and more to the module
+    unet_extra_config: ClassVar = {}
+    # as stock Krea 2, whose blocks have the same form
+    memory_usage_factor = 2.2
 
     def __init__(self, content: GeneratorContent, parameters: int) -> None:
         config = content.config
-        # the base class calls it
+        # a factory, which the base class calls
         self.latent_format = latent_format_of(content)
         self.spec = content.spec
         self.sampling_settings = {
@@ -179,7 +186,7 @@ class HostConfig(comfy.supported_models_base.BASE):
             [torch.float32] if parameters < SMALL else [torch.bfloat16, torch.float16, torch.float32]
         )
         self.unifusion, self.training_record = config, content.training
-        # the module takes "unifusion"; ComfyUI makes its names of Krea 2's LoRAs from "layers"
+        # the module takes "unifusion"; ComfyUI needs "layers" to map the names in Krea 2's LoRAs
         super().__init__({"image_model": "unifusion", "unifusion": config, "layers": config.dit.num_blocks})
 
     def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> HostModel:
@@ -187,14 +194,18 @@ class HostConfig(comfy.supported_models_base.BASE):
 
 
 class HostModel(comfy.model_base.Krea2):
-    """The generator with ComfyUI's sampling around it. To ComfyUI it is a Krea 2, whose parameter names all of UniFusion has:
-    so LoRAs in every layout that ComfyUI knows for Krea 2 apply. Of that class nothing else is used."""
+    """The generator with ComfyUI's sampling around it.
+
+    It is a subclass of ComfyUI's Krea 2, whose parameter names UniFusion shares, so that LoRAs in every layout that ComfyUI
+    supports for Krea 2 apply. Nothing else of that class is used.
+    """
 
     def __init__(self, model_config: HostConfig, device: torch.device | None = None) -> None:
-        comfy.model_base.BaseModel.__init__(  # Krea 2's own would make ComfyUI's module of it
+        # Krea 2's own __init__ would build ComfyUI's module
+        comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostedUniFusion
         )
-        # a condition's tokens weigh as much as latent tokens do: one patch each
+        # a condition's token takes as much memory as a latent token, which is one patch
         patch = model_config.unifusion.dit.patch_size
         self.memory_usage_factor_conds = (CONDITIONS,)
         self.memory_usage_shape_process = {CONDITIONS: lambda s: [s[0], s[2], s[1] * patch**2]}
@@ -202,12 +213,12 @@ class HostModel(comfy.model_base.Krea2):
         self.edit_warned: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     def process_timestep(self, timestep: Tensor, **kwargs: Any) -> Tensor:
-        """ComfyUI's timestep as the core's time. The factor between them depends on the sampling node that a user put
-        before the sampler: ModelSamplingSD3 has 1000, ModelSamplingAuraFlow and ModelSamplingFlux 1."""
+        """ComfyUI's timestep as the core's time in 0..1. The factor depends on the sampling node before the sampler: 1000 for
+        ModelSamplingSD3, 1 for ModelSamplingAuraFlow and ModelSamplingFlux."""
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """Called once per condition when sampling begins."""
+        """The keyword arguments for one condition. ComfyUI calls this once per condition when sampling begins."""
         self._check_latents(kwargs["noise"], kwargs.get(EDITED))
         condition = SamplingCondition(self.model_config.unifusion, kwargs["cross_attn"], kwargs)
         return {CONDITIONS: ConditionInBatch([Rows(condition, 1)])}
@@ -230,25 +241,27 @@ class HostModel(comfy.model_base.Krea2):
         return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def _hooked_weights(self) -> Hashable:
-        """Which LoRA hooks are on, and how strongly: with them the weights change during sampling."""
+        """The active LoRA hooks with their strengths. Hooks change the weights during sampling."""
         hooks = getattr(self.current_patcher, "current_hooks", None)
         return None if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
 
     def _check_latents(self, noise: Tensor, edited: tuple[int, int] | None) -> None:
-        """Refuse latents of another model; warn about sizes that this one has never drawn, and about an edit in another size
-        than its picture's."""
+        """Warns of a size that the model was not trained on, and of an edit in another size than its image's.
+
+        Raises ShapeError for latents of another model.
+        """
         config = self.model_config.unifusion
         if noise.shape[1] != config.dit.latent_channels:
             raise ShapeError(
-                f"The latent has {noise.shape[1]} channels, this model draws {config.dit.latent_channels}: start from "
-                "EmptySD3LatentImage, or encode the picture with this model's own VAE."
+                f"The latent has {noise.shape[1]} channels, this model needs {config.dit.latent_channels}: use "
+                "EmptySD3LatentImage, or encode the image with this model's own VAE."
             )
         known = config.trained_sizes
         cell = self.latent_format.spacial_downscale_ratio
         size = (noise.shape[-1] * cell, noise.shape[-2] * cell)
         if known and size not in known and size != self.size_warned:
             logger.warning(
-                "UniFusion: this model has never drawn %d x %d pixels; for the best pictures choose %s",
+                "UniFusion: this model was not trained on %d x %d pixels; for the best quality use %s",
                 *size,
                 " or ".join(f"{width} x {height}" for width, height in known),
             )
@@ -260,7 +273,7 @@ class HostModel(comfy.model_base.Krea2):
     def state_dict_for_saving(
         self, unet_state_dict: dict[str, Tensor], *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """With the configuration, so that the model loader can open what ModelSave writes."""
+        """The weights with the configuration, so that Load UniFusion Model opens the files of ModelSave."""
         saved = super().state_dict_for_saving(unet_state_dict, *args, **kwargs)
         text = config_to_json(
             self.model_config.unifusion, self.model_config.training_record, self.model_config.spec
@@ -269,25 +282,25 @@ class HostModel(comfy.model_base.Krea2):
         return saved
 
 
-# Finding and pooling -----------------------------------------------------------------------------
+# Pooling and inspection ---------------------------------------------------------------------------
 
 
 def hosted(model: Any) -> HostModel:
-    """The UniFusion model behind a MODEL wire. Raises ConfigError for a model of another kind."""
+    """The UniFusion model of a MODEL. Raises ConfigError for a model of another kind."""
     inner = getattr(model, "model", None)
     if not isinstance(inner, HostModel):
-        raise ConfigError(missing_wire("MODEL", type(inner).__name__, "Load UniFusion Model"))
+        raise ConfigError(wrong_type("MODEL", type(inner).__name__, "Load UniFusion Model"))
     return inner
 
 
 @contextmanager
 def _at_work(model: Any, encoded: Encoded) -> Iterator[tuple[HostedUniFusion, Features]]:
-    """The module behind a MODEL wire where it computes, patched as the wire says, and the features beside it.
+    """The module of a MODEL with its patches, loaded on its device, and the features there.
 
-    Raises ConfigError for a model of another kind, ShapeError for features that it does not read.
+    Raises ConfigError for a model of another kind, ShapeError for features that were encoded for another model.
     """
     inner, features = hosted(model), encoded.features
-    check_reads(inner.model_config.unifusion, encoded.spec)
+    check_spec(inner.model_config.unifusion, encoded.spec)
     mm.load_models_gpu([model], memory_required=8 * features.states.numel() * mm.dtype_size(torch.float32))
     module: HostedUniFusion = inner.diffusion_model
     options = model.model_options.get("transformer_options", {})
@@ -297,15 +310,32 @@ def _at_work(model: Any, encoded: Encoded) -> Iterator[tuple[HostedUniFusion, Fe
 
 @torch.no_grad()
 def read_layers(model: Any, encoded: Encoded) -> reading.LayerReading:
-    """Which layers the model's LAP reads of one chat; raises as `_at_work` does."""
+    """The share of each VLM layer in every pooled token of one chat. Raises as `pool` does."""
     with _at_work(model, encoded) as (module, features):
         return reading.read_layers(module, features)
 
 
+def layer_map(model: Any, encoded: Encoded) -> tuple[Tensor, str]:
+    """`read_layers` as an IMAGE (1 H W 3) and as a table. Raises as `pool` does."""
+    # matplotlib is imported with it
+    from ...unifusion_core.inspection.layer_map import draw_layer_map
+
+    features, taps = encoded.features, encoded.spec.taps
+    shares = read_layers(model, encoded)
+    texts = [encoded.texts[number] for number in features.token_info.ids[0].tolist()]
+    lines = lines_of(features, texts)
+    pixels = draw_layer_map(shares, features, lines, taps, encoded.images)
+    return torch.from_numpy(pixels)[None].float() / 255, write_table(shares, lines, taps)
+
+
 @torch.no_grad()
 def pool(model: Any, encoded: Encoded, layer_gains: str = "") -> list[list[Any]]:
-    """VLM features as a CONDITIONING of the model's own width, by the weights as the MODEL wire has patched them; each tap's part
-    by its gain. Raises as `_at_work` does, and ConfigError for gains that are none."""
+    """VLM features as a CONDITIONING of the DiT's width, by LAP and refiner with the patches of the MODEL. `layer_gains` as in
+    `parse_layer_gains`.
+
+    Raises ConfigError for a model of another kind or for gains that cannot be parsed, ShapeError for features that were encoded
+    for another model.
+    """
     with _at_work(model, encoded) as (module, features):
         pooled = module.pool(features, parse_layer_gains(layer_gains, encoded.spec.taps))
     device = mm.intermediate_device()

@@ -1,4 +1,4 @@
-"""ComfyUI's layers and attention in the place of torch's: weights may wait elsewhere, and users' patches apply."""
+"""ComfyUI's layers and attention inside the core's modules, so that offloading, casting and users' patches apply."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Options = dict[str, Any]
 
 
 class HostAttention:
-    """ComfyUI's attention in the place of the core's: honours its command line and what users patch into it."""
+    """ComfyUI's attention as a `layers.Attend`. It honours ComfyUI's command line and users' attention patches."""
 
     def __init__(self) -> None:
         self.options: Options = {}
 
     @contextmanager
     def during(self, options: Options) -> Iterator[None]:
-        """For one call of the model: what users patched."""
+        """Applies the patches in `options` (transformer_options) during one call of the model."""
         self.options = options
         try:
             yield
@@ -34,7 +34,8 @@ class HostAttention:
         heads = q.shape[1]
         if k.shape[1] != heads:
             k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
-        if bias is not None:  # some kernels need the query axis written out
+        if bias is not None:
+            # some kernels need a full query axis
             bias = bias.expand(len(q), -1, q.shape[2], -1)
         return optimized_attention(
             q, k, v, heads, mask=bias, skip_reshape=True, transformer_options=self.options
@@ -42,9 +43,12 @@ class HostAttention:
 
 
 def use_host_layers(module: nn.Module) -> None:
-    """Make plain torch layers ComfyUI's, in place: the same weights, but they may wait elsewhere, in another type, and
-    are moved and cast while they work. Subclasses (transformers' norms) keep their own ways and are small."""
-    ops = comfy.ops.manual_cast
+    """Turns plain torch layers into ComfyUI's in place. The weights stay the same; ComfyUI may offload and cast them.
+
+    Subclasses such as transformers' norms are small and stay as they are.
+    """
+    # basedpyright takes `comfy.ops` for this file
+    ops = comfy.ops.manual_cast  # pyright: ignore[reportAttributeAccessIssue]
     table = {
         nn.Linear: ops.Linear,
         nn.LayerNorm: ops.LayerNorm,
@@ -56,12 +60,16 @@ def use_host_layers(module: nn.Module) -> None:
         if type(each) in table:
             each.__class__ = table[type(each)]
             if not hasattr(each, "bias"):
-                each.register_parameter("bias", None)  # the manager asks every layer for one
+                # ComfyUI's model manager asks every layer for its bias
+                each.register_parameter("bias", None)
 
 
-def bring_the_rest(module: nn.Module, device: torch.device) -> None:
-    """Move what belongs to no layer of ComfyUI's (transformers' norms, scales and places): a VLM that the manager loads in part
-    leaves it where it waits, and nothing would fetch it from there while it works."""
+def move_other_parameters(module: nn.Module, device: torch.device) -> None:
+    """Moves the parameters and buffers that belong to no layer of ComfyUI's, such as transformers' norms, to `device`.
+
+    ComfyUI's model manager leaves them where they are when it loads a VLM in part.
+    """
     for each in module.modules():
         if not hasattr(each, "comfy_cast_weights"):
-            each._apply(lambda tensor: tensor.to(device), recurse=False)  # Module.to, without the children
+            # Module.to without the children
+            each._apply(lambda tensor: tensor.to(device), recurse=False)

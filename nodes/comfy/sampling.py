@@ -1,4 +1,4 @@
-"""ComfyUI's sampling machinery driven by the core's schedules: previews, progress, interrupt and masks come with it."""
+"""The core's schedules and guidance in ComfyUI's own sampling, with its previews, progress, interrupts and noise masks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ import latent_preview
 from torch import Tensor
 
 from ...unifusion_core.flow.schedule import SCHEDULES, build_schedule
+from .host import AUTOMATIC, Latent
 from .model import hosted
 
-Latent = dict[str, Any]
-
-AUTOMATIC = "automatic"  # the schedule that the model draws best with, as stock KSampler's "simple" does
+# "automatic" is the model's default schedule, which stock KSampler's "simple" also gives
 SCHEDULE_NAMES = (AUTOMATIC, *SCHEDULES)
 
 
 def fitting_latent(model: Any, latent: Latent) -> Tensor:
-    """The latent's samples; an empty one gets the channels and scale of the model's format."""
+    """The latent's samples (B C h w); an empty latent gets the channels and scale of the model's format."""
     return comfy.sample.fix_empty_latent_channels(
         model,
         latent["samples"],
@@ -31,7 +30,7 @@ def fitting_latent(model: Any, latent: Latent) -> Tensor:
 
 
 def sigmas_for(model: Any, latent: Latent, steps: int, name: str) -> Tensor:
-    """A schedule of the core for drawing on `latent`. Raises ConfigError for a model of another kind."""
+    """The sigmas of a schedule for `latent`: `steps` + 1 values from 1 to 0. Raises ConfigError for a model of another kind."""
     config = hosted(model).model_config
     patch = config.unifusion.dit.patch_size
     name = config.spec.default_sampling.schedule if name == AUTOMATIC else name
@@ -39,9 +38,14 @@ def sigmas_for(model: Any, latent: Latent, steps: int, name: str) -> Tensor:
     return build_schedule(name, steps, -(-height // patch) * -(-width // patch))
 
 
-class GuiderApart(comfy.samplers.CFGGuider):
-    """negative + image_cfg (picture_only - negative) + cfg (positive - picture_only), as `flow.guidance` has it for
-    velocities: predictions of the clean latents may be mixed alike. Stock DualCFGGuider (regular) does the same."""
+class TextImageGuider(comfy.samplers.CFGGuider):
+    """Separate guidance scales for text and images.
+
+    negative + image_cfg (picture_only - negative) + cfg (positive - picture_only)
+
+    `flow.guidance` has the same formula for velocities; it holds for predictions of the clean latents, too. Stock DualCFGGuider
+    (regular) computes the same.
+    """
 
     def __init__(self, model: Any, image_cfg: float) -> None:
         super().__init__(model)
@@ -55,7 +59,7 @@ class GuiderApart(comfy.samplers.CFGGuider):
         positive, images, negative = comfy.samplers.calc_cond_batch(
             self.inner_model, conditions, x, timestep, options
         )
-        # through ComfyUI's own function, so that nodes which change guidance have their say
+        # ComfyUI's own function, so that guidance-patching nodes apply
         guided = comfy.samplers.cfg_function(
             self.inner_model,
             images,
@@ -82,14 +86,17 @@ def draw(
     cfg: float,
     image_cfg: float,
 ) -> Latent:
-    """Latents drawn by Euler's steps; with `image_only`, text and pictures are guided apart."""
+    """A latent sampled with Euler steps. With `image_only`, text and images have separate guidance scales.
+
+    Raises ConfigError for a model of another kind, ShapeError for a latent or conditioning that the model does not take.
+    """
     hosted(model)
-    guider = comfy.samplers.CFGGuider(model) if image_only is None else GuiderApart(model, image_cfg)
+    guider = comfy.samplers.CFGGuider(model) if image_only is None else TextImageGuider(model, image_cfg)
     conditions = {"positive": positive, "picture_only": image_only, "negative": negative}
     guider.inner_set_conds({name: value for name, value in conditions.items() if value is not None})
     guider.set_cfg(cfg)
     samples = fitting_latent(model, latent)
-    drawn = guider.sample(
+    sampled = guider.sample(
         comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
         samples,
         comfy.samplers.sampler_object("euler"),
@@ -100,4 +107,4 @@ def draw(
         seed=seed,
     )
     kept = {name: value for name, value in latent.items() if not name.startswith("downscale_ratio")}
-    return kept | {"samples": drawn.to(mm.intermediate_device(), mm.intermediate_dtype())}
+    return kept | {"samples": sampled.to(mm.intermediate_device(), mm.intermediate_dtype())}

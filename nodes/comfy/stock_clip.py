@@ -1,6 +1,6 @@
-"""The text encoder of ComfyUI's own Load CLIP as a VLM: Qwen3-VL-4B from a single file, also quantised, for Krea 2.
+"""The text encoder of ComfyUI's own Load CLIP as a VLM: Qwen3-VL-4B from one file, also quantised, for Krea 2.
 
-States are taken by a pass through ComfyUI's model, text is written by ComfyUI's generation.
+Hidden states come from a forward pass of ComfyUI's model, text from ComfyUI's generation.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from ...unifusion_core.zoo.krea_2 import KREA_2
 from . import host
 
 SPEC = KREA_2.config.vlm
-"""How such a text encoder is read: no file of it says so, and Krea 2 is the one generator that is made for it."""
+"""Layers and chat template for such a text encoder. Its files do not name them; Krea 2 is the only generator made for it."""
 WANTED = "Load UniFusion VLM, or Qwen3-VL-4B by Load CLIP of type krea2"
 TILE_SIZE = 448
-# Tiles of images that were read before, by text encoder: the object behind a wire is made anew for every node. They go with their
-# encoder.
+# along a side
+PATCHES_PER_TOKEN = 2
+# Tiles of images, per text encoder, because each node makes a `StockVLM` of its own. An entry is released with its encoder.
 _TILES: WeakKeyDictionary[Any, LRUCache[Tiles]] = WeakKeyDictionary()
-PATCHES_PER_TOKEN = 2  # along a side
 
 
 @cache
 def _tokenizer() -> Any:
-    """ComfyUI's own files of it, read by what our chats are made with."""
+    """ComfyUI's own files of Qwen's tokenizer, as the tokenizer that `vlm.chat` needs."""
     return load_tokenizer(Path(qwen3vl.__file__).parent / "qwen25_tokenizer")
 
 
 class StockVLM(BaseVLM):
-    """A Qwen3-VL of ComfyUI. One chat at a time, as nodes ask; nothing is kept of pictures but their tiles."""
+    """A Qwen3-VL of ComfyUI, for one chat at a time. Tiles of images are cached, hidden states are not."""
 
     def __init__(self, encoder: Any) -> None:
-        """`encoder`: the `SDClipModel` around the model."""
+        """`encoder`: the `SDClipModel` that holds the model."""
         self.encoder, self.model = encoder, encoder.transformer
         self.family_name, self.family = "qwen3_vl", find_family("qwen3_vl")
         self.tokenizer = _tokenizer()
@@ -58,7 +58,7 @@ class StockVLM(BaseVLM):
 
     @property
     def image_id(self) -> int:
-        return single_token(self.tokenizer, self.template.image_token, "picture_token")
+        return single_token(self.tokenizer, self.template.image_token, "image_token")
 
     @property
     def hidden_size(self) -> int:
@@ -82,7 +82,7 @@ class StockVLM(BaseVLM):
         reuse_images: bool = False,
         weights: Hashable = None,
     ) -> Features:
-        """As `VLMBackbone.encode`, for one chat; its pictures are read anew each time."""
+        """As `VLMBackbone.encode`, for one chat. Its images are encoded anew each time."""
         taps = list(taps.taps if isinstance(taps, VLMSpec) else taps)
         self.check_taps(taps)
         embeddings, _, _, places = self.encoder.process_tokens(
@@ -92,12 +92,14 @@ class StockVLM(BaseVLM):
             None,
             embeds=embeddings,
             embeds_info=places,
-            intermediate_output=taps,  # ComfyUI, too, counts what a layer reads
+            # ComfyUI counts inputs of layers, too
+            intermediate_output=taps,
             final_layer_norm_intermediate=False,
             dtype=torch.float32,
-        )[1]  # 1 L T D
+        )[1]
         inputs = inputs.to(states.device)
         return Features(
+            # from 1 L T D
             states=states.transpose(1, 2),
             mask=inputs.mask,
             positions=inputs.positions,
@@ -117,8 +119,8 @@ class StockVLM(BaseVLM):
         reuse_images: bool = False,
         weights: Hashable = None,
     ) -> Written:
-        """As `VLMBackbone.write`, for one chat. States come from a second pass over chat and
-        answer, in 32 bits. ComfyUI's generation shows its own progress, so that `on_token` is not called."""
+        """As `VLMBackbone.write`, for one chat. The hidden states come from a second pass over chat and answer, in fp32.
+        `on_token` is not called, because ComfyUI's generation shows its own progress."""
         self.check_room(inputs, max_new_tokens)
         ids = self.encoder.generate(
             [[(token,) for token in self._tokens(inputs)]],
@@ -139,14 +141,15 @@ class StockVLM(BaseVLM):
         return Written(texts=[text], ended=[ended], features=features)
 
     def _tokens(self, inputs: VLMInputs) -> list[int | dict[str, Any]]:
-        """A chat as ComfyUI wants it: token ids, and a whole tile in the place of its tokens."""
+        """A chat in ComfyUI's form: token ids, with each tile's image in place of the tile's tokens."""
         tiles = [tile for each in inputs.tiles[0] for tile in each.pixels]
         tokens: list[int | dict[str, Any]] = []
         ids, roles = inputs.token_ids[0].tolist(), inputs.roles[0].tolist()
         at = 0
         while at < len(ids):
             if roles[at] == TokenRole.IMAGE:
-                image = tiles.pop(0).movedim(0, -1)[None]  # 1 H W C
+                # 1 H W C
+                image = tiles.pop(0).movedim(0, -1)[None]
                 tokens.append({"type": "image", "data": image, "original_type": "image"})
                 at += self.tokens_per_tile
             else:
@@ -156,7 +159,7 @@ class StockVLM(BaseVLM):
 
 
 def _answered(inputs: VLMInputs, words: list[int]) -> VLMInputs:
-    """A chat with these tokens in its assistant turn."""
+    """A chat with `words` (token ids) as its assistant turn."""
     ids = inputs.token_ids.new_tensor([words])
 
     def longer(values: Tensor, more: Tensor) -> Tensor:
@@ -172,20 +175,20 @@ def _answered(inputs: VLMInputs, words: list[int]) -> VLMInputs:
 
 
 class StockEncoder:
-    """What stands behind a CLIP wire of Load CLIP, in the form of our own `VLMEncoder`."""
+    """The text encoder of Load CLIP with the interface of `clip.VLMEncoder`."""
 
     def __init__(self, clip: Any) -> None:
-        """Raises ConfigError for a text encoder that no generator of ours reads."""
+        """Raises ConfigError for a text encoder that is no Qwen3-VL of Krea 2's width."""
         self.inner: Any = getattr(clip, "cond_stage_model", None)
         encoder = getattr(self.inner, getattr(self.inner, "clip", ""), None)
         if not isinstance(getattr(encoder, "transformer", None), qwen3vl.Qwen3VL):
-            raise ConfigError(host.missing_wire("CLIP", type(self.inner).__name__, WANTED))
+            raise ConfigError(host.wrong_type("CLIP", type(self.inner).__name__, WANTED))
         self.backbone, self.spec = StockVLM(encoder), SPEC
         given, needed = self.backbone.hidden_size, SPEC.hidden_size
         if given != needed:
             raise ConfigError(
-                f"The CLIP connected here is a Qwen3-VL {given} wide; Krea 2, which reads the text encoders of Load CLIP, "
-                f"needs one {needed} wide: load Qwen3-VL-4B, or connect Load UniFusion VLM for another generator."
+                f"The CLIP input got a Qwen3-VL {given} wide; Krea 2, the only model that uses the text encoders of Load CLIP, "
+                f"needs one {needed} wide: load Qwen3-VL-4B, or connect Load UniFusion VLM for another model."
             )
 
     def set_clip_options(self, options: dict[str, Any]) -> None:

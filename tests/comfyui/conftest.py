@@ -1,9 +1,8 @@
 """Runs the tests of this folder against a real ComfyUI server on the CPU: pytest tests/comfyui
 
-ComfyUI is looked for in the folder COMFYUI_DIR, then in ~/comfy/ComfyUI (where comfy-cli puts it).
-Without one these tests are skipped, unless REQUIRE_COMFYUI=1, which makes them fail instead, so
-that a continuous-integration run cannot pass by testing nothing. COMFYUI_PATIENCE=10 allows ten times
-the usual time, for machines that are busy with something else.
+The ComfyUI is the one in COMFYUI_DIR, else the one in ~/comfy/ComfyUI, where comfy-cli installs it. Without one these tests are
+skipped. With REQUIRE_COMFYUI=1 they fail instead, so that a CI run cannot pass by testing nothing. COMFYUI_PATIENCE=10 multiplies
+all time limits by ten, for busy machines.
 """
 
 from __future__ import annotations
@@ -39,33 +38,40 @@ FLAGS = [
     *("--cpu", "--disable-auto-launch", "--disable-api-nodes"),
     *("--preview-method", "latent2rgb"),
     *("--listen", "127.0.0.1"),
-    *("--database-url", "sqlite:///:memory:"),  # else a database file lands in ComfyUI's folder
+    # otherwise ComfyUI writes a database file into its folder
+    *("--database-url", "sqlite:///:memory:"),
 ]
-# Two busy-waiting OpenMP pools on a few cores slow each other down tenfold, hence "passive". The caller's own
-# settings win.
+# "passive", because two busy-waiting OpenMP pools slow each other down tenfold on a few cores. The caller's environment takes
+# precedence.
 ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
 BUILT_IN = "unifusion-tiny-1 (built in)"
 BUILT_IN_VAE = "unifusion-tiny-1-vae.safetensors"
-PREVIEW_WITH_METADATA = 4  # ComfyUI's protocol.py: BinaryEventTypes.PREVIEW_IMAGE_WITH_METADATA
+# ComfyUI's protocol.py: BinaryEventTypes.PREVIEW_IMAGE_WITH_METADATA
+PREVIEW_WITH_METADATA = 4
 
 
 @dataclass
 class Preview:
-    """One picture a node showed while it was still working."""
+    """A preview image that a node sent while it was running."""
 
     node: str
-    image: np.ndarray  # uint8, height x width x 3
+    # uint8, height x width x 3
+    image: np.ndarray
 
 
 @dataclass
 class RunResult:
-    """What one prompt did, seen from a browser's place."""
+    """The result of one prompt, as a browser sees it."""
 
-    status: str = "refused"  # "success", "error", "interrupted"; "refused" is an HTTP 400
-    error: dict[str, Any] = field(default_factory=dict)  # the HTTP 400's body, or the exception
-    events: list[dict[str, Any]] = field(default_factory=list)  # {"type", "data"}, in order
+    # "success", "error", "interrupted"; "refused" is an HTTP 400
+    status: str = "refused"
+    # the HTTP 400's body, or the exception
+    error: dict[str, Any] = field(default_factory=dict)
+    # {"type", "data"}, in order
+    events: list[dict[str, Any]] = field(default_factory=list)
     previews: list[Preview] = field(default_factory=list)
-    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # the history's, by node id
+    # the history's, by node id
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def of_type(self, kind: str) -> list[dict[str, Any]]:
@@ -74,12 +80,12 @@ class RunResult:
 
     @property
     def executed(self) -> list[str]:
-        """The nodes that really ran, in order (a lazy node announces itself more than once)."""
+        """The nodes that ran, in order. A lazy node is announced more than once and counts once."""
         return list(dict.fromkeys(d["node"] for d in self.of_type("executing") if d["node"]))
 
     @property
     def cached(self) -> list[str]:
-        """The nodes whose result of an earlier run was used again."""
+        """The nodes whose results came from the cache."""
         return [node for data in self.of_type("execution_cached") for node in data["nodes"]]
 
 
@@ -93,16 +99,16 @@ class Comfy:
 
     @property
     def input_dir(self) -> Path:
-        """Files put here can be named by LoadImage; no upload is needed."""
+        """The folder of LoadImage; no upload is needed."""
         return self.base / "input"
 
     @property
     def models_dir(self) -> Path:
-        """Weights put into its subfolders (vae, loras, ...) are seen without a restart."""
+        """The models folder. Files added to its subfolders (vae, loras, ...) are found without a restart."""
         return self.base / "models"
 
     def log(self) -> str:
-        """What the server logged, without colours (ComfyUI holds bare print() output back)."""
+        """The server's log without colours. Output of print() is not in it, because ComfyUI buffers that."""
         text = (self.base / "server.log").read_text(encoding="utf-8", errors="replace")
         return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
@@ -119,7 +125,7 @@ class Comfy:
             connection.close()
 
     def download(self, path: str) -> bytes:
-        """A file as the front end fetches it; it must be there."""
+        """A file fetched as the front end does; fails if it does not exist."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", path)
@@ -138,7 +144,7 @@ class Comfy:
         self.request("POST", "/interrupt", {})
 
     def wait_for(self, prompt_id: str, timeout: float = 120 * PATIENCE) -> None:
-        """Until a prompt that another program queued is done."""
+        """Waits until a prompt that another program queued is done."""
         deadline = time.monotonic() + timeout
         while prompt_id not in self.request("GET", f"/history/{prompt_id}")[1]:
             if time.monotonic() > deadline:
@@ -156,7 +162,8 @@ class Comfy:
 
         on_event gets each event as it arrives, for tests that act during a run.
         """
-        import websocket  # here: only a run needs it, and collecting the tests must not
+        # imported here, because collecting the tests must not need it
+        import websocket
 
         result, client = RunResult(), uuid.uuid4().hex
         started = time.monotonic()
@@ -195,7 +202,7 @@ class Comfy:
         return result
 
     def _events(self, listener: Any, result: RunResult, deadline: float) -> Iterator[Any]:
-        """The server's JSON events; previews between them go into the result."""
+        """The server's JSON events; previews between them are added to the result."""
         import websocket
 
         while True:
@@ -203,7 +210,8 @@ class Comfy:
             try:
                 message = listener.recv()
             except websocket.WebSocketTimeoutException:
-                self.interrupt()  # so that the next test does not wait behind this prompt
+                # so that the next test does not wait behind this prompt
+                self.interrupt()
                 raise TimeoutError(f"prompt not done in time:\n{self.log()[-3000:]}") from None
             if isinstance(message, str):
                 yield json.loads(message)
@@ -214,7 +222,7 @@ class Comfy:
                 result.previews.append(Preview(metadata["node_id"], np.asarray(pixels)))
 
     def images(self, result: RunResult, node: str | None = None) -> list[np.ndarray]:
-        """The pictures a run saved or previewed (those of one node alone), uint8, height x width x 3."""
+        """The images that a run, or one of its nodes, saved or previewed: uint8, height x width x 3."""
         outputs = result.outputs.values() if node is None else [result.outputs[node]]
         items = [item for out in outputs for item in out.get("images", [])]
         paths = [self.base / item["type"] / item["subfolder"] / item["filename"] for item in items]
@@ -229,7 +237,7 @@ class Comfy:
         return [load_file(str(path))["latent_tensor"] for path in paths]
 
     def successful(self, api_graph: dict[str, Any], **options: Any) -> RunResult:
-        """`run` for graphs that must succeed; fails with the server's own words."""
+        """`run` for graphs that must succeed; fails with the server's message."""
         result = self.run(api_graph, **options)
         if result.status != "success":
             told = result.error.get("exception_message") or json.dumps(result.error)
@@ -262,10 +270,10 @@ def _wait_until_ready(server: Comfy, process: subprocess.Popen[bytes]) -> None:
 
 
 class Graph(dict[str, Any]):
-    """A graph in API format, put together node by node."""
+    """A graph in API format, built node by node."""
 
     def add(self, class_type: str, **inputs: Any) -> list[Any]:
-        """Add a node; returns its first output, to be given to others as an input."""
+        """Adds a node and returns its first output, which is an input of other nodes."""
         number = str(len(self) + 1)
         # pictures__picture_1=... is the dotted name pictures.picture_1
         named = {name.replace("__", "."): value for name, value in inputs.items()}
@@ -281,12 +289,12 @@ class Graph(dict[str, Any]):
         return self.add("UniFusionVLMLoader", folder=folder, model=model, dtype="default")
 
     def empty_latent(self, width: int = 128, height: int = 128, batch_size: int = 1) -> list[Any]:
-        """Where drawing begins."""
+        """An empty latent."""
         return self.add("EmptySD3LatentImage", width=width, height=height, batch_size=batch_size)
 
     def sample(self, model: list[Any], positive: list[Any], negative: list[Any], **changes: Any) -> list[Any]:
-        """Stock KSampler with few steps (a divisor of 1000: the "simple" schedule is then uniform); `changes` replaces
-        any of its inputs."""
+        """Stock KSampler with 4 steps; `changes` replaces any of its inputs. The steps divide 1000, which makes the "simple"
+        schedule uniform."""
         inputs = {
             "seed": 1,
             "steps": 4,
@@ -324,12 +332,10 @@ def graph(new_graph: Callable[[], Graph]) -> Graph:
 
 @pytest.fixture(scope="session")
 def trained() -> bool:
-    """Whether the tiny generator is a trained one: its file then says by which recipe."""
-    from unifusion_core.checkpoints import generator_file
-    from unifusion_core.zoo import tiny
+    """Whether the built-in generator is trained: its file then names the recipe."""
+    from unifusion_core.checkpoints.generator_file import GeneratorFile
 
-    tensors, metadata = generator_file.read_tensors(tiny.GENERATOR)
-    return "recipe" in generator_file.split_generator_tensors(tensors, metadata, tiny.GENERATOR.name)[2]
+    return "recipe" in GeneratorFile("tiny").training
 
 
 @pytest.fixture(scope="session")
@@ -343,7 +349,7 @@ def comfyui_home() -> Path:
 
 @pytest.fixture(scope="session")
 def comfyui_python(comfyui_home: Path) -> str:
-    """The Python that runs it: its own environment's, if it has one."""
+    """The Python that runs ComfyUI: that of its own environment, if it has one."""
     python = comfyui_home / ".venv" / "bin" / "python"
     return str(python) if python.exists() else sys.executable
 
@@ -358,7 +364,7 @@ def serving(
     name: str = "comfyui-unifusion",
     flags: Sequence[str] = (),
 ) -> Iterator[Comfy]:
-    """A ComfyUI server with a pack installed under `name` in `base` and nothing else; what already lies there stays."""
+    """A ComfyUI server in the folder `base` with one pack, installed under `name`. Files that `base` already has are kept."""
     for folder in FOLDERS:
         (base / folder).mkdir(parents=True, exist_ok=True)
     installed = base / "custom_nodes" / name
@@ -396,7 +402,7 @@ def comfy(
 
 @pytest.fixture
 def serve(comfyui_home: Path, comfyui_python: str) -> Callable[..., AbstractContextManager[Comfy]]:
-    """`serve(base, ...)`: a server of one's own, for tests of what surrounds it."""
+    """`serve(base, ...)`: a separate server, for tests of its environment."""
     return partial(serving, comfyui_home, comfyui_python)
 
 

@@ -1,9 +1,9 @@
-"""What loading the pack costs a ComfyUI that has everything of its own loaded already:
+"""Measures the import of the pack in a ComfyUI that has loaded all of its own modules:
 
     PYTHON_OF_COMFYUI tests/comfyui/pack_import.py COMFYUI_FOLDER [ABSENT_PACKAGE ...]
 
-prints seconds and the packages that came in with it as one line of JSON, or the error; packages named after the folder cannot be
-imported meanwhile.
+prints one line of JSON with the seconds, the packages that were imported, and the error if there is one. Packages named after the
+folder cannot be imported meanwhile.
 """
 
 # ruff: noqa: E402  (ComfyUI parses its options before the rest of it may be imported)
@@ -18,7 +18,8 @@ from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[2]
 COMFYUI, ABSENT = sys.argv[1], sys.argv[2:]
-sys.argv = ["main.py", "--cpu"]  # what ComfyUI reads its options from
+# what ComfyUI reads its options from
+sys.argv = ["main.py", "--cpu"]
 sys.path.insert(0, COMFYUI)
 
 import comfy.options

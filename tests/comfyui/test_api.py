@@ -34,13 +34,13 @@ COMMANDS = [
 
 
 def command(comfy: Comfy, words: str) -> str:
-    """The page's one command with these words, for the server of this test."""
+    """The command of the page that contains `words`, with the port of this test's server."""
     (found,) = [line for line in COMMANDS if words in line]
     return found.replace("8188", str(comfy.port))
 
 
 def run(line: str, **environment: str) -> str:
-    """What a command prints; it runs in the pack's folder, with this Python as `python`."""
+    """The output of a command, run in the pack's folder with this Python as `python`."""
     done = subprocess.run(
         ["bash", "-c", line.replace("python ", f"{shlex.quote(sys.executable)} ")],
         cwd=PACK,
@@ -116,7 +116,8 @@ def test_comfy_cli_runs_it(comfy: Comfy, comfy_cli: str, tmp_path: Path) -> None
 def test_the_png_carries_graph_and_workflow(comfy: Comfy) -> None:
     graph = json.loads((WORKFLOWS / "api" / f"{NAME}.json").read_text())
     workflow = json.loads((WORKFLOWS / f"{NAME}.json").read_text())
-    graph["8"]["inputs"]["seed"] += 1  # so that SaveImage runs, whatever ran before
+    # so that SaveImage runs and is not cached
+    graph["8"]["inputs"]["seed"] += 1
 
     result = comfy.successful(graph, extra_data={"extra_pnginfo": {"workflow": workflow}})
 

@@ -1,4 +1,4 @@
-"""What a user gets wrong ends as a red node with one sentence: what was given, what is needed, what to do.
+"""A user error ends as a red node with one sentence: what was given, what is needed, what to do.
 
 pytest tests/comfyui/test_bad_input.py
 """
@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from unifusion_core.checkpoints.generator_file import save_generator
 from unifusion_core.models.unifusion import UniFusion
-from unifusion_core.zoo import spec, tiny
+from unifusion_core.zoo.tiny import BUILT_IN, TINY
 
 if TYPE_CHECKING:
     from conftest import Comfy, Graph
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.comfyui
 
 
 def truncated(path: Path) -> None:
-    path.write_bytes(tiny.GENERATOR.read_bytes()[:200_000])
+    path.write_bytes(BUILT_IN.generator.read_bytes()[:200_000])
 
 
 def renamed_picture(path: Path) -> None:
@@ -46,7 +46,7 @@ def of_another_kind(path: Path) -> None:
 def with_a_weight_missing(path: Path) -> None:
     from safetensors.numpy import load_file
 
-    weights = load_file(str(tiny.GENERATOR))
+    weights = load_file(str(BUILT_IN.generator))
     del weights["first.weight"]
     save_file(weights, str(path))
 
@@ -100,7 +100,7 @@ def test_a_file_that_is_gone(comfy: Comfy, graph: Graph) -> None:
 
 def copied_vlm(comfy: Comfy, name: str) -> Path:
     folder = comfy.models_dir / "vlm" / name
-    shutil.copytree(tiny.VLM, folder, dirs_exist_ok=True)
+    shutil.copytree(BUILT_IN.vlm, folder, dirs_exist_ok=True)
     return folder
 
 
@@ -129,7 +129,7 @@ def test_a_vlm_that_the_generator_was_not_trained_with(comfy: Comfy, graph: Grap
 
 
 def test_a_clip_for_another_generator(comfy: Comfy, graph: Graph) -> None:
-    """Both fit the VLM, but they read different layers of it."""
+    """Both generators fit the VLM, but use different layers of it."""
     spec = replace(TINY.config.vlm, taps=(0, 2))
     config = replace(TINY.config, vlm=spec, dit=replace(TINY.config.dit, num_blocks=1))
     folder = comfy.models_dir / "diffusion_models"

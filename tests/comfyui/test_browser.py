@@ -39,7 +39,8 @@ SCREENSHOTS = PACK / "output" / "screenshots"
 IN_README = Path(__file__).with_name("screenshots")
 PATIENCE = int(os.environ.get("COMFYUI_PATIENCE", "1"))
 VIEW = {"width": 1600, "height": 900}
-ERRORS = re.compile(r"\d+ errors? found|Prompt execution failed|Error Report")  # ComfyUI's boxes
+# ComfyUI's boxes
+ERRORS = re.compile(r"\d+ errors? found|Prompt execution failed|Error Report")
 CAPTION = "big red circle at top left, small blue star at right, black background."
 
 
@@ -63,7 +64,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, comfy: Comfy) -> Iterator[Page]:
-    """ComfyUI in a fresh browser of a user who has seen it before: an empty canvas, no tour."""
+    """ComfyUI in a fresh browser, without the tour for new users and with an empty canvas."""
     with canvas(browser, comfy) as opened:
         yield opened
 
@@ -99,7 +100,8 @@ def choose_template(page: Page, name: str) -> None:
     page.get_by_placeholder("Search ...").fill("unifusion")
     page.get_by_text(name, exact=True).click()
     page.wait_for_function("title => document.title.includes(title)", arg=name)
-    page.wait_for_timeout(1000)  # the view is fitted, and errors would be shown
+    # until the view is fitted and errors are shown
+    page.wait_for_timeout(1000)
 
 
 def press_run(page: Page, comfy: Comfy) -> np.ndarray:
@@ -129,12 +131,12 @@ def press_run(page: Page, comfy: Comfy) -> np.ndarray:
 
 
 def errors(page: Page) -> list[str]:
-    """What ComfyUI complains about: missing nodes, missing models, failed runs."""
+    """The errors that ComfyUI shows: missing nodes, missing models, failed runs."""
     return [box.inner_text() for box in page.get_by_text(ERRORS).all() if box.is_visible()]
 
 
 def keep(page: Page, name: str, *, in_readme: bool = False) -> None:
-    """A screenshot among the artefacts, and for README if it is to be renewed."""
+    """Saves a screenshot, and with `in_readme` the one that README shows."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
@@ -145,7 +147,7 @@ def keep(page: Page, name: str, *, in_readme: bool = False) -> None:
 
 
 def mostly_right(picture: np.ndarray, caption: str) -> bool:
-    """Whether a picture has all objects and the background that a caption names. One of many traits may be off."""
+    """Whether a picture has all objects and the background of a caption. Shapes and sizes may be wrong."""
     scene = parse_caption(caption)
     assert scene
     judgement = judge_picture(picture, Requirement.of(scene))
@@ -153,7 +155,7 @@ def mostly_right(picture: np.ndarray, caption: str) -> bool:
 
 
 def like_its_thumbnail(picture: np.ndarray, name: str) -> bool:
-    """Whether it is the picture that comes without a browser, which tests/comfyui/test_workflows_run.py scores."""
+    """Whether the picture equals the one without a browser, which tests/comfyui/test_workflows_run.py scores."""
     thumbnail = Image.open(WORKFLOWS / f"{name}.jpg").resize((picture.shape[1], picture.shape[0]))
     return bool(np.abs(np.asarray(thumbnail, dtype=np.float32) - picture).mean() < 10)
 
@@ -185,7 +187,8 @@ def test_the_template_browser_shows_every_workflow_with_its_picture(
         size = thumbnail.evaluate("i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])")
         assert tuple(size) == Image.open(WORKFLOWS / f"{name}.jpg").size
     page.mouse.move(VIEW["width"] / 2, VIEW["height"] / 2)
-    page.mouse.wheel(0, -3000)  # back to the first row
+    # back to the first row
+    page.mouse.wheel(0, -3000)
     page.wait_for_timeout(2000)
     keep(page, "templates", in_readme=request.config.getoption("--write-pictures"))
 
@@ -213,7 +216,7 @@ def test_a_newcomers_first_picture(
     trained: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """On a server that has drawn nothing yet. The seconds are printed, the actions are counted."""
+    """On a server without earlier runs. The seconds are printed, the actions are counted."""
     actions: list[str] = []
     with serve(tmp_path / "base") as server, canvas(browser, server) as page:
         started = time.monotonic()
@@ -253,18 +256,20 @@ def test_template_draws_in_nodes_2(page: Page, comfy: Comfy) -> None:
 
 
 def search(page: Page, words: str, x: int = 300, y: int = 760) -> list[str]:
-    """What the canvas' search finds, best first; the box stays open."""
+    """The results of the canvas' search, best first; the search box stays open."""
     box = page.get_by_placeholder("Add a node...")
-    while not box.is_visible():  # on a busy machine two clicks may come too far apart
+    # on a busy machine the two clicks may be too far apart
+    while not box.is_visible():
         page.mouse.dblclick(x, y)
         page.wait_for_timeout(1000)
     box.fill(words)
-    page.wait_for_timeout(1500)  # results follow the typing
+    # results follow the typing
+    page.wait_for_timeout(1500)
     return [text.split("\n")[0] for text in page.get_by_role("option").all_inner_texts()]
 
 
 def place(page: Page, name: str, x: int, y: int) -> int:
-    """Search for a node, take the first result, and drop it with its title at a place of the screen; returns its id."""
+    """Searches for a node and drops the first result with its title at (x, y) of the screen; returns its id."""
     assert search(page, name)[0] == name
     page.keyboard.press("Enter")
     page.mouse.move(x, y)
@@ -275,7 +280,7 @@ def place(page: Page, name: str, x: int, y: int) -> int:
 
 
 def socket(page: Page, node: int, side: str, name: str) -> tuple[float, float]:
-    """Where on the screen a socket is."""
+    """The place of a socket on the screen."""
     return tuple(
         page.evaluate(
             """([id, side, name]) => {

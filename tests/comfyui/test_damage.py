@@ -1,4 +1,4 @@
-"""Damaged files and hostile pictures: refused with a sentence, nothing executed, nothing written where it does not belong.
+"""Damaged files and hostile images are refused with a sentence; nothing is executed or written outside the server's folders.
 
 pytest tests/comfyui/test_damage.py -m slow
 """
@@ -16,29 +16,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from unifusion_core.zoo import tiny
+from unifusion_core.zoo.tiny import BUILT_IN
 
 if TYPE_CHECKING:
     from conftest import Comfy, Graph
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 
-GENERATOR = tiny.GENERATOR.read_bytes()
+GENERATOR = BUILT_IN.generator.read_bytes()
 HEADER = 8 + struct.unpack("<Q", GENERATOR[:8])[0]
 CUTS = (0, 4, 8, 9, HEADER // 2, HEADER - 1, HEADER, HEADER + 1, len(GENERATOR) // 2, len(GENERATOR) - 1)
-FLIPS = (
-    0,
-    7,
-    8,
-    20,
-    HEADER // 3,
-    HEADER // 2,
-    HEADER - 2,
-)  # in the header: what is not a header is a number like others
+# in the header; a flipped weight is a valid number
+FLIPS = (0, 7, 8, 20, HEADER // 3, HEADER // 2, HEADER - 2)
 
 
 def with_metadata(change: Callable[[dict[str, str]], None]) -> bytes:
-    """The generator's file with other metadata, which counts more than the tensor that holds the same."""
+    """The generator's file with other metadata, which takes precedence over the tensor with the same content."""
     header = json.loads(GENERATOR[8:HEADER])
     change(header["__metadata__"])
     text = json.dumps(header).encode()
@@ -50,7 +43,7 @@ def config_as(text: str) -> bytes:
 
 
 class Touch:
-    """A pickle that would write a file when it is opened."""
+    """A pickle that writes a file when it is opened."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -98,7 +91,7 @@ def test_a_renamed_pickle_is_not_run(comfy: Comfy, graph: Graph, tmp_path: Path)
 def test_a_folder_that_brings_code_is_not_run(comfy: Comfy, graph: Graph, tmp_path: Path) -> None:
     folder, sign = comfy.models_dir / "vlm" / "with-code", tmp_path / "executed"
     folder.mkdir(parents=True)
-    for path in tiny.VLM.iterdir():
+    for path in BUILT_IN.vlm.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "code.Model"}}))
@@ -110,7 +103,7 @@ def test_a_folder_that_brings_code_is_not_run(comfy: Comfy, graph: Graph, tmp_pa
 
 
 def test_a_decompression_bomb_as_picture(comfy: Comfy, graph: Graph) -> None:
-    """A small PNG of 60000 x 60000 pixels: refused by the stock loader or by us, the server lives on."""
+    """A small PNG of 60000 x 60000 pixels is refused by the stock loader or by us, and the server survives."""
     (comfy.input_dir / "bomb.png").write_bytes(png_of_one_color(60_000, 60_000))
     picture = graph.add("LoadImage", image="bomb.png")
     clip = graph.load_clip(graph.load_model())
@@ -134,7 +127,7 @@ def the_server_still_draws(comfy: Comfy, new_graph: Callable[[], Graph]) -> Iter
 
 
 def refusal(comfy: Comfy, graph: Graph, node: str) -> str:
-    """The sentence with which a node refuses."""
+    """The error sentence of a node."""
     result = comfy.run(graph)
     assert result.status == "error", result.error
     assert result.error["node_id"] == node
@@ -143,7 +136,7 @@ def refusal(comfy: Comfy, graph: Graph, node: str) -> str:
 
 
 def png_of_one_color(width: int, height: int) -> bytes:
-    """Gray, one bit a pixel: a few kilobytes."""
+    """A PNG with one bit per pixel, a few kilobytes large."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

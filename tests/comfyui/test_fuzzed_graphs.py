@@ -1,4 +1,4 @@
-"""500 seeded mutations of the shipped workflows: never a crash or an HTTP 500, every refusal says where and what.
+"""500 seeded mutations of the shipped workflows cause no crash and no HTTP 500, and every refusal says where and why.
 
 pytest tests/comfyui/test_fuzzed_graphs.py -m slow -s     (prints the table of what became of them)
 """
@@ -66,7 +66,7 @@ def change_a_value(rng: random.Random, graph: Graph, values: tuple[Any, ...]) ->
 
 
 def pick_input(rng: random.Random, graph: Graph, *, widgets: bool = False) -> tuple[str, str]:
-    """Any input; of `widgets` alone one without a wire: constants on sockets ComfyUI hands over as they are."""
+    """A random input; with `widgets`, one without a link, because ComfyUI passes constants on sockets unchecked."""
     return rng.choice(
         [
             (node, name)
@@ -137,7 +137,7 @@ MUTATIONS: tuple[Callable[[random.Random, Graph], str], ...] = (
 
 
 def short(graph: Graph) -> Graph:
-    """The same with two steps: what is drawn does not matter here."""
+    """The graph with two sampling steps, because the image does not matter here."""
     graph = copy.deepcopy(graph)
     for node in graph.values():
         if "steps" in node["inputs"]:
@@ -146,7 +146,7 @@ def short(graph: Graph) -> Graph:
 
 
 def faults(graph: Graph, result: RunResult) -> list[str]:
-    """What is wrong with the way in which the server took a mutated graph."""
+    """The faults in the server's answer to a mutated graph."""
     if result.status == "success":
         return []
     if result.status == "refused":
@@ -180,12 +180,14 @@ def test_mutated_graphs(comfy: Comfy) -> None:
         name = rng.choice(list(graphs))
         graph = copy.deepcopy(graphs[name])
         done = [rng.choice(MUTATIONS)(rng, graph) for _ in range(rng.choice((1, 1, 2, 3))) if graph]
-        result = comfy.run(graph)  # raises if the server is gone or answers with anything but JSON
+        # raises if the server has crashed or answers with anything but JSON
+        result = comfy.run(graph)
         outcomes[result.status] += 1
         wrong += [f"{number} ({name}: {'; '.join(done)}): {fault}" for fault in faults(graph, result)]
         if number % GOOD_EVERY == GOOD_EVERY - 1:
             other = copy.deepcopy(good)
-            other[sampler]["inputs"]["seed"] += number + 1  # so that nothing of the good one is kept
+            # so that nothing of the good graph stays cached
+            other[sampler]["inputs"]["seed"] += number + 1
             comfy.successful(other)
             again = comfy.successful(good)
             assert sampler in again.executed

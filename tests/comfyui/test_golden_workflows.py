@@ -1,9 +1,9 @@
-"""Every workflow of the embedded model computes what it computed when golden/workflows.json was recorded.
+"""Every workflow of the built-in model computes the same latents as when golden/workflows.json was recorded.
 
     pytest tests/comfyui/test_golden_workflows.py
 
-With --write-golden the file is recorded anew. Latents are compared within a tolerance, so that another machine passes; with
---exact, on the machine that recorded, bit by bit.
+--write-golden records the file anew. Latents are compared within a tolerance, so that other machines pass; with --exact, for the
+machine that recorded them, bit by bit.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ TESTS = Path(__file__).resolve().parents[1]
 GOLDEN = TESTS / "golden" / "workflows.json"
 GRAPHS = sorted((TESTS.parent / "workflows" / "api").glob("*.json"))
 EMBEDDED = [path for path in GRAPHS if "(built in)" in path.read_text(encoding="utf-8")]
-TOLERANCE = 1e-3  # of latents whose spread is about 1: other processors round otherwise
-SAMPLES = 32  # numbers kept of each latent
+# for latents with a standard deviation of about 1; other processors round differently
+TOLERANCE = 1e-3
+# numbers stored per latent
+SAMPLES = 32
 
 
 def with_latents_saved(graph: dict[str, Any]) -> dict[str, Any]:
-    """The graph, which saves what each of its VAEDecode nodes reads, too."""
+    """The graph with a SaveLatent for the input of each VAEDecode."""
     read = [node["inputs"]["samples"] for node in graph.values() if node["class_type"] == "VAEDecode"]
     return graph | {
         f"latent-{number}": {
@@ -55,7 +57,7 @@ def summary(latent: np.ndarray) -> dict[str, Any]:
 def test_workflow_computes_what_it_computed(comfy: Comfy, request: pytest.FixtureRequest, path: Path) -> None:
     graph = with_latents_saved(json.loads(path.read_text(encoding="utf-8")))
     result = comfy.successful(graph)
-    # in the graph's order: nodes that do not depend on each other run in any
+    # in the graph's order, because independent nodes run in any order
     result.outputs = {name: result.outputs[name] for name in graph if name.startswith("latent-")}
     found = [summary(latent) for latent in comfy.latents(result)]
     assert found

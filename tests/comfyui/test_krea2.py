@@ -1,4 +1,4 @@
-"""Krea 2 with pictures and VERIFI, by ComfyUI's own model and by ours, on small files with random weights.
+"""Krea 2 with images and VERIFI, in ComfyUI's own model and in ours, on small files with random weights.
 
 pytest tests/comfyui/test_krea2.py
 """
@@ -31,14 +31,15 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.comfyui
 
-PARITY = 1e-4  # of the largest value, in float32
+# relative to the largest value, in float32
+PARITY = 1e-4
 STOCK, OURS, VLM, WIDER_VLM = (
     "small-krea2.safetensors",
     "small-unifusion-krea2.safetensors",
     "small-qwen3-vl",
     "small-qwen3-vl-of-another-width",
 )
-# ComfyUI tells these sizes from the weights, all but its 128 channels and 20 heads of LAP
+# ComfyUI reads these sizes from the weights, except 128 channels per head and 20 heads of LAP, which it fixes
 SMALL = replace(
     KREA_2.config,
     vlm=replace(KREA_2.config.vlm, hidden_size=40),
@@ -71,19 +72,18 @@ save_file(vae.state_dict(), path)
 
 
 def save_generators(folder: Path) -> None:
-    """The same weights as a bare file, such as Krea publishes, and as a file of ours."""
+    """Saves the same weights as a bare file, as Krea publishes them, and as a file of ours."""
     model, random = UniFusion(SMALL), torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        std = (
-            2 * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3
-        )  # lively: every token has its effect
+        # large enough that every token has an effect
+        std = 2 * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3
         parameter.data.normal_(std=std, generator=random)
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / STOCK)
     save_generator(model, folder / OURS, {"recipe": "random"}, dtype=torch.float32)
 
 
 def save_vlm(folder: Path, width: int) -> None:
-    """A Qwen3-VL with as many layers as Krea 2's, one token per byte, 4 x 4 tokens per tile."""
+    """Saves a Qwen3-VL with Krea 2's number of layers, one token per byte, and 4 x 4 tokens per tile."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -138,7 +138,7 @@ def save_vlm(folder: Path, width: int) -> None:
 
 @pytest.fixture(scope="module")
 def small_files(comfy: Comfy, comfyui_home: Path, comfyui_python: str) -> Iterator[None]:
-    """Under names of their own, and under those that the workflows name; removed at the end."""
+    """Small models under their own names, and under the names in the workflows; removed at the end."""
     folders = {name: comfy.models_dir / name for name in ("diffusion_models", "vlm", "vae")}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def small_files(comfy: Comfy, comfyui_home: Path, comfyui_python: str) -> Iterat
 
 
 def features(graph: Graph, clip: list[Any], kind: str) -> list[Any]:
-    """Prompts, pictures and rewrites through the pack's nodes."""
+    """Features of a prompt, of images or of a rewrite, from the pack's nodes."""
     if kind == "text":
         return graph.add("UniFusionImageEncode", clip=clip, prompt="a red ball", max_tiles=1)
     pictures = {f"pictures__picture_{n}": graph.add("LoadImage", image="example.png") for n in (1, 2)}
@@ -202,7 +202,7 @@ def test_comfyuis_own_krea2_draws_our_features_as_ours_does(comfy: Comfy, graph:
     ours = graph.load_model(OURS)
     pooled = [graph.add("UniFusionLAPPool", model=ours, features=each) for each in (positive, negative)]
     graph.save_latent(graph.sample(ours, *pooled))
-    # stock text nodes read the same, too
+    # stock text nodes give the same conditioning
     if kind == "text":
         typed = graph.add("CLIPTextEncode", clip=clip, text="a red ball")
         graph.save_latent(graph.sample(stock, typed, typed))
@@ -268,7 +268,7 @@ def test_what_does_not_fit_is_answered_with_a_sentence(
 @pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("unifusion_krea2_*.json")), ids=lambda path: path.stem)
 def test_workflows_run_to_the_end(comfy: Comfy, path: Path) -> None:
-    """As they are, but in few steps and pixels, and with words for the VLM, whose random weights write without an end."""
+    """With few steps and pixels, and with a locked rewrite, because random weights write a rewrite without an end."""
     graph = json.loads(path.read_text(encoding="utf-8"))
     assert {PUBLIC_GENERATOR, PUBLIC_VLM, PUBLIC_VAE} <= {
         value for node in graph.values() for value in node["inputs"].values() if isinstance(value, str)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.comfyui
 
 
 def drawn_with(graph: Graph, layer_gains: str | None) -> dict[str, list[Any]]:
-    """A small drawing, its prompt pooled with gains, or by a node of before there were any; nodes by what they do."""
+    """A small image whose prompt is pooled with `layer_gains`, or without that input if None; returns the nodes by name."""
     model = graph.load_model()
     features = graph.add(
         "UniFusionImageEncode", clip=graph.load_clip(model), prompt="big red circle.", max_tiles=1
@@ -72,7 +72,8 @@ def test_the_map_and_the_table_stand_beside_a_drawing(comfy: Comfy, graph: Graph
 
     (picture,) = comfy.images(result, shown[0])
     assert picture.shape[1] > 900
-    assert 0.2 < (picture < 250).any(-1).mean() < 0.8  # neither empty nor full
+    # neither empty nor full
+    assert 0.2 < (picture < 250).any(-1).mean() < 0.8
     (table,) = result.outputs[told[0]]["text"]
     words = [line.split()[0] for line in table.splitlines() if "prompt" in line]
     assert words == ["big", "red", "circle", "."]

@@ -1,4 +1,4 @@
-"""Servers as people have them: odd paths, shared folders, no network, a picture that is the same again.
+"""Unusual servers: odd paths, shared folders, no network; and equal runs give equal images.
 
 pytest tests/comfyui/test_odd_hosts.py -m slow
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from unifusion_core.zoo import tiny
+from unifusion_core.zoo.tiny import BUILT_IN
 
 if TYPE_CHECKING:
     from conftest import Comfy, Graph
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 
 PACK = Path(__file__).resolve().parents[2]
-BUILT_IN = f"{tiny.NAME} (built in)"
+TINY_MODEL = f"{BUILT_IN.name} (built in)"
 ASKED = "small red circle at top left, white background."
 GUARD = """
 import os, socket, traceback
@@ -57,13 +57,13 @@ socket.socket.connect, socket.socket.connect_ex = guarded(connect), guarded(conn
 
 @pytest.fixture
 def draw(new_graph: Callable[[], Graph]) -> Callable[..., np.ndarray]:
-    """`draw(server)`: the picture of one prompt, by way of a rewrite."""
+    """`draw(server)`: the image of one rewritten prompt."""
 
     def drawn(
         server: Comfy,
         *,
-        model: str = BUILT_IN,
-        vlm: str = BUILT_IN,
+        model: str = TINY_MODEL,
+        vlm: str = TINY_MODEL,
         prefix: str = "picture",
         anew: bool = False,
     ) -> np.ndarray:
@@ -87,11 +87,12 @@ def draw(new_graph: Callable[[], Graph]) -> Callable[..., np.ndarray]:
 
 
 def test_the_same_call_gives_the_same_picture(serve: Serve, draw: Draw, tmp_path: Path) -> None:
-    """Bit for bit, in one server after everything was let go of, and in the next one."""
+    """Bit by bit, in one server after all models were freed, and in a second server."""
     with serve(tmp_path / "one") as server:
         first = draw(server)
         assert server.request("POST", "/free", {"unload_models": True, "free_memory": True})[0] == 200
-        time.sleep(2)  # the server looks at it between prompts
+        # the server frees memory between prompts
+        time.sleep(2)
         assert np.array_equal(draw(server, prefix="again", anew=True), first)
     with serve(tmp_path / "two") as server:
         assert np.array_equal(draw(server), first)
@@ -119,11 +120,11 @@ def test_a_pack_that_nobody_may_write_to(serve: Serve, draw: Draw, tmp_path: Pat
 
 
 def test_two_servers_on_one_models_folder(serve: Serve, draw: Draw, tmp_path: Path) -> None:
-    """By extra_model_paths.yaml, both drawing at once."""
+    """Shared by extra_model_paths.yaml; both servers run at once."""
     shared = tmp_path / "shared models"
     (shared / "diffusion_models").mkdir(parents=True)
-    shutil.copyfile(tiny.GENERATOR, shared / "diffusion_models" / "copy.safetensors")
-    shutil.copytree(tiny.VLM, shared / "vlm" / "copy")
+    shutil.copyfile(BUILT_IN.generator, shared / "diffusion_models" / "copy.safetensors")
+    shutil.copytree(BUILT_IN.vlm, shared / "vlm" / "copy")
     paths = tmp_path / "paths.yaml"
     paths.write_text(f"unifusion:\n  base_path: {shared}\n  vlm: vlm\n  diffusion_models: diffusion_models\n")
     flags = ["--extra-model-paths-config", str(paths)]
@@ -137,17 +138,18 @@ def test_two_servers_on_one_models_folder(serve: Serve, draw: Draw, tmp_path: Pa
 
 
 def guarded(monkeypatch: pytest.MonkeyPatch, folder: Path, record: Path) -> None:
-    """Every Python that starts from here on reports what it tries to reach."""
+    """Makes every Python that starts from here on record the addresses that it tries to reach."""
     (folder / "sitecustomize.py").write_text(GUARD)
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setenv("NETWORK_RECORD", str(record))
-    for name in ("http_proxy", "https_proxy", "all_proxy"):  # one on this machine would pass for loopback
+    # a proxy on this machine would count as loopback
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
 
 def test_no_network(serve: Serve, draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names are not resolved and nothing but loopback is reached while the pack is imported and draws."""
+    """The pack resolves no names and reaches nothing but loopback while it is imported and runs."""
     guard, record = tmp_path / "guard", tmp_path / "record"
     guard.mkdir()
     guarded(monkeypatch, guard, record)
@@ -159,7 +161,7 @@ def test_no_network(serve: Serve, draw: Draw, tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_guard_sees_what_it_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the test above would pass without it."""
+    """Otherwise the test above would pass with a guard that does nothing."""
     import subprocess
     import sys
 

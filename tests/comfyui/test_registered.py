@@ -1,4 +1,4 @@
-"""The pack as a newcomer meets it: loaded without complaint, everything explained, templates to open.
+"""The pack as a new user sees it: it loads without errors, everything is explained, templates are listed.
 
 pytest tests/comfyui/test_registered.py
 """
@@ -40,7 +40,8 @@ def test_the_pack_is_imported_without_complaint(comfy: Comfy) -> None:
     assert "comfyui-unifusion" in log
     assert "IMPORT FAILED" not in log
     assert "Error while calling comfy_entrypoint" not in log
-    assert "you accessed" not in log  # what ComfyUI says when it looks for something that a model lacks
+    # ComfyUI logs this for an attribute that a model lacks
+    assert "you accessed" not in log
 
 
 def test_all_nodes_are_there(nodes: dict[str, Any]) -> None:
@@ -60,7 +61,7 @@ def test_everything_is_explained(nodes: dict[str, Any]) -> None:
 
 
 def test_help_pages_are_served_with_their_pictures(comfy: Comfy, nodes: dict[str, Any]) -> None:
-    """From where the front end looks for them, about the inputs and outputs that ComfyUI itself lists."""
+    """At the addresses that the front end uses, with the inputs and outputs that ComfyUI lists."""
     for name, node in nodes.items():
         folder = "/extensions/" + node["python_module"].removeprefix("custom_nodes.") + "/docs/"
         page = comfy.download(f"{folder}{name}.md").decode()

@@ -1,6 +1,8 @@
-"""The pack as ComfyUI's registry takes it, and what loading it costs: pytest tests/comfyui/test_registry.py -m "slow or not slow"
+"""The pack as an archive for ComfyUI's registry, and the cost of importing it.
 
-Checking and packing are comfy-cli's own (pip install -e ".[comfyui]"); the archive is then installed and draws.
+    pytest tests/comfyui/test_registry.py -m "slow or not slow"
+
+comfy-cli validates and packs it (pip install -e ".[comfyui]"); the archive is then installed and run.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ pytestmark = pytest.mark.comfyui
 PACK = Path(__file__).parents[2]
 PACK_IMPORT = Path(__file__).with_name("pack_import.py")
 IMPORT_LIMIT_SECONDS = 1.0 * int(os.environ.get("COMFYUI_PATIENCE", "1"))
-ARCHIVE_LIMIT = 25e6  # bytes
+# bytes
+ARCHIVE_LIMIT = 25e6
 SHIPPED = {
     *(
         ".comfyignore",
@@ -42,7 +45,7 @@ SHIPPED = {
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A git repository with this one's files: comfy-cli packs what git tracks, into the folder it stands in."""
+    """A git repository with this one's files, because comfy-cli packs the files that git tracks into the current folder."""
     if not (PACK / ".git").exists():
         pytest.skip("not a git checkout, so there is no saying which files are the pack's")
     folder = tmp_path / "checkout"
@@ -58,7 +61,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def told(comfy_cli: str, checkout: Path, tmp_path: Path) -> Callable[[str], str]:
-    """`told("validate")`: what comfy node validate says about the checkout."""
+    """`told("validate")`: the output of `comfy node validate` for the checkout."""
 
     def run(verb: str) -> str:
         done = subprocess.run(

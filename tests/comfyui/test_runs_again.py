@@ -1,6 +1,6 @@
-"""What runs again when one thing changes, and what is left after a cancelled run: pytest tests/comfyui/test_runs_again.py
+"""Which nodes run again after a change, and that a cancelled run leaves no trace: pytest tests/comfyui/test_runs_again.py
 
-The graph is the shipped edit: models and size -> a drawn source -> rewrite of the instruction -> pool -> draw -> save.
+The graph is the shipped edit: models and size -> generated source -> rewrite of the instruction -> pool -> sample -> save.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def test_nothing_changed_runs_nothing(comfy: Comfy, edit: dict[str, Any]) -> Non
 
 
 def test_another_seed_runs_the_sampler_and_what_follows(comfy: Comfy, edit: dict[str, Any]) -> None:
-    edit[SAMPLE]["inputs"]["seed"] += comfy.port  # no run before had it
+    # a seed that no earlier run had
+    edit[SAMPLE]["inputs"]["seed"] += comfy.port
 
     assert comfy.successful(edit).executed == [SAMPLE, DECODE, SAVE]
 
@@ -80,7 +81,7 @@ def test_after_a_cancelled_run_the_next_draws_the_same(comfy: Comfy, edit: dict[
     (before,) = comfy.images(comfy.successful(edit), SAVE)
     cancelled = copy.deepcopy(edit)
     cancelled[SAMPLE]["inputs"] |= {"steps": 1000, "seed": comfy.port}
-    # A prompt of its own for each run; at this temperature the VLM does not come to an end soon.
+    # a prompt of its own for each run; at this temperature the rewrite does not end soon
     cancelled[REWRITE]["inputs"] |= {"temperature": 2.0, "prompt": f"anything for {node}", "seed": comfy.port}
     if node == SAMPLE:
         cancelled[REWRITE]["inputs"]["temperature"] = 0.0
@@ -101,7 +102,8 @@ def test_after_a_cancelled_run_the_next_draws_the_same(comfy: Comfy, edit: dict[
 def test_models_leave_memory_when_asked_and_come_back(comfy: Comfy, edit: dict[str, Any]) -> None:
     (before,) = comfy.images(comfy.successful(edit), SAVE)
     comfy.request("POST", "/free", {"unload_models": True, "free_memory": True})
-    time.sleep(2)  # the server does it between two prompts and says nothing
+    # the server frees memory between two prompts, without a message
+    time.sleep(2)
 
     again = comfy.successful(edit)
 

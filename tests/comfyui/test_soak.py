@@ -1,4 +1,4 @@
-"""300 prompts in a row through one server: memory, open files, threads and times stay where they are.
+"""300 prompts in a row on one server: memory, open files, threads and times do not grow.
 
 pytest tests/comfyui/test_soak.py -m slow -s     (prints the table)
 """
@@ -56,7 +56,7 @@ def test_three_hundred_prompts(comfy: Comfy) -> None:
     growth = {}
     for name, times in seconds.items():
         half = len(times) // 2
-        # the lower quartile: what else the machine does makes times longer, never shorter
+        # the lower quartile, because other processes only make times longer
         first, last = (statistics.quantiles(part)[0] for part in (times[1:half], times[half:]))
         growth[name] = last / first
         print(f"  {name}: {len(times)} prompts, {first:.2f} s in the first half, {last:.2f} s in the second")
@@ -67,7 +67,7 @@ def test_three_hundred_prompts(comfy: Comfy) -> None:
 
 
 def with_seed(graph: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The same workflow with another seed, so that it is drawn anew."""
+    """The workflow with another seed, so that it runs again."""
     graph = copy.deepcopy(graph)
     for node in graph.values():
         if "seed" in node["inputs"]:

@@ -51,7 +51,7 @@ def negative(graph: Graph, clip: Wire) -> Wire:
 
 @pytest.fixture
 def drawn(comfy: Comfy, graph: Graph) -> Callable[[Wire], np.ndarray]:
-    """`drawn(samples)`: run the graph as far as these latents and return them."""
+    """`drawn(samples)`: runs the graph up to these latents and returns them."""
 
     def draw(samples: Wire) -> np.ndarray:
         graph.save_latent(samples)
@@ -63,7 +63,7 @@ def drawn(comfy: Comfy, graph: Graph) -> Callable[[Wire], np.ndarray]:
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> float:
-    """Largest difference, in parts of the largest value."""
+    """Largest difference, relative to the largest value."""
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
@@ -73,7 +73,7 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 def test_all_samplers_draw_the_same(
     graph: Graph, model: Wire, positive: Wire, negative: Wire, drawn: Callable[[Wire], np.ndarray]
 ) -> None:
-    """KSampler, UniFusion's own, SamplerCustom and SamplerCustomAdvanced, with pooled conditions as with flat ones."""
+    """KSampler, UniFusion Sampler, SamplerCustom and SamplerCustomAdvanced, with pooled and with flattened conditions."""
     latent = graph.empty_latent()
     expected = drawn(graph.sample(model, positive, negative, latent_image=latent))
     schedule = graph.add("UniFusionSchedule", model=model, latent=latent, steps=4, schedule="automatic")
@@ -159,7 +159,7 @@ def test_a_skipped_layer_counts(
 def test_conditioning_nodes_work(
     graph: Graph, model: Wire, positive: Wire, negative: Wire, drawn: Callable[[Wire], np.ndarray]
 ) -> None:
-    """Their numbers are checked in test_in_process.py; here they run as a user wires them."""
+    """Their numbers are tested in process; here they run in a graph as a user builds it."""
     joined = graph.add("ConditioningConcat", conditioning_to=positive, conditioning_from=negative)
     mixed = graph.add(
         "ConditioningAverage",
@@ -186,11 +186,12 @@ def test_odd_sizes_and_batches_are_drawn(
     graph.save_picture(graph.sample(model, positive, negative, latent_image=latent))
     pictures = comfy.images(comfy.successful(graph))
     assert [picture.shape for picture in pictures] == [(112, 136, 3)] * 3
-    assert "136 x 112" in comfy.log()  # the warning about sizes
+    # the warning about sizes
+    assert "136 x 112" in comfy.log()
 
 
 def picture_wire(comfy: Comfy, graph: Graph) -> tuple[Wire, np.ndarray]:
-    """A picture of the small world, and the node that loads it."""
+    """The node that loads a picture of coloured shapes, and that picture."""
     pixels = render(sample_scene(random.Random(5)), 128, 128)
     Image.fromarray(pixels).save(comfy.input_dir / "scene.png")
     return graph.add("LoadImage", image="scene.png"), pixels
@@ -213,7 +214,7 @@ def test_a_picture_is_drawn_over(
     negative: Wire,
     drawn: Callable[[Wire], np.ndarray],
 ) -> None:
-    """Image to image: half of the noise leaves the latents nearer to the source than all of it."""
+    """Image to image: with a denoise of 0.3 the latents stay nearer to the source than with 1."""
     image, _ = picture_wire(comfy, graph)
     vae = graph.add("VAELoader", vae_name="unifusion-tiny-1-vae.safetensors")
     source = graph.add("VAEEncode", pixels=image, vae=vae)
@@ -258,7 +259,7 @@ def test_a_lora_changes_the_picture(
     negative: Wire,
     drawn: Callable[[Wire], np.ndarray],
 ) -> None:
-    """On a block of the DiT and on one of LAP, under the keys that UniFusion's training exports."""
+    """On a block of the DiT and on one of LAP, with keys that begin with `diffusion_model.`."""
     numbers = np.random.default_rng(0)
     names = {"blocks.1.attn.wq": (192, 192), "txtfusion.layerwise_blocks.0.mlp.up": (384, 160)}
     plain = drawn(graph.sample(model, positive, negative))
@@ -319,7 +320,7 @@ def test_text_is_generated(comfy: Comfy, graph: Graph, clip: Wire) -> None:
 
 
 def test_tiles_can_be_looked_at(comfy: Comfy, graph: Graph, clip: Wire) -> None:
-    """Two pictures with five tiles each at most, thumbnails included."""
+    """Two images of at most five tiles each, including thumbnails."""
     image, _ = picture_wire(comfy, graph)
     features = graph.add(
         "UniFusionImageEncode",
@@ -344,7 +345,8 @@ def test_previews_and_progress_arrive(
     assert result.of_type("progress")
     assert result.previews
     assert {preview.node for preview in result.previews} == {samples[0]}
-    if trained:  # only then does a picture have colours to be met
+    # an untrained model has no colours to compare
+    if trained:
         (picture,) = comfy.images(result)
         coarse = [
             np.asarray(Image.fromarray(i).resize((16, 16))) for i in (picture, result.previews[-1].image)

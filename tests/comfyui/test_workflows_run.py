@@ -1,8 +1,8 @@
-"""Every shipped workflow runs as it is and draws what it says; its form for the browser says the same.
+"""Every shipped workflow runs unchanged and gives the image of its prompt; its two forms, for API and browser, are equal.
 
 pytest tests/comfyui/test_workflows_run.py
 
-With --write-pictures the pictures of the template browser (workflows/*.jpg) are drawn anew.
+--write-pictures writes the thumbnails of the template browser (workflows/*.jpg) anew.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ pytestmark = pytest.mark.comfyui
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 API_GRAPHS = sorted((WORKFLOWS / "api").glob("*.json"))
-# The others need files that are not there: what they say then is tested here, and test_krea2.py runs them with small ones.
+# The others need files that are not installed: their errors are tested here, and test_krea2.py runs them with small files.
 EMBEDDED = [path for path in API_GRAPHS if "(built in)" in path.read_text(encoding="utf-8")]
 NUM_SEEDS = 5
-EXPECTED = {  # what should come of prompts that are no captions; words that are left out stay open
+# captions of the expected pictures, for prompts that are no captions; properties that are left out stay open
+EXPECTED = {
     "unifusion_text_to_image_verifi": "small blue diamond at top left, big red circle at center, white background.",
     "unifusion_text_to_image_style": "big green square at top left, small green star at right, white background.",
     "unifusion_edit_picture": "small yellow star at top right, big blue circle at left, white background.",
@@ -43,17 +44,20 @@ EXPECTED = {  # what should come of prompts that are no captions; words that are
     "unifusion_three_references": "big red circle at left, small blue star at top right, pink background.",
     "unifusion_variation": "small yellow star at top right, big red circle at left, white background.",
 }
-BLUEPRINTS = {  # what comes of a blueprint as it is; a picture for the one that takes one
+# captions of the pictures that the blueprints give with their own values
+BLUEPRINTS = {
     "UniFusion text to picture": "big red circle at top left, small blue star at right, black background.",
     "UniFusion edit": "big blue circle at left, small yellow star at top right, white background.",
 }
 SOURCE = "big red circle at left, small yellow star at top right, white background."
-SUBGRAPH_INPUT = -10  # the front end's id for a subgraph's inputs
+# the front end's id for a subgraph's inputs
+SUBGRAPH_INPUT = -10
 SIZES_OPEN = ("unifusion_variation",)
-# Share of all that the prompt names (count, background, and shape, colour, size, place of each object) which the pictures must
-# have right. Drawn at random about a third would be. To be replaced by "most are exact" when the weights have finished training.
+# Required share of correct properties (count, background, and shape, colour, size and place of each object). Random pictures
+# reach about a third.
 FLOOR = 0.9
-THUMBNAIL_DIFFERENCE = 3.0  # of 255, in the mean: what JPEG changes, and no more
+# mean difference of 255 levels that JPEG compression causes
+THUMBNAIL_DIFFERENCE = 3.0
 NOTES = ("Note", "MarkdownNote")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
@@ -63,7 +67,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def wanted(graph: dict[str, Any], name: str) -> Requirement:
-    """What the workflow's picture must show: what is expected, or the one prompt that is a caption."""
+    """The requirement for the workflow's picture: its entry in EXPECTED, else the one prompt that is a caption."""
     texts = (
         [EXPECTED[name]]
         if name in EXPECTED
@@ -77,7 +81,7 @@ def wanted(graph: dict[str, Any], name: str) -> Requirement:
 
 
 def share_right(pictures: list[np.ndarray], requirements: list[Requirement]) -> float:
-    """How much of all that the requirements name the pictures show."""
+    """The share of the required properties that the pictures show."""
     tally = score_pictures(pictures, requirements)
     rates = [tally.rate(name) for name in ("count", "background", "shape", "color", "size", "position")]
     return sum(rate.right for rate in rates) / sum(rate.total for rate in rates)
@@ -188,13 +192,14 @@ def test_every_workflow_has_both_forms() -> None:
 
 
 def inside(blueprint: dict[str, Any]) -> dict[str, Any]:
-    """A blueprint's subgraph as a workflow; the subgraph's sockets for pictures are wired to the node "source"."""
+    """A blueprint's subgraph as a workflow, with its image inputs linked to the node "source"."""
     (subgraph,) = blueprint["definitions"]["subgraphs"]
     fed = {link["id"] for link in subgraph["links"] if link["origin_id"] == SUBGRAPH_INPUT}
     for node in subgraph["nodes"]:
         for socket in node["inputs"]:
             if socket["link"] in fed and "widget" in socket:
-                socket["link"] = None  # the widget's own value stands
+                # the widget keeps its own value
+                socket["link"] = None
     links = [
         [link["id"], *(("source", 0) if link["id"] in fed else (link["origin_id"], link["origin_slot"]))]
         for link in subgraph["links"]
@@ -203,7 +208,7 @@ def inside(blueprint: dict[str, Any]) -> dict[str, Any]:
 
 
 def picture_of(blueprint: dict[str, Any]) -> list[Any]:
-    """Where a blueprint's picture comes from: node and slot."""
+    """Node and slot of a blueprint's output image."""
     (subgraph,) = blueprint["definitions"]["subgraphs"]
     (socket,) = [socket for socket in subgraph["outputs"] if socket["type"] == "IMAGE"]
     (link,) = [link for link in subgraph["links"] if link["id"] in socket["linkIds"]]
@@ -211,7 +216,7 @@ def picture_of(blueprint: dict[str, Any]) -> list[Any]:
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Nodes and their inputs, read from the browser's form as the front end reads it."""
+    """Nodes and their inputs, converted from the browser's form as the front end does."""
     origins = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     found = {}
     for node in workflow["nodes"]:
@@ -227,7 +232,8 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, t
                 kind, options = (*info["input"][group][name], {})[:2]
                 if isinstance(kind, list) or kind in WIDGETS:
                     value = next(values)
-                    inputs.setdefault(name, value)  # a wire into a widget wins
+                    # a link into a widget takes precedence
+                    inputs.setdefault(name, value)
                     if options.get("control_after_generate") or name in ("seed", "noise_seed"):
                         assert next(values) == "fixed"
         assert not list(values), f"{node['type']} has more widget values than widgets"

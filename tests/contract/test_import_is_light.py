@@ -24,7 +24,7 @@ def import_without(absent: tuple[str, ...], *modules: str) -> subprocess.Complet
 
 def test_the_package_itself_needs_nothing() -> None:
     result = import_without(
-        (*COMFYUI, *HEAVY, "torch", "numpy"), "unifusion_core", "unifusion_core.command_line"
+        (*COMFYUI, *HEAVY, "torch", "numpy"), "unifusion_core", "unifusion_core.cli.main"
     )
 
     assert result.returncode == 0, result.stderr
@@ -35,7 +35,9 @@ def test_generator_and_sampling_need_no_transformers() -> None:
         "contracts",
         "models.unifusion",
         "models.autoencoder",
-        "checkpoint",
+        "checkpoints.generator_file",
+        "checkpoints.vae_file",
+        "zoo",
         "sampling",
         "flow.schedule",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,13 +28,21 @@ COMFYUI = {
 }
 OUR_PACKAGES = {"unifusion_core", "nodes", "tests"}
 HOMES = {  # heavy packages: the only folders and files of the core that may import them
-    "transformers": ("vlm",),
-    "tokenizers": ("vlm",),
-    "accelerate": ("training", "pipeline.py"),
+    "transformers": ("vlm", "evaluation", "shapes/training/tiny_vlm.py"),
+    "tokenizers": ("shapes/training/tiny_vlm.py",),
+    "accelerate": ("training", "shapes/training", "pipeline.py"),
     "diffusers": ("models/qwen_image_vae.py",),
     "tensorboard": ("training",),
-    "scipy": ("world",),
+    "scipy": ("shapes/world",),
+    "matplotlib": ("inspection", "shapes/evaluation"),
 }
+DRAWS = """
+import sys
+import unifusion_core
+from unifusion_core import Pipeline
+Pipeline.load(device="cpu")("a red circle", steps=1, size=(32, 32))
+print(*sorted(name for name in sys.modules if ".shapes" in name))
+"""
 
 
 def imported_packages(source: str) -> Iterator[str]:
@@ -83,12 +92,26 @@ def test_heavy_packages_stay_in_their_folder(package: str) -> None:
 
 
 def test_only_the_adapter_reaches_into_comfyui() -> None:
-    """A file with a node in it declares and executes, with comfy_api alone; host.py and comfy_*.py do the rest."""
-    nodes = [
-        path for path in NODES.glob("*.py") if path.name != "host.py" and not path.name.startswith("comfy_")
+    """A file with a node in it declares and executes, with comfy_api alone; nodes/comfy/ does the rest."""
+    assert offenders(NODES.glob("*.py"), COMFYUI - {"comfy_api"}) == []
+
+
+def test_nodes_never_import_the_demo() -> None:
+    lines = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in [ROOT / "__init__.py", *NODES.rglob("*.py")]
+        for line in path.read_text().splitlines()
+        if re.match(r"\s*(from|import) .*\bshapes\b", line)
     ]
 
-    assert offenders(nodes, COMFYUI - {"comfy_api"}) == []
+    assert lines == []
+
+
+def test_drawing_from_python_never_imports_the_demo() -> None:
+    result = subprocess.run([sys.executable, "-c", DRAWS], capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []
 
 
 def test_layers_hold() -> None:

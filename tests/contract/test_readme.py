@@ -1,88 +1,109 @@
-"""README's tree and commands match the disk: pytest tests/contract/test_readme.py"""
+"""The README's commands, code, numbers and links hold: pytest tests/contract/test_readme.py"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from unifusion_core.cli import main
+from unifusion_core.cli.main import build_parser
+from unifusion_core.shapes.evaluation.page import RESULTS, headline_table, read_reports
+from unifusion_core.shapes.world import scenes
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
-CODE = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-TREE = next(text for language, text in CODE if language == "" and "├── " in text)
-COMMANDS = [
-    command.strip()
-    for language, text in CODE
-    if language == "bash"
-    for line in text.splitlines()
-    for command in line.split(" && ")
+PAGES = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "tests/README.md",
+        "workflows/krea_2.md",
+        "unifusion_core/ARCHITECTURE.md",
+        "unifusion_core/shapes/README.md",
+    )
 ]
-IN_TREE = {"__init__.py", "nodes", "unifusion_core", "workflows", "tests", "pyproject.toml"}
-LISTED = ("nodes", "unifusion_core")  # folders of which every module stands in the tree
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CODE = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+PYTHON = [text for language, text in CODE if language == "python"]
+LONGEST = 180  # lines
 
 
-def tree_paths() -> list[str]:
-    """The paths of the annotated tree, from the indentation of its lines."""
-    folders: list[str] = []
-    paths = []
-    for line in TREE.splitlines():
-        match = re.match(r"((?:│   |    )*)[├└]── (\S+)", line)
-        if match:
-            depth = len(match[1]) // 4
-            del folders[depth:]
-            paths.append("/".join([*folders, match[2].rstrip("/")]))
-            folders.append(match[2].rstrip("/"))
-    return paths
+def commands(text: str) -> list[str]:
+    """Every command of the bash blocks of a page."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [part.strip() for block in blocks for line in block.splitlines() for part in line.split(" && ")]
 
 
-def test_everything_in_the_tree_exists() -> None:
-    assert [path for path in tree_paths() if not (ROOT / path).exists()] == []
+COMMANDS = [
+    command
+    for page in PAGES
+    for command in commands(page.read_text(encoding="utf-8"))
+    if command.startswith("unifusion ")
+]
 
 
-def test_every_module_is_in_the_tree() -> None:
-    assert set(tree_paths()) >= IN_TREE
-    modules = {
-        str(path.relative_to(ROOT))
-        for folder in LISTED
-        for path in (ROOT / folder).rglob("*.py")
-        if path.name not in ("__init__.py", "__main__.py")
-    }
-
-    assert sorted(modules - set(tree_paths())) == []
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= LONGEST
 
 
-def test_every_line_of_the_tree_says_what_it_is() -> None:
-    bare = [line for line in TREE.splitlines() if re.search(r"[├└]── \S+$", line)]
-
-    assert bare == []
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("unifusion ")])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command: str) -> None:
-    main._build_parser().parse_args(shlex.split(command)[1:])
-
-
-def test_scripts_named_exist() -> None:
-    scripts = re.findall(r"bash (\S+)", "\n".join(COMMANDS))
-
-    assert scripts
-    assert [script for script in scripts if not (ROOT / script).is_file()] == []
+    build_parser().parse_args(shlex.split(command)[1:])
 
 
 def test_there_is_one_command_that_draws_and_one_that_tests() -> None:
-    first, tests = CODE[0][1].strip(), "bash .ci/run"
+    first = CODE[0][1].strip()
 
     assert first.startswith("python3 -m venv")
     assert "unifusion generate" in first
     assert "\n" not in first
-    assert tests in COMMANDS
+    assert "bash .ci/run" in README
+    assert (ROOT / ".ci" / "run").is_file()
 
 
-def test_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+def test_python_code_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = PYTHON
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, names)  # noqa: S102  (the README's own text)
+    assert isinstance(names["image"], Image.Image)
+    assert isinstance(names["edited"], Image.Image)
+    assert names["image"].tobytes() != names["edited"].tobytes()
+    assert "red circle" in printed.getvalue()
 
-    assert [link for link in links if not (ROOT / link).exists()] == []
+
+def test_python_code_prints_nothing_of_others() -> None:
+    """Progress bars and warnings of the packages below."""
+    result = subprocess.run([sys.executable, "-c", PYTHON[0]], capture_output=True, text=True, check=False)
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("\n") == 1
+
+
+def test_every_number_of_the_results_comes_from_a_report() -> None:
+    table = headline_table(read_reports(RESULTS))
+
+    assert "\n".join(table) in README
+    assert len(table) > 2
+
+
+def test_the_words_that_the_embedded_model_knows_are_listed() -> None:
+    for words in (scenes.SHAPES, scenes.COLORS, scenes.SIZES, scenes.POSITIONS, scenes.BACKGROUNDS):
+        assert [word for word in words if word not in README] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
+
+    assert [link for link in links if not (page.parent / link).exists()] == []

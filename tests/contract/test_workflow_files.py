@@ -1,6 +1,6 @@
 """Shipped workflows use known nodes and inputs, and each has its API twin: pytest tests/contract/test_workflow_files.py
 
-Read from the files alone; tests/comfyui runs them in a real ComfyUI.
+Only the files are read; tests/comfyui runs them in a real ComfyUI.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from unifusion_core.zoo import tiny
+from unifusion_core.zoo.tiny import BUILT_IN
 
 if TYPE_CHECKING:
     from conftest import NodeSchema
@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 UI = sorted((ROOT / "workflows").glob("*.json"))
 API = sorted((ROOT / "workflows" / "api").glob("*.json"))
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
-INPUT_SIDE, OUTPUT_SIDE = -10, -20  # the front end's ids for the two edges of a subgraph
+# the front end's ids for the two edges of a subgraph
+INPUT_SIDE, OUTPUT_SIDE = -10, -20
 STOCK = {
     "CLIPTextEncode",
     "EmptySD3LatentImage",
@@ -44,9 +45,12 @@ LOADERS = {
     "UniFusionVLMLoader": "vlm",
     "VAELoader": "vae",
 }
-NOTES = {"MarkdownNote", "Note"}  # of the front end, without a twin in the API form
-TITLE = 30  # height of a node's title, above its position
-MAX_THUMBNAIL = 30_000  # bytes
+# nodes of the front end, which the API form does not have
+NOTES = {"MarkdownNote", "Note"}
+# height of a node's title, which is above its position
+TITLE = 30
+# bytes
+MAX_THUMBNAIL = 30_000
 
 
 def test_every_node_of_the_pack_is_prefixed_and_found(own_nodes: dict[str, NodeSchema]) -> None:
@@ -81,16 +85,16 @@ def test_ui_workflows_have_an_api_twin_with_the_same_nodes(path: Path) -> None:
 def test_workflows_name_the_embedded_model_of_this_version(path: Path) -> None:
     named = set(re.findall(r"unifusion-tiny-\d+", path.read_text()))
 
-    assert named <= {tiny.NAME}
+    assert named <= {BUILT_IN.name}
 
 
 @pytest.mark.parametrize("path", UI, ids=lambda path: path.stem)
 def test_files_that_do_not_come_with_the_pack_are_named_with_their_places(path: Path) -> None:
-    """As ComfyUI's box for missing models reads it: file, address and folder stand with the node that loads it."""
+    """In the form of ComfyUI's dialog for missing models: name, address and folder at the node that loads the file."""
     for node in json.loads(path.read_text())["nodes"]:
         if node["type"] in LOADERS:
             file, models = node["widgets_values"][0], node["properties"].get("models", [])
-            if tiny.NAME in file:
+            if BUILT_IN.name in file:
                 assert models == []
             else:
                 (model,) = models
@@ -129,9 +133,11 @@ def groups_of(path: Path) -> list[tuple[str, tuple[float, float, float, float]]]
 def test_the_template_browser_finds_it_by_the_packs_name_and_shows_its_picture(path: Path) -> None:
     thumbnail = path.with_suffix(".jpg")
 
-    assert path.name.startswith("unifusion_")  # the browser's search reads file names
-    if tiny.NAME not in path.read_text():
-        assert not thumbnail.exists()  # nothing drew it: its files do not come with the pack
+    # the template browser searches file names
+    assert path.name.startswith("unifusion_")
+    if BUILT_IN.name not in path.read_text():
+        # a thumbnail would need files that do not come with the pack
+        assert not thumbnail.exists()
         return
     assert thumbnail.stat().st_size <= MAX_THUMBNAIL
     with Image.open(thumbnail) as picture:

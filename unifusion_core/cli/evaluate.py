@@ -1,4 +1,4 @@
-"""`unifusion evaluate`: measure a model, whatever it draws. The exact suites of coloured shapes are `unifusion shapes evaluate`."""
+"""`unifusion evaluate`: measure a model, whatever it draws. The suites of coloured shapes are `unifusion shapes evaluate`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("evaluate", help="measure how fast a model draws and encodes")
     parser.set_defaults(run=evaluate)
     add_suite_options(parser, SUITES)
+    # of earlier versions: answered with the command to write now
+    for name in ("--page", "--report"):
+        parser.add_argument(name, nargs="+", help=argparse.SUPPRESS)
 
 
 def add_suite_options(parser: argparse.ArgumentParser, suites: Mapping[str, str]) -> None:
@@ -41,6 +44,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Print the tables of suites. Raises ConfigError for one that does not exist, or that belongs to the demo."""
     from ..shapes.evaluation.suites import SUITES as OF_SHAPES
 
+    if arguments.page or arguments.report:
+        raise ConfigError(
+            "the page of results is made by unifusion shapes results DIR, from the reports (*.json) in a folder"
+        )
     names = arguments.suite or list(SUITES)
     for name in names:
         if name in OF_SHAPES:

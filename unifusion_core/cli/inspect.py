@@ -88,7 +88,7 @@ def _generator_facts(content: GeneratorContent) -> _Facts:
         "one step": f"about {gigabytes(working_bytes(config))} at {SIZE[0]}x{SIZE[1]}, beside the weights; of which fit",
         **fits(config, total),
     }
-    title = "UniFusion generator" if content.configured else f"{content.spec.title} generator"
+    title = "UniFusion generator" if content.configured else content.spec.title
     return title, facts, {"config": dataclasses.asdict(config), "training": content.training}
 
 

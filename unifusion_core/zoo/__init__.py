@@ -10,12 +10,13 @@ import importlib
 import logging
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from ..errors import CheckpointError
 from ..models.unifusion import UniFusionConfig
-from .spec import GeneratorSpec, Shapes
+from .spec import GeneratorSpec, SamplingDefaults, Shapes
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,18 @@ def spec_for(config: UniFusionConfig, name: str | None = None) -> GeneratorSpec:
     raise CheckpointError(
         f'the model draws latents of format "{config.latent_format}", this version knows {formats}: '
         f"update the pack{failures_told()}"
+    )
+
+
+def sampling_for(spec: GeneratorSpec, schedule: str | None = None) -> SamplingDefaults:
+    """What a generator draws best with. A schedule that belongs to a variant, of this generator or of another, brings that
+    variant's steps and guidance scale; any other schedule leaves those of the first variant."""
+    if schedule is None:
+        return spec.default_sampling
+    variants = (each for known in (spec, *specs()) for each in known.sampling.values())
+    return next(
+        (each for each in variants if each.schedule == schedule),
+        replace(spec.default_sampling, schedule=schedule),
     )
 
 

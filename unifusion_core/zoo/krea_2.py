@@ -98,7 +98,7 @@ def _recognize(shapes: Shapes) -> UniFusionConfig | None:
 
 KREA_2 = GeneratorSpec(
     name="krea-2",
-    title="Krea 2 (raw or turbo, which no file tells)",
+    title="Krea 2 generator (raw or turbo, which no file tells)",
     config=_CONFIG,
     recognize=_recognize,
     # no file tells which of the two it is: the user does, by the schedule

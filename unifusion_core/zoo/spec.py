@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..contracts import RewriteSettings
@@ -46,7 +46,7 @@ class GeneratorSpec:
     """One generator. `zoo/` has a file for each.
 
     name                  what users and files call it
-    title                 for people
+    title                 what `unifusion inspect` calls a file of it
     config                its configuration; a file may have other sizes
     recognize             names and shapes of weights -> their configuration, for files that carry none; None if they are of
                           another model. May raise CheckpointError
@@ -79,13 +79,6 @@ class GeneratorSpec:
     def default_sampling(self) -> SamplingDefaults:
         """That of the first variant."""
         return next(iter(self.sampling.values()))
-
-    def sampling_for(self, schedule: str | None = None) -> SamplingDefaults:
-        """The defaults of the variant that a schedule belongs to; those of the first variant for any other schedule."""
-        if schedule is None:
-            return self.default_sampling
-        own = (defaults for defaults in self.sampling.values() if defaults.schedule == schedule)
-        return next(own, replace(self.default_sampling, schedule=schedule))
 
     @property
     def rewriting(self) -> RewriteSettings:

@@ -24,7 +24,7 @@ BUILT_IN = BuiltIn(
 
 TINY = GeneratorSpec(
     name="tiny",
-    title="UniFusion tiny (coloured shapes)",
+    title="UniFusion generator",
     config=UniFusionConfig(
         vlm=VLMSpec(
             family="internvl",

@@ -23,7 +23,9 @@ from unifusion_core.checkpoints.generator_file import CONFIG_KEY
 from unifusion_core.checkpoints.safetensors_file import read_tensors
 from unifusion_core.cli.main import main
 from unifusion_core.contracts import TokenRole
-from unifusion_core.evaluation.suites import SUITE_NAMES
+from unifusion_core.evaluation.runner import load_suite
+from unifusion_core.evaluation.suites import SUITES
+from unifusion_core.shapes.evaluation.suites import SUITES as OF_SHAPES
 from unifusion_core.vlm.backbone import VLMBackbone, Written
 from unifusion_core.vlm.chat import VLMInputs
 
@@ -67,7 +69,7 @@ def test_generate_writes_a_picture_and_prints_its_name(
         "size": [32, 32],
         "steps": 1,
         "cfg": 2.0,
-        "image_cfg": 1.0,
+        "image_cfg": None,
         "schedule": "shift 3",
         "max_tiles": 10,
     }
@@ -236,17 +238,23 @@ def test_a_picture_too_large_to_be_drawn_is_read_where_a_size_is_given(
         (["generate", "x", "--model", "nowhere.safetensors"], "there is no file nowhere.safetensors"),
         (["generate", "--prompts", "nowhere.jsonl", "--out", "o"], "nowhere.jsonl cannot be read"),
         (["rewrite", "x", "--out", "a"], "--out belongs to --prompts"),
-        (["train", "nothing"], 'there is no recipe "nothing"; choose one of tiny-vae'),
+        (["shapes", "train", "nothing"], 'there is no recipe "nothing"; choose one of tiny-vae'),
+        (["shapes"], "required: VERB"),
+        (["train", "tiny-vae"], "unifusion shapes train tiny-vae"),
+        (["train", "tiny", "--resume", "--out", "x"], "unifusion shapes train tiny --resume --out x"),
+        (["train"], "unifusion shapes train RECIPE"),
+        (["evaluate", "--suite", "edits"], "write unifusion shapes evaluate --suite edits"),
+        (["shapes", "results", "nowhere"], "there is no report in nowhere"),
+        (["evaluate", "--suite", "vlm", "--page", "page.md"], "is made by unifusion shapes results"),
+        (["evaluate", "--report", "a.json", "--page", "page.md"], "is made by unifusion shapes results"),
         (
-            ["evaluate", "--suite", "vlm", "--page", "page.md"],
-            "shows the suites designs, verifi, edits, edit-training, layers: add some of them to --suite",
+            ["evaluate", "--suite", "speed", "taste"],
+            'there is no suite "taste"; choose from speed, vlm-speed',
         ),
-        (["evaluate", "--suite", "verifi", "--page", "proof"], "choose a name that ends in .md"),
         (
-            ["evaluate", "--report", "a.json", "--page", "page.md", "--out", "b.json"],
-            "add --suite, or leave --out out",
+            ["shapes", "evaluate", "--suite", "vlm", "taste"],
+            'there is no suite "taste"; choose from text-to-image',
         ),
-        (["evaluate", "--suite", "vlm", "taste"], 'there is no suite "taste"; choose from text-to-image'),
         (["generate", "x", "--schedule", "karras"], 'there is no schedule "karras"; choose one of uniform'),
         (["inspect", "nowhere"], "there is no file nowhere"),
         (["inspect", "diffusers"], "diffusers is a folder, such as diffusers saves"),
@@ -345,7 +353,7 @@ def test_dry_run_says_what_would_run_and_writes_nothing(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["train", recipe, "--dry-run", "--set", "num_steps=10", "learning_rate=1"]) == 0
+    assert main(["shapes", "train", recipe, "--dry-run", "--set", "num_steps=10", "learning_rate=1"]) == 0
     printed = capsys.readouterr().out
     assert '"num_steps": 10' in printed
     assert '"learning_rate": 1.0' in printed
@@ -365,7 +373,7 @@ def test_dry_run_says_what_would_run_and_writes_nothing(
 def test_settings_that_a_recipe_does_not_have_are_refused(
     change: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", "tiny-vae", "--dry-run", "--set", change]) == 2
+    assert main(["shapes", "train", "tiny-vae", "--dry-run", "--set", change]) == 2
     assert sentence in capsys.readouterr().err
 
 
@@ -374,7 +382,7 @@ def test_evaluate_prints_a_table_and_writes_the_numbers(
 ) -> None:
     out = tmp_path / "report.json"
     arguments = ["--suite", "autoencoder", "--samples", "3", "--out", str(out), *random_weights.options]
-    assert main(["evaluate", *arguments]) == 0
+    assert main(["shapes", "evaluate", *arguments]) == 0
     assert "seen pairs" in capsys.readouterr().out
     report = json.loads(out.read_text())
     assert report["samples"] == 3
@@ -397,7 +405,7 @@ def test_inspect_tells_each_kind_of_file(
 @pytest.mark.parametrize(
     ("where", "value", "sentence"),
     [
-        ("vlm.family", "qwen9", 'needs a VLM of type "qwen9"; supported are internvl, qwen2_5_vl, qwen3_vl'),
+        ("vlm.family", "qwen9", 'of type "qwen9"; supported are internvl, qwen2_5_vl, qwen3_vl'),
         ("vlm.hidden_size", -160, "a VLM of width -160"),
         ("lap.num_layer_blocks", -1, "LAP with -1 blocks"),
         ("dit.num_heads", 0, "num_heads is 0: it must be above 0"),
@@ -473,13 +481,13 @@ def test_inspect_refuses_a_damaged_record_of_a_vae(
 @pytest.fixture
 def krea_2_file(tmp_path: Path) -> Path:
     """Krea 2's true layout: a header of 430 weights and a hole of 25.6 GB, which takes no room on the disk."""
-    from unifusion_core.checkpoints.generator_file import build_unifusion
     from unifusion_core.models.layers import LayerFactory
+    from unifusion_core.models.unifusion import UniFusion
     from unifusion_core.zoo.krea_2 import KREA_2
 
     header: dict[str, Any] = {}
     end = 0
-    for name, value in build_unifusion(KREA_2.config, LayerFactory(device="meta")).state_dict().items():
+    for name, value in UniFusion(KREA_2.config, LayerFactory(device="meta")).state_dict().items():
         start, end = end, end + 2 * value.numel()
         header[name] = {"dtype": "BF16", "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
@@ -513,7 +521,10 @@ def test_inspect_tells_what_a_krea_2_file_needs(
 def test_a_krea_2_file_needs_its_own_vae(krea_2_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Said before 25.6 GB of weights are read: they would not fit into this test's memory."""
     assert main(["generate", "x", "--model", str(krea_2_file)]) == 2
-    assert 'draws 16 of "qwen-image": choose its own VAE (--vae; for Krea 2' in capsys.readouterr().err
+    assert (
+        'draws 16 of "qwen-image": choose its own VAE (--vae; the folder vae/ of its diffusers'
+        in capsys.readouterr().err
+    )
 
 
 def test_a_style_beside_an_own_rewrite_is_refused_where_prompts_are_not_rewritten(
@@ -545,7 +556,7 @@ def test_help_needs_no_torch_and_inspecting_a_generator_no_transformers(
 ) -> None:
     code = """
 import sys
-from unifusion_core.command_line import main
+from unifusion_core.cli.main import main
 try:
     status = main(sys.argv[1:])
 except SystemExit as end:
@@ -558,7 +569,6 @@ sys.exit(status)
     assert [run.stdout.splitlines()[-1] for run in runs] == ["imported:", "imported: torch"]
 
 
-def test_suites_have_the_names_that_the_command_line_knows() -> None:
-    from unifusion_core.evaluation.suites import SUITES
-
-    assert tuple(SUITES) == SUITE_NAMES
+@pytest.mark.parametrize("name", [*SUITES, *OF_SHAPES])
+def test_every_suite_that_the_command_line_names_can_be_loaded(name: str) -> None:
+    assert callable(load_suite((SUITES | OF_SHAPES)[name]))

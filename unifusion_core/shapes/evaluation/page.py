@@ -1,14 +1,15 @@
-"""The proof page: small counterparts of the paper's figures, with plots and verdicts, out of reports of `unifusion evaluate`.
+"""The page of results, generated from the reports of suites: `unifusion shapes results`.
 
-A claim is a pair of rows, the one that the paper finds better first. What a run failed to show stands there as it is.
+RESULTS.md has one table per suite, small counterparts of the paper's figures, and a verdict for each claim. A claim is a pair of
+rows, the one that the paper finds better first; what a run contradicts is reported as it is. The headline numbers of the
+repository's README come from here, too.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,32 +18,77 @@ from ...errors import ConfigError
 from .designs import PROPERTIES_INTERVAL, PROPERTIES_RIGHT
 
 Rows = Sequence[Mapping[str, Any]]
-PAGE_SUITES = ("designs", "verifi", "edits", "edit-training", "layers")
+Report = Mapping[str, Any]
+
+RESULTS = Path(__file__).parents[1] / "results"
+PAGE = "RESULTS.md"
 PIXELS_PER_INCH = 110
+RATES = ("exact", "readable", "count", "background", "shape", "color", "size", "position", "relations")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One plot: which rows of a suite, which of their numbers, and what the paper says about them."""
+    """One plot: which rows of a suite, which of their numbers, and what the paper says about them.
+
+    rows     by name, in this order; all of the suite if none is named
+    value    "exact" = the exact rate in per cent, else the name of a value
+    spread   the value that is half of the interval's width
+    claims   (better, worse) by the names of rows
+    """
 
     title: str
     suite: str
     says: str
-    rows: tuple[str, ...] = ()  # by name, in this order; all of the suite if none is named
-    value: str = "exact"  # the exact rate in per cent, or the name of a value
-    spread: str = ""  # the value that is half of the interval's width
-    claims: tuple[tuple[str, str], ...] = ()  # (better, worse)
+    rows: tuple[str, ...] = ()
+    value: str = "exact"
+    spread: str = ""
+    claims: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A number with its 95 % interval, whose ends are infinite where one sample told nothing of the spread."""
+    """A number with its 95 % interval; the ends are infinite where one sample gave no spread."""
 
     name: str
     middle: float
     low: float
     high: float
 
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """One number of the README: a row of a suite, and the exact rate or a value of it."""
+
+    says: str
+    suite: str
+    row: str
+    value: str = "exact"
+    unit: str = ""
+
+
+HEADLINES = (
+    Headline(
+        says="Text to image, pairs of colour and shape that were never trained, rewritten",
+        suite="text-to-image",
+        row="held-out pairs, rewritten",
+    ),
+    Headline(
+        says="The same prompts as they are",
+        suite="text-to-image",
+        row="held-out pairs, prompt as it is",
+    ),
+    Headline(says="Indirect prompts with VERIFI", suite="verifi", row="indirect prompts, VERIFI on"),
+    Headline(says="Indirect prompts without", suite="verifi", row="indirect prompts, VERIFI off"),
+    Headline(says="Edits of one image", suite="edits", row="edits"),
+    Headline(
+        says="What an edit leaves alone",
+        suite="edits",
+        row="edits",
+        value="PSNR outside dB",
+        unit=" dB",
+    ),
+)
+"""The numbers of the repository's README, in its order."""
 
 FIGURES = (
     Figure(
@@ -51,7 +97,7 @@ FIGURES = (
         says="Pooling many layers per token (LAP) follows the prompt better than the last layer, than key-value fusion and than "
         "hidden-state injection (paper, table of fusion designs). Every design was trained on about 20 thousand samples, too few "
         "for exact pictures: counted is which share of a picture's named properties is right. One run each, and intervals are "
-        "over pictures: a design trained again may differ by several points (training/LOG.md).",
+        "over pictures: a design trained again may differ by several points (LOG.md).",
         value=PROPERTIES_RIGHT,
         spread=PROPERTIES_INTERVAL,
         claims=(
@@ -104,71 +150,152 @@ FIGURES = (
     Figure(
         title="Layer dropout",
         suite="layers",
-        says="Pictures do not depend strongly on the first and the last of the layers; without the middle ones the prompt "
-        "is lost.",
+        says="Pictures do not depend strongly on the first and the last of the layers (paper, study of layer dropout). Gains "
+        "act on LAP's projector alone, and its blocks still see every layer: a picture that survives without a layer does not "
+        "show that the layer is unused. The rows with the states of another caption do.",
     ),
 )
 
 
-def check_page(page: Path, suites: Iterable[str]) -> None:
-    """Raises ConfigError if `page` is no Markdown file, or if none of these suites has a place on it: better before they run than
-    after."""
-    if page.suffix.lower() != ".md":
-        raise ConfigError(f'the page is "{page}": it is written as Markdown, choose a name that ends in .md')
-    if not set(PAGE_SUITES) & set(suites):
-        raise ConfigError(
-            f"the page shows the suites {', '.join(PAGE_SUITES)}: add some of them to --suite, or a report of them to --report"
-        )
-
-
-def read_reports(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Reports that `unifusion evaluate --out` wrote. Raises ConfigError for a file that is none, or that lacks what the page
-    shows."""
-    reports = []
-    for file in files:
+def read_reports(folder: Path) -> dict[str, Report]:
+    """By suite: the report of a folder that has it, under the name of the suite. Raises ConfigError for a folder without reports,
+    for a file that is none, or for one that lacks what a figure shows."""
+    reports: dict[str, Report] = {}
+    for file in sorted(folder.glob("*.json")):
         try:
             report = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{file} cannot be read ({error}): give what --out wrote") from error
-        whole = isinstance(report, dict) and {"suites", "samples"} <= set(report)
-        if not whole or not isinstance(report["suites"], dict):
+        if (
+            not isinstance(report, dict)
+            or not isinstance(report.get("suites"), dict)
+            or "samples" not in report
+        ):
             raise ConfigError(f"{file} is no report: give what --out wrote")
-        for figure in FIGURES:
-            if figure.suite in report["suites"]:
-                read_bars(figure, report["suites"][figure.suite])
-        reports.append(report)
+        for name, rows in report["suites"].items():
+            if name in reports:
+                raise ConfigError(
+                    f"{file} has the suite {name}, and so has another report of {folder}: keep one"
+                )
+            for figure in FIGURES:
+                if figure.suite == name:
+                    read_bars(figure, rows)
+            reports[name] = report
+    if not reports:
+        raise ConfigError(
+            f"there is no report in {folder}: make one, such as unifusion shapes evaluate --suite swap --out "
+            f"{folder}/swap.json"
+        )
     return reports
 
 
-def write_page(reports: Sequence[Mapping[str, Any]], page: Path) -> None:
-    """Write `page` (Markdown) and its plots (PNG, in a folder named after it) out of reports; a figure whose suite is in none of
-    them is named as not measured. Raises ConfigError if that is true of all, or if a suite lacks what its figure shows."""
-    measured = {
-        name: (rows, report["samples"]) for report in reports for name, rows in report["suites"].items()
-    }
-    check_page(page, measured)
-    folder = page.with_name(page.stem.lower())
-    folder.mkdir(parents=True, exist_ok=True)
+def write_results(folder: Path) -> Path:
+    """Writes RESULTS.md and its plots (PNG) into a folder of reports; returns the page. Raises ConfigError as `read_reports`."""
+    reports = read_reports(folder)
+    for figure in FIGURES:
+        if figure.suite in reports:
+            bars = read_bars(figure, reports[figure.suite]["suites"][figure.suite])
+            draw_bars(bars, "exact, %" if figure.value == "exact" else figure.value, folder / _plot(figure))
+    page = folder / PAGE
+    page.write_text(results_page(reports), encoding="utf-8")
+    return page
+
+
+def results_page(reports: Mapping[str, Report]) -> str:
+    """The page's text."""
     text = [
-        "# What the small model shows of the paper's claims",
+        "# Results of the embedded model",
         "",
-        "Made by `unifusion evaluate --page`. Bars are 95 % intervals. A claim is *shown* if the intervals do not touch, "
-        "*not shown* otherwise.",
+        "Generated by `unifusion shapes results` from the reports (`*.json`) in this folder. Rates are per cent with Wilson's "
+        "95 % interval. *Exact* = everything that the prompt fixes is right, and nothing else is in the picture.",
+        "",
+        "What was trained on what. The generator saw text, and edits and reconstructions of one image; it never saw two images. "
+        "The VLM saw every pair, and was trained on instructions about two and three images. So the rows about references "
+        "measure a generator that was never trained on them, behind a VLM that was. The VLM's rewrite carries most of what "
+        "*exact* counts; only the unnamed traits (place, size, shade beside what is named) need image tokens. Held-out pairs of "
+        "colour and shape were in no training of autoencoder and generator.",
+        "",
+        "## Headlines",
+        "",
+        *headline_table(reports),
     ]
-    for number, figure in enumerate(FIGURES, start=1):
-        text += ["", f"## {figure.title}", ""]
-        if figure.suite not in measured:
-            text += [f"{figure.says} Not measured yet: `unifusion evaluate --suite {figure.suite}`."]
+    for suite, report in reports.items():
+        rows = report["suites"][suite]
+        text += ["", f"## {suite}", "", f"{_conditions(report)} Command: `{command(suite, report)}`", ""]
+        text += _table(rows)
+        for figure in FIGURES:
+            if figure.suite == suite:
+                text += [
+                    "",
+                    f"### {figure.title}",
+                    "",
+                    figure.says,
+                    "",
+                    f"![{figure.title}]({_plot(figure)})",
+                    "",
+                ]
+                text += [f"- {sentence}" for sentence in verdicts(figure, read_bars(figure, rows))]
+    return "\n".join(text).rstrip() + "\n"
+
+
+def headline_table(reports: Mapping[str, Report]) -> list[str]:
+    """The README's table of numbers, line by line; a suite without a report is left out."""
+    lines = ["| Measured on the embedded model | Result | Command |", "|---|---|---|"]
+    for headline in HEADLINES:
+        if headline.suite not in reports:
             continue
-        rows, samples = measured[figure.suite]
-        bars = read_bars(figure, rows)
-        plot = folder / f"{number}-{figure.suite}.png"
-        draw_bars(bars, "exact, %" if figure.value == "exact" else figure.value, plot)
-        command = f"`unifusion evaluate --suite {figure.suite} --samples {samples}`"
-        text += [f"{figure.says} ({command})", ""]
-        text += [f"![{figure.title}]({os.path.relpath(plot, page.parent)})", ""]
-        text += [f"- {sentence}" for sentence in verdicts(figure, bars)]
-    page.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
+        report = reports[headline.suite]
+        found = [row for row in report["suites"][headline.suite] if row["name"] == headline.row]
+        if not found:
+            raise ConfigError(
+                f'the report of the suite {headline.suite} lacks the row "{headline.row}": run the suite again'
+            )
+        shown = (
+            _rate(found[0]["rates"]["exact"])
+            if headline.value == "exact"
+            else f"{found[0]['values'][headline.value]:.1f}{headline.unit}"
+        )
+        lines.append(f"| {headline.says} | {shown} | `{command(headline.suite, report)}` |")
+    return lines
+
+
+def command(suite: str, report: Report) -> str:
+    """The command that measured a suite."""
+    group = "evaluate" if suite in ("speed", "vlm-speed") else "shapes evaluate"
+    return f"unifusion {group} --suite {suite} --samples {report['samples']}"
+
+
+def _conditions(report: Report) -> str:
+    """When and by what a suite was measured."""
+    known = {name: report.get(name, "unknown") for name in ("date", "torch", "threads")}
+    return f"Measured on {known['date'][:10]} with torch {known['torch']}, {known['threads']} thread(s)."
+
+
+def _table(rows: Rows) -> list[str]:
+    """All rows of a suite: rates, then values."""
+    rates = [name for name in RATES if any(name in row["rates"] for row in rows)]
+    values = list(dict.fromkeys(name for row in rows for name in row["values"]))
+    lines = [f"| | {' | '.join([*rates, *values])} |", "|---" * (1 + len(rates) + len(values)) + "|"]
+    for row in rows:
+        cells = [
+            _rate(row["rates"][name], short=name != "exact") if name in row["rates"] else "" for name in rates
+        ]
+        cells += ["" if row["values"].get(name) is None else f"{row['values'][name]:.2f}" for name in values]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _rate(rate: Mapping[str, Any], *, short: bool = False) -> str:
+    """For example "91 % (88-93) of 500"; short: "91"."""
+    if short:
+        return f"{100 * rate['share']:.0f}"
+    low, high = rate["interval_95"]
+    return f"{100 * rate['share']:.0f} % ({100 * low:.0f}-{100 * high:.0f}) of {rate['total']}"
+
+
+def _plot(figure: Figure) -> str:
+    """The file of a figure's plot."""
+    return f"{FIGURES.index(figure) + 1}-{figure.suite}.png"
 
 
 def read_bars(figure: Figure, rows: Rows) -> list[Bar]:
@@ -181,7 +308,7 @@ def read_bars(figure: Figure, rows: Rows) -> list[Bar]:
     except (KeyError, TypeError) as error:
         raise ConfigError(
             f'the report of the suite {figure.suite} lacks {error}, which "{figure.title}" shows: run the suite again '
-            f"(unifusion evaluate --suite {figure.suite})"
+            f"(unifusion shapes evaluate --suite {figure.suite})"
         ) from error
 
 
@@ -206,7 +333,7 @@ def verdicts(figure: Figure, bars: Sequence[Bar]) -> list[str]:
         verdict = (
             "shown"
             if one.low > other.high
-            else "not shown: the other way round"
+            else "contradicted"
             if one.middle < other.middle
             else "not shown: within the intervals"
         )

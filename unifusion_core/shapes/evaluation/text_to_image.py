@@ -58,11 +58,11 @@ def evaluate_text_to_image(subject: Subject, sampling: Sampling) -> Iterator[Row
 def draw_prompts(sampling: Sampling, *, held_out: bool) -> list[prompts.Wording]:
     """Prompts of all `CASES` in turn; with `held_out` every picture has an object of a pair never trained on."""
     rng = sampling.rng(f"text-to-image {'held-out' if held_out else 'seen'}")
-    prompts = []
+    worded = []
     for number in range(sampling.samples):
         kind, count = CASES[number % len(CASES)]
-        prompts.append(prompts.word_scene(rng, draw_scene(rng, kind, count, held_out=held_out), kind))
-    return prompts
+        worded.append(prompts.word_scene(rng, draw_scene(rng, kind, count, held_out=held_out), kind))
+    return worded
 
 
 def draw_pictures(pipeline: Pipeline, prompts: Sequence[prompts.Wording], *, rewriting: bool) -> list[Drawn]:

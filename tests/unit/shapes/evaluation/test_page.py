@@ -1,8 +1,10 @@
-"""The proof page says what its numbers say: pytest tests/unit/evaluation/test_page.py"""
+"""The page of results says what its reports say: pytest tests/unit/shapes/evaluation/test_page.py"""
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,82 +20,91 @@ from unifusion_core.evaluation.report import as_report, write_report
 from unifusion_core.evaluation.subject import Row
 from unifusion_core.shapes.evaluation.page import (
     FIGURES,
-    PAGE_SUITES,
-    check_page,
+    HEADLINES,
+    PAGE,
+    RESULTS,
     draw_bars,
+    headline_table,
     read_bars,
     read_reports,
+    results_page,
     verdicts,
-    write_page,
+    write_results,
 )
+
+SUITES = tuple(dict.fromkeys(figure.suite for figure in FIGURES))
 
 
 def report(right: dict[str, int] | None = None) -> dict[str, Any]:
-    """Every row of the page with 50 right of 100, but for those given."""
+    """Every row of every figure with 50 right of 100, but for those given."""
     given = right or {}
-    suites: dict[str, list[Row]] = {name: [] for name in PAGE_SUITES}
+    suites: dict[str, list[Row]] = {name: [] for name in SUITES}
     for figure in FIGURES:
         names = (
             figure.rows or tuple({name: None for claim in figure.claims for name in claim}) or ("all layers",)
         )
         for name in names:
             values = {figure.value: float(given.get(name, 20)), figure.spread: 1.0} if figure.spread else {}
+            for headline in HEADLINES:
+                if headline.suite == figure.suite and headline.row == name and headline.value != "exact":
+                    values[headline.value] = 30.4
             rates = {"exact": Rate(given.get(name, 50), 100)}
             suites[figure.suite].append(Row(name=name, rates=rates, values=values))
     return as_report({"samples": 100}, suites)
 
 
+def page_of(folder: Path, given: dict[str, Any]) -> str:
+    write_report(folder / "a.json", given)
+    return write_results(folder).read_text()
+
+
 def test_a_claim_is_shown_only_beyond_the_intervals(tmp_path: Path) -> None:
-    page = tmp_path / "PAGE.md"
-    write_page(
-        [
-            report(
-                {
-                    "LAP over five layers, prefix": 60,
-                    "last layer alone, prefix": 20,
-                    "key-value fusion, prefix": 59,
-                    "hidden-state injection, prefix": 90,
-                    "reconstruction, 5 tiles": 30,
-                }
-            )
-        ],
-        page,
+    given = report(
+        {
+            "LAP over five layers, prefix": 60,
+            "last layer alone, prefix": 20,
+            "key-value fusion, prefix": 59,
+            "hidden-state injection, prefix": 90,
+            "reconstruction, 5 tiles": 30,
+        }
     )
-    lines = [line for line in page.read_text().splitlines() if line.startswith("- *")]
-    assert "60.0 against 20.0, **shown**" in lines[0]
-    assert "60.0 against 59.0, **not shown: within the intervals**" in lines[1]
-    assert "60.0 against 90.0, **not shown: the other way round**" in lines[2]
-    assert "30.0 against 20.0, **shown**" in lines[4]
-    assert "20.0 against 30.0, **not shown: the other way round**" in lines[5]
+    lines = [line for line in page_of(tmp_path, given).splitlines() if line.startswith("- *")]
+    (fusion, value, injection) = (line for line in lines if line.startswith("- *LAP over five"))
+    assert "60.0 against 20.0, **shown**" in fusion
+    assert "60.0 against 59.0, **not shown: within the intervals**" in value
+    assert "60.0 against 90.0, **contradicted**" in injection
+    (first, second) = (line for line in lines if line.startswith("- *reconstruction"))
+    assert "30.0 against 20.0, **shown**" in first
+    assert "20.0 against 30.0, **contradicted**" in second
 
 
 def test_every_plot_of_the_page_is_a_picture_beside_it(tmp_path: Path) -> None:
-    page = tmp_path / "PAGE.md"
-    write_page([report()], page)
-    plots = [
-        line.partition("](")[2].rstrip(")") for line in page.read_text().splitlines() if line.startswith("![")
-    ]
+    text = page_of(tmp_path, report())
+    plots = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert len(plots) == len(FIGURES)
     for plot in plots:
         with Image.open(tmp_path / plot) as image:
             assert min(image.size) > 50
 
 
-def test_a_page_that_cannot_be_made_is_refused_before_suites_run() -> None:
-    check_page(Path("PAGE.md"), ["verifi", "speed"])
-    with pytest.raises(
-        ConfigError, match="shows the suites designs, verifi, edits, edit-training, layers: add some"
-    ):
-        check_page(Path("PAGE.md"), ["speed"])
-    with pytest.raises(ConfigError, match=r'the page is "proof": .* choose a name that ends in \.md'):
-        check_page(Path("proof"), ["verifi"])
+def test_a_folder_without_reports_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no report in .*: make one, such as unifusion shapes"):
+        write_results(tmp_path)
+
+
+def test_a_suite_in_two_reports_is_refused(tmp_path: Path) -> None:
+    write_report(tmp_path / "a.json", report())
+    write_report(tmp_path / "b.json", report())
+    with pytest.raises(ConfigError, match=r"b\.json has the suite designs, and so has another .*: keep one"):
+        read_reports(tmp_path)
 
 
 def test_one_sample_has_no_end_of_its_interval_and_shows_nothing(tmp_path: Path) -> None:
     given = report({"reconstruction, 5 tiles": 30})
     for row in given["suites"]["edits"]:
         if "PSNR interval dB" in row["values"]:
-            row["values"]["PSNR interval dB"] = None  # as infinity is written
+            # as infinity is written
+            row["values"]["PSNR interval dB"] = None
     (figure,) = (figure for figure in FIGURES if figure.value == "PSNR dB")
     bars = read_bars(figure, given["suites"]["edits"])
     assert {(bar.low, bar.high) for bar in bars} == {(-math.inf, math.inf)}
@@ -101,7 +112,8 @@ def test_one_sample_has_no_end_of_its_interval_and_shows_nothing(tmp_path: Path)
     draw_bars(bars, figure.value, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
         pixels = np.asarray(image.convert("L")).astype(int)
-    lines = (pixels < 100).sum(1)  # of the intervals: all across the plot
+    # of the intervals: all across the plot
+    lines = (pixels < 100).sum(1)
     assert (lines > pixels.shape[1] / 2).sum() >= len(bars)
 
 
@@ -122,24 +134,36 @@ def test_a_report_that_lacks_something_is_refused_when_it_is_read(
     damage(given["suites"][suite])
     write_report(tmp_path / "a.json", given)
     with pytest.raises(ConfigError, match=f"the report of the suite {suite} lacks .*: run the suite again"):
-        read_reports([tmp_path / "a.json"])
+        read_reports(tmp_path)
     with pytest.raises(ConfigError, match=f"the report of the suite {suite} lacks .*: run the suite again"):
-        write_page([given], tmp_path / "PAGE.md")
+        write_results(tmp_path)
 
 
-def test_a_page_is_made_of_several_reports(tmp_path: Path) -> None:
+def test_a_page_is_made_of_several_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = report()
-    parts = []
-    for number, name in enumerate(PAGE_SUITES):
-        file = tmp_path / f"{name}.json"
-        write_report(file, whole | {"samples": 10 + number, "suites": {name: whole["suites"][name]}})
-        parts.append(file)
-    page = tmp_path / "PAGE.md"
-    assert main(["evaluate", "--report", *map(str, parts), "--page", str(page)]) == 0
-    assert f"--suite {PAGE_SUITES[2]} --samples 12" in page.read_text()
-    assert "Not measured" not in page.read_text()
-    write_page(read_reports(parts[:3]), page)
-    assert page.read_text().count("Not measured yet: `unifusion evaluate --suite layers`") == 1
-    parts[0].write_text('{"suites": []}')
+    for number, name in enumerate(SUITES):
+        parts = whole | {"samples": 10 + number, "suites": {name: whole["suites"][name]}}
+        write_report(tmp_path / f"{name}.json", parts)
+    assert main(["shapes", "results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / PAGE)
+    assert f"--suite {SUITES[2]} --samples 12" in (tmp_path / PAGE).read_text()
+    (tmp_path / f"{SUITES[0]}.json").write_text('{"suites": []}')
     with pytest.raises(ConfigError, match="is no report: give what --out wrote"):
-        read_reports(parts)
+        read_reports(tmp_path)
+
+
+def test_the_page_in_the_repository_is_what_its_reports_make() -> None:
+    reports = read_reports(RESULTS)
+    assert (RESULTS / PAGE).read_text(encoding="utf-8") == results_page(reports)
+    assert {headline.suite for headline in HEADLINES} <= set(reports)
+    assert len(headline_table(reports)) == len(HEADLINES) + 2
+
+
+def test_another_number_in_a_report_is_another_number_on_the_page(tmp_path: Path) -> None:
+    for file in RESULTS.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    before = results_page(read_reports(tmp_path))
+    changed = json.loads((tmp_path / "swap.json").read_text())
+    changed["suites"]["swap"][0]["rates"]["exact"]["share"] = 0.01
+    (tmp_path / "swap.json").write_text(json.dumps(changed))
+    assert results_page(read_reports(tmp_path)) != before
