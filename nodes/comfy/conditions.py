@@ -1,6 +1,6 @@
 """Conditions during ComfyUI's sampling: pooled once, prepared once, padded when they share a batch.
 
-ComfyUI concatenates the tensors of conditions anew in every step, so a tensor does not identify its condition. Here a condition
+ComfyUI concatenates the tensors of conditions again in every step, so a tensor does not identify its condition. Here a condition
 is an object instead: it caches what has been computed, and exists for one sampling call.
 """
 

@@ -82,7 +82,7 @@ class StockVLM(BaseVLM):
         reuse_images: bool = False,
         weights: Hashable = None,
     ) -> Features:
-        """As `VLMBackbone.encode`, for one chat. Its images are encoded anew each time."""
+        """As `VLMBackbone.encode`, for one chat. Its images are encoded again each time."""
         taps = list(taps.taps if isinstance(taps, VLMSpec) else taps)
         self.check_taps(taps)
         embeddings, _, _, places = self.encoder.process_tokens(
@@ -192,7 +192,9 @@ class StockEncoder:
             )
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
+        """As ComfyUI's text encoders."""
         self.inner.set_clip_options(options)
 
     def reset_clip_options(self) -> None:
+        """As ComfyUI's text encoders."""
         self.inner.reset_clip_options()

@@ -72,7 +72,9 @@ CONFIG = replace(  # widths in about Krea 2's proportions, and as ComfyUI's modu
     KREA_2.config,
     vlm=replace(KREA_2.config.vlm, hidden_size=480),
     lap=LAPConfig(num_heads=20, mlp_size=1280),
-    dit=replace(KREA_2.config.dit, hidden_size=1024, num_blocks=8, num_heads=8, num_kv_heads=2, mlp_size=2816),
+    dit=replace(
+        KREA_2.config.dit, hidden_size=1024, num_blocks=8, num_heads=8, num_kv_heads=2, mlp_size=2816
+    ),
 )
 PROMPT, EMPTY, PADDED = 80, 10, 512  # tokens
 SIDE = 64  # cells of latents: 32 x 32 tokens
@@ -96,12 +98,9 @@ def states(length: int) -> torch.Tensor:
 
 def features(length: int) -> Features:
     mask = torch.ones(1, length, dtype=torch.bool)
-    nothing = mask.long()
     return Features(
         states=states(length),
         mask=mask,
-        roles=nothing,
-        token_ids=nothing,
         positions=torch.zeros(1, length, 3),
     )
 

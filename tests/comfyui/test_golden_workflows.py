@@ -3,7 +3,7 @@
     pytest tests/comfyui/test_golden_workflows.py
 
 --write-golden records the file anew. Latents are compared within a tolerance, so that other machines pass; with --exact, for the
-machine that recorded them, bit by bit.
+machine that recorded them and the same OMP_NUM_THREADS (conftest.py's default), bit by bit.
 """
 
 from __future__ import annotations

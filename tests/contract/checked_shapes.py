@@ -11,7 +11,7 @@ import torch
 from jaxtyping import TypeCheckError, install_import_hook
 
 with install_import_hook("unifusion_core", "beartype.beartype"):
-    from unifusion_core.contracts import ChatTemplate, Features, TokenRole, VLMSpec
+    from unifusion_core.contracts import ChatTemplate, Features, TokenInfo, TokenRole, VLMSpec
     from unifusion_core.flow.path import interpolate, sample_training_times, velocity
     from unifusion_core.flow.schedule import SCHEDULES, build_schedule
     from unifusion_core.flow.solver import SOLVERS
@@ -46,9 +46,8 @@ def features(batch: int = 2, length: int = 7) -> Features:
     return Features(
         states=torch.randn(batch, length, 3, 24),
         mask=mask,
-        roles=mask.long(),
-        token_ids=mask.long(),
         positions=torch.rand(batch, length, 3).round(),
+        tokens=TokenInfo(roles=mask.long(), ids=mask.long()),
     )
 
 
@@ -80,7 +79,7 @@ def sampler() -> None:
             build_schedule("uniform", 2, 12),
             negative=shared,
             cfg=3.0,
-            picture_only=shared,
+            image_only=shared,
             image_cfg=2.0,
             solver=solver,
             on_step=lambda done, steps, clean: None,
@@ -91,7 +90,7 @@ def inspection() -> None:
     """Layers read, with a picture among the tokens, with gains, and drawn."""
     model, chat = UniFusion(CONFIG).requires_grad_(False), features(1)
     initialize(model)
-    chat.roles[0, :4] = TokenRole.IMAGE
+    chat.token_info.roles[0, :4] = TokenRole.IMAGE
     chat.positions[0, :4] = torch.tensor([[1, 0.25, 0.25], [1, 0.25, 0.75], [1, 0.75, 0.25], [1, 0.75, 0.75]])
     chat.positions[0, 4:] = 0
     model.pool(chat, (1.0, 0.5, 0.0))

@@ -15,18 +15,17 @@ from pathlib import Path
 import pytest
 
 from unifusion_core.checkpoints.generator_file import (
-    build_unifusion,
     config_from_json,
     config_to_json,
     load_generator,
 )
 from unifusion_core.models.layers import LayerFactory
-from unifusion_core.models.unifusion import UniFusionConfig
-from unifusion_core.zoo import tiny
+from unifusion_core.models.unifusion import UniFusion, UniFusionConfig
 from unifusion_core.zoo.krea_2 import KREA_2
-from unifusion_core.zoo.tiny import TINY
+from unifusion_core.zoo.tiny import BUILT_IN, TINY
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+SPECS = {"tiny": TINY, "krea2": KREA_2}
 BLOCK_NUMBER = re.compile(r"(?<=blocks\.)\d+(?=\.)")
 
 
@@ -37,7 +36,7 @@ def read_golden(name: str) -> dict:
 def layout(config: UniFusionConfig) -> dict[str, dict]:
     """Shape and number of every weight, blocks of a stack taken together as `blocks.N`."""
     found: dict[str, dict] = {}
-    for key, value in build_unifusion(config, LayerFactory(device="meta")).state_dict().items():
+    for key, value in UniFusion(config, LayerFactory(device="meta")).state_dict().items():
         entry = found.setdefault(BLOCK_NUMBER.sub("N", key), {"shape": list(value.shape), "count": 0})
         assert entry["shape"] == list(value.shape)
         entry["count"] += 1
@@ -56,25 +55,32 @@ def test_tiny_keeps_its_layout() -> None:
 def test_configurations_written_earlier_are_still_read(name: str) -> None:
     text = (GOLDEN / f"{name}_config.json").read_text()
 
-    config, training = config_from_json(text)
+    config, training, generator = config_from_json(text)
 
-    assert json.loads(config_to_json(config, training)) == json.loads(text)  # nothing dropped, nothing added
-    assert config == {"tiny": TINY.config, "krea2": KREA_2.config}[name]
+    assert generator == SPECS[name].name
+    # nothing dropped, nothing added
+    assert json.loads(config_to_json(config, training, SPECS[name])) == json.loads(text)
+    assert config == SPECS[name].config
+
+
+@pytest.mark.parametrize("name", ["tiny", "krea2"])
+def test_configurations_of_format_1_are_still_read(name: str) -> None:
+    text = (GOLDEN / f"{name}_config_1.json").read_text()
+
+    assert json.loads(text)["format"] == 1
+    assert config_from_json(text) == (SPECS[name].config, {}, None)
 
 
 def test_the_embedded_generator_is_of_the_tiny_size() -> None:
-    if not tiny.GENERATOR.exists():
-        pytest.skip("the tiny generator is not in the repository yet")
-
-    model, _ = load_generator(tiny.GENERATOR)
+    model, _ = load_generator(BUILT_IN.generator)
 
     assert layout(model.config) == layout(TINY.config)
 
 
 def write_golden() -> None:
     (GOLDEN / "tiny_keys.json").write_text(json.dumps(layout(TINY.config), indent=1) + "\n")
-    for name, config in (("tiny", TINY), ("krea2", KREA_2)):
-        text = json.dumps(json.loads(config_to_json(config)), indent=1)
+    for name, spec in SPECS.items():
+        text = json.dumps(json.loads(config_to_json(spec.config, spec=spec)), indent=1)
         (GOLDEN / f"{name}_config.json").write_text(text + "\n")
 
 

@@ -23,9 +23,7 @@ def import_without(absent: tuple[str, ...], *modules: str) -> subprocess.Complet
 
 
 def test_the_package_itself_needs_nothing() -> None:
-    result = import_without(
-        (*COMFYUI, *HEAVY, "torch", "numpy"), "unifusion_core", "unifusion_core.cli.main"
-    )
+    result = import_without((*COMFYUI, *HEAVY, "torch", "numpy"), "unifusion_core", "unifusion_core.cli.main")
 
     assert result.returncode == 0, result.stderr
 

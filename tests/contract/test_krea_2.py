@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen3VLConfig
 
-from unifusion_core.checkpoints.generator_file import build_unifusion, load_generator, split_generator_tensors
+from unifusion_core import zoo
+from unifusion_core.checkpoints.generator_file import GeneratorContent, load_generator
 from unifusion_core.checkpoints.safetensors_file import read_tensors
 from unifusion_core.contracts import Features
 from unifusion_core.errors import CheckpointError, VLMError
@@ -32,7 +33,6 @@ from unifusion_core.models.unifusion import UniFusion
 from unifusion_core.sampling import sample
 from unifusion_core.vlm.folder import load_vlm
 from unifusion_core.zoo.krea_2 import KREA_2
-from unifusion_core.zoo.spec import DRAWINGS
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 PARITY = 1e-4  # of the largest value, in float32
@@ -129,10 +129,7 @@ def features(*lengths: int, padded_to: int = 0, seed: int = 0) -> Features:
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), length, len(SMALL.vlm.taps), SMALL.vlm.hidden_size)
     states = torch.randn(shape, generator=generator)
-    roles = mask.long()
-    return Features(
-        states=states, mask=mask, roles=roles, token_ids=roles, positions=torch.zeros(*mask.shape, 3)
-    )
+    return Features(states=states, mask=mask, positions=torch.zeros(*mask.shape, 3))
 
 
 def noise(count: int, height: int, width: int) -> Tensor:
@@ -220,7 +217,7 @@ def test_a_picture_is_that_of_diffusers_pipeline(
 @pytest.mark.parametrize("tokens", [256, 1024, 4096, 6400])
 @pytest.mark.parametrize("name", ["krea-2 raw", "krea-2 turbo"])
 def test_schedules_are_the_published_ones(name: str, tokens: int) -> None:
-    steps = DRAWINGS[name].steps
+    steps = zoo.sampling_for(KREA_2, name).steps
     pipeline = pipeline_of(None, is_distilled=name == "krea-2 turbo")
     mu = 1.15 if pipeline.config.is_distilled else calculate_shift(tokens, 256, 6400, 0.5, 1.15)
     pipeline.scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), mu=mu)
@@ -243,11 +240,12 @@ def true_size() -> dict[str, Tensor]:
 
 
 def test_a_file_of_the_true_size_is_accounted_for(true_size: dict[str, Tensor]) -> None:
-    weights, config, _ = split_generator_tensors(true_size, {}, "krea2.safetensors")
+    content = GeneratorContent(true_size, {}, "krea2.safetensors")
 
-    assert config == KREA_2.config
-    assert weights.keys() == build_unifusion(config, LayerFactory(device="meta")).state_dict().keys()
-    assert 12.8e9 < sum(value.numel() for value in weights.values()) < 13e9
+    assert (content.spec, content.config) == (KREA_2, KREA_2.config)
+    assert content.tensors.keys() == content.module.state_dict().keys()
+    assert content.num_parameters == sum(value.numel() for value in content.tensors.values())
+    assert 12.8e9 < content.num_parameters < 13e9
 
 
 def test_diffusers_true_model_has_exactly_these_weights(true_size: dict[str, Tensor]) -> None:
@@ -338,7 +336,7 @@ def test_8_bit_weights_without_scales_are_taken_as_they_are(
     [
         (
             {"blocks.1.attn.wq.weight": None},
-            r"Krea 2's layout: 1 weights missing \['blocks.1.attn.wq.weight'\]",
+            r"layout of krea-2: 1 weights missing \['blocks.1.attn.wq.weight'\]",
         ),
         ({"last.linear.bias": None}, "'last.linear.bias' is missing"),
         ({"vision.weight": torch.ones(2)}, r"1 unknown \['vision.weight'\]"),

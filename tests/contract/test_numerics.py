@@ -51,8 +51,6 @@ def test_joint_form_equals_the_public_transformer(model: UniFusion) -> None:
     features = Features(
         states=numbers((2, 5, 3, 24), 1000).float(),
         mask=mask,
-        roles=mask.long(),
-        token_ids=mask.long(),
         positions=torch.zeros(2, 5, 3),
     )
     latents = numbers((2, 3, 4, 6), 2000).float()

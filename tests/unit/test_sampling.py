@@ -99,7 +99,7 @@ def test_picture_only_branch_is_guided_apart(model: UniFusion, conditions: tuple
             SCHEDULE,
             negative=negative,
             cfg=3.0,
-            picture_only=picture_only,
+            image_only=picture_only,
             image_cfg=image_cfg,
         )
 
@@ -152,7 +152,7 @@ def test_refusals_say_what_to_do(model: UniFusion, conditions: tuple[Conditionin
     with pytest.raises(ShapeError, match="needs a negative condition"):
         sample(model, positive, noise_for([7]), SCHEDULE, cfg=3.0)
     with pytest.raises(ShapeError, match="needs a negative condition"):
-        sample(model, positive, noise_for([7]), SCHEDULE, picture_only=negative)
+        sample(model, positive, noise_for([7]), SCHEDULE, image_only=negative)
     two = model.prepare(positive, (4, 3)).repeat(2)
     with pytest.raises(ShapeError, match="2 conditions for 3 latents"):
         sample(model, two, noise_for([7, 8, 9]), SCHEDULE)

@@ -152,4 +152,5 @@ def _count(tensors: Iterable[Tensor]) -> int:
 
 
 def millions(count: int) -> str:
+    """For example "12.80 M"."""
     return f"{count / 1e6:.2f} M"

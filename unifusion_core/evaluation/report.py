@@ -36,6 +36,7 @@ def with_interval(rate: Rate) -> str:
 
 
 def row_as_json(row: Row) -> dict[str, Any]:
+    """A row as a report stores it; a value that is not finite is null."""
     rates = {
         name: {
             "right": rate.right,

@@ -129,16 +129,16 @@ class BaseVLM(ABC):
 
     def check_image_token(self, template: ChatTemplate) -> None:
         """Refuse a template whose pictures this VLM would not see (VLMError)."""
-        image_id = single_token(self.tokenizer, template.image_token, "picture_token")
+        image_id = single_token(self.tokenizer, template.image_token, "image_token")
         if image_id != self.image_id:
             raise VLMError(
-                f'The template\'s picture_token "{template.image_token}" is token {image_id}, the VLM '
+                f'The template\'s image_token "{template.image_token}" is token {image_id}, the VLM '
                 f"puts pictures at token {self.image_id}: "
                 "use the VLM that the template was made for."
             )
         if self.family.block_per_tile and not template.image_prefix + template.image_suffix:
             raise VLMError(
-                f"A {self.family_name} template needs picture_prefix or picture_suffix to keep tiles apart."
+                f"A {self.family_name} template needs image_prefix or image_suffix to keep tiles apart."
             )
 
     def check_room(self, inputs: VLMInputs, max_new_tokens: int) -> None:

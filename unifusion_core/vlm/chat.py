@@ -173,7 +173,7 @@ def _chat(
 
     chat = written(template.prefix, TokenRole.SYSTEM)
     if layouts:
-        image_id = single_token(tokenizer, template.image_token, "picture_token")
+        image_id = single_token(tokenizer, template.image_token, "image_token")
         before = written(template.image_prefix, TokenRole.IMAGE_MARK)
         after = written(template.image_suffix, TokenRole.IMAGE_MARK)
         for number, layout in enumerate(layouts, start=1):

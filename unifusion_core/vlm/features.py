@@ -7,7 +7,7 @@ from collections.abc import Hashable
 import torch
 
 from ..contracts import Features, TokenRole, TokenSelection, VLMSpec
-from ..errors import PromptError
+from ..errors import ConfigError, PromptError
 from .base import BaseVLM
 from .chat import VLMInputs
 
@@ -34,15 +34,17 @@ def select_tokens(features: Features, selection: TokenSelection) -> Features:
     "rewrite": image tokens, the rewrite (the prompt where a chat has none) and the suffix.
     "prompt": everything but the prefix and the end token.
 
-    Raises PromptError if nothing would remain of a chat.
+    Raises ConfigError for another selection, PromptError if nothing would remain of a chat.
     """
     roles = features.token_info.roles
     if selection == "rewrite":
         rewritten = (roles == TokenRole.REWRITE).any(dim=1, keepdim=True)
         words = torch.where(rewritten, int(TokenRole.REWRITE), int(TokenRole.PROMPT))
         keep = (roles == TokenRole.IMAGE) | (roles == words) | (roles == TokenRole.SUFFIX)
-    else:
+    elif selection == "prompt":
         keep = (roles != TokenRole.SYSTEM) & (roles != TokenRole.END)
+    else:
+        raise ConfigError(f'token_selection is "{selection}"; choose "rewrite" or "prompt"')
     keep = keep & features.mask
     lengths = keep.sum(dim=1)
     if int(lengths.min()) == 0:

@@ -55,12 +55,23 @@ def path_of(name: str | Path, part: Literal["generator", "vlm", "vae"]) -> Path:
 
 def identify(shapes: Shapes) -> tuple[GeneratorSpec, UniFusionConfig] | None:
     """The spec and the configuration of weights that carry no UniFusion configuration, told by names and shapes; None if they
-    belong to no generator of the zoo. Raises CheckpointError for shapes that do not fit together."""
+    belong to no generator of the zoo. A generator whose own configuration the weights have goes before one that knows their
+    layout in other sizes.
+
+    Raises CheckpointError if the layout is known and its shapes do not fit together."""
+    found: list[tuple[GeneratorSpec, UniFusionConfig]] = []
+    misfit: CheckpointError | None = None
     for spec in specs():
-        config = spec.recognize(shapes)
+        try:
+            config = spec.recognize(shapes)
+        except CheckpointError as error:
+            misfit = misfit or error
+            continue
         if config is not None:
-            return spec, config
-    return None
+            found.append((spec, config))
+    if not found and misfit:
+        raise misfit
+    return min(found, key=lambda each: each[1] != each[0].config, default=None)
 
 
 def spec_for(config: UniFusionConfig, name: str | None = None) -> GeneratorSpec:

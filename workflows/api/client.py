@@ -1,9 +1,9 @@
-"""Queue a workflow in a running ComfyUI, follow it, save its pictures:
+"""Queues a workflow in a running ComfyUI, shows its progress and saves its images:
 
     pip install websocket-client
     python workflows/api/client.py workflows/api/unifusion_text_to_image.json --set 8.seed=7
 
-Made to be copied: `draw` is all that a program of your own needs.
+In your own program, import `draw` from this file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 
 import websocket
 
-PREVIEW = 1  # ComfyUI's binary messages: this number, a number for JPEG or PNG, the picture
+# a binary message of ComfyUI: this number, a number for JPEG or PNG, the image
+PREVIEW = 1
 HEADER = struct.calcsize(">II")
 
 
@@ -29,12 +30,12 @@ def draw(
     server: str,
     graph: dict[str, Any],
     on_progress: Callable[[str, int, int], None] = lambda node, done, total: None,
-    on_preview: Callable[[bytes], None] = lambda picture: None,
+    on_preview: Callable[[bytes], None] = lambda image: None,
 ) -> dict[str, bytes]:
-    """Queue a graph in API format at `server` ("127.0.0.1:8188") and wait for it; returns saved pictures by file name.
+    """Queues a graph in API format at `server` ("127.0.0.1:8188") and waits for it; returns the saved images by file name.
 
-    `on_progress(node, done, total)` is called for tiles, tokens and steps, `on_preview(picture)` with JPEG or PNG bytes.
-    Raises RuntimeError in the server's words if it refuses the graph, fails, or is interrupted.
+    `on_progress(node, done, total)` is called for tokens and steps, `on_preview(image)` with JPEG or PNG bytes.
+    Raises RuntimeError with the server's message if it refuses the graph, fails, or is interrupted.
     """
     client = uuid.uuid4().hex
     listener = websocket.create_connection(f"ws://{server}/ws?clientId={client}")
@@ -87,7 +88,7 @@ def _view(server: str, image: dict[str, str]) -> bytes:
 
 
 def _setting(text: str) -> tuple[str, str, Any]:
-    """ "8.seed=7" is node 8, input "seed", value 7; what is not JSON is text."""
+    """ "8.seed=7" is node 8, input "seed", value 7. A value that is no JSON is a text."""
     name, _, value = text.partition("=")
     node, _, socket = name.partition(".")
     try:
@@ -101,20 +102,20 @@ def main() -> None:
     parser.add_argument("workflow", type=Path, help="a file of workflows/api")
     parser.add_argument("--set", metavar="NODE.INPUT=VALUE", type=_setting, action="append", default=[])
     parser.add_argument("--server", default="127.0.0.1:8188")
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for the pictures")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the images")
     arguments = parser.parse_args()
 
     graph = json.loads(arguments.workflow.read_text(encoding="utf-8"))
     for node, socket, value in arguments.set:
         graph[node]["inputs"][socket] = value
-    pictures = draw(
+    images = draw(
         arguments.server,
         graph,
         on_progress=lambda node, done, total: print(f"{node}: {done} of {total}"),
-        on_preview=lambda picture: print(f"preview of {len(picture)} bytes"),
+        on_preview=lambda image: print(f"preview of {len(image)} bytes"),
     )
-    for name, picture in pictures.items():
-        (arguments.out / name).write_bytes(picture)
+    for name, image in images.items():
+        (arguments.out / name).write_bytes(image)
         print(arguments.out / name)
 
 

@@ -81,7 +81,7 @@ def test_files_written_by_comfyui_are_read(model: UniFusion, file: Path, tmp_pat
 def test_the_configuration_survives_json(small_config: UniFusionConfig) -> None:
     config = replace(small_config, trained_sizes=((128, 128), (160, 112)))
 
-    assert config_from_json(config_to_json(config, RECORD)) == (config, RECORD)
+    assert config_from_json(config_to_json(config, RECORD)) == (config, RECORD, None)
 
 
 def change(small_config: UniFusionConfig, where: str, value: Any) -> str:
@@ -110,7 +110,7 @@ def change(small_config: UniFusionConfig, where: str, value: Any) -> str:
         ("config.dit", [1, 2], "unknown"),
         ("config.dit.hidden_size", 63, "head size must be a multiple of 16"),
         ("config", None, "config"),
-        ("format", 2, "format 2, this version reads format 1: update the pack"),
+        ("format", 3, "format 3, this version reads formats 1 to 2: update the pack"),
         ("format", None, "no UniFusion JSON"),
     ],
 )

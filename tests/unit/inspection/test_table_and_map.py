@@ -62,7 +62,7 @@ def test_every_token_can_be_seen(text: str, visible: str) -> None:
 
 def test_padding_has_no_line(build_features: Features) -> None:
     features = build_features(4)
-    features.roles[0, 2:] = int(TokenRole.PADDING)
+    features.token_info.roles[0, 2:] = int(TokenRole.PADDING)
 
     assert [line.tokens for line in lines_of(features, ["a"] * 4)] == [(0,), (1,)]
 
@@ -79,7 +79,9 @@ def test_tiles_lie_over_the_thumbnail_in_their_places(build_features: Features) 
 
     rows = [[0, 0, 1, 1, 4, 4, 5, 5], [2, 2, 3, 3, 6, 6, 7, 7]]
     assert spread.tolist() == [rows[0], rows[0], rows[1], rows[1]]
-    alone = replace(features, roles=torch.where(torch.arange(13) < 8, int(TokenRole.PROMPT), features.roles))
+    info = features.token_info
+    roles = torch.where(torch.arange(13) < 8, int(TokenRole.PROMPT), info.roles)
+    alone = replace(features, tokens=replace(info, roles=roles))
     assert spread_over_picture(values, alone, 1, (2, 2))[..., 0].tolist() == [[8, 9], [10, 11]]
 
 

@@ -15,7 +15,7 @@ from unifusion_core.models.unifusion import UniFusion, initialize
 from unifusion_core.shapes.evaluation.designs import load_design
 from unifusion_core.zoo.tiny import TINY
 
-NUM_TAPS, WIDTH = len(TINY.config.vlm.taps), TINY.vlm.hidden_size
+NUM_TAPS, WIDTH = len(TINY.config.vlm.taps), TINY.config.vlm.hidden_size
 
 
 def features(seed: int = 0, length: int = 7) -> Features:
@@ -23,8 +23,6 @@ def features(seed: int = 0, length: int = 7) -> Features:
     return Features(
         states=torch.randn(2, length, NUM_TAPS, WIDTH, generator=generator),
         mask=torch.ones(2, length, dtype=torch.bool),
-        roles=torch.zeros(2, length, dtype=torch.long),
-        token_ids=torch.zeros(2, length, dtype=torch.long),
         positions=torch.zeros(2, length, 3),
     )
 
@@ -78,7 +76,7 @@ def test_pictures_are_pooled_by_their_own_lap() -> None:
     with_pictures = replace(given, positions=positions)
     before = model.pool(with_pictures).tokens
     with torch.no_grad():
-        for parameter in model.picture_lap.parameters():
+        for parameter in model.image_lap.parameters():
             parameter.mul_(1.5)
     after = model.pool(with_pictures).tokens
     assert (after - before).abs().amax() > 1e-3

@@ -17,7 +17,7 @@ B, T, L, D = 2, 7, 3, 24
 @pytest.fixture
 def lap() -> LayerwiseAttentionPooling:
     module = LayerwiseAttentionPooling(
-        LAPConfig(num_heads=3, mlp_size=40), num_taps=L, size=D, build=LayerFactory()
+        LAPConfig(num_heads=3, mlp_size=40), num_taps=L, size=D, factory=LayerFactory()
     )
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
@@ -84,7 +84,7 @@ def test_tap_scales_are_one_for_each_tap() -> None:
     config = LAPConfig(num_heads=3, mlp_size=40, tap_scales=(1.0, 2.0))
 
     with pytest.raises(ConfigError, match="2 tap scales for 3 taps"):
-        LayerwiseAttentionPooling(config, num_taps=L, size=D, build=LayerFactory())
+        LayerwiseAttentionPooling(config, num_taps=L, size=D, factory=LayerFactory())
 
 
 def test_a_lap_without_heads_is_refused() -> None:
@@ -94,7 +94,7 @@ def test_a_lap_without_heads_is_refused() -> None:
         LAPConfig(num_heads=1, mlp_size=8, num_refiner_blocks=-1)
     with pytest.raises(ConfigError, match="width 0"):
         LayerwiseAttentionPooling(
-            LAPConfig(num_heads=1, mlp_size=8), num_taps=L, size=0, build=LayerFactory()
+            LAPConfig(num_heads=1, mlp_size=8), num_taps=L, size=0, factory=LayerFactory()
         )
 
 
@@ -103,7 +103,7 @@ def test_many_tokens_of_many_layers_need_little_memory(dtype: torch.dtype) -> No
     """At true size, on the device that has shapes but no numbers: 10 taps x 2,560 tokens x 4096."""
     config = LAPConfig(num_heads=32, mlp_size=11008, tap_scales=(1.0,) * 10)
     lap = LayerwiseAttentionPooling(
-        config, num_taps=10, size=4096, build=LayerFactory(device="meta", dtype=dtype)
+        config, num_taps=10, size=4096, factory=LayerFactory(device="meta", dtype=dtype)
     )
     states = torch.empty(1, 2560, 10, 4096, device="meta", dtype=dtype)
     with torch.no_grad(), LiveBytes() as memory:

@@ -58,7 +58,7 @@ def test_gains_multiply_the_pooling_weights(
     model, features, gains = build_model(), build_features(5, 3), (0.0, 1.0, -2.5)
 
     given = model.pool(features, gains).tokens
-    model.lap.projector.weight *= torch.tensor(gains)
+    model.txtfusion.projector.weight *= torch.tensor(gains)
 
     torch.testing.assert_close(given[features.mask], model.pool(features).tokens[features.mask])
 

@@ -12,7 +12,7 @@ from unifusion_core.models.layers import (
     RMSNorm,
     apply_rope,
     key_bias,
-    rope,
+    rope_angles,
     rotary_axes,
     time_embedding,
 )
@@ -44,14 +44,14 @@ def test_rotation_makes_scores_depend_on_relative_positions_only() -> None:
     shift = torch.tensor([3.0, -1.5, 7.0])
 
     def scores(offset: Tensor) -> Tensor:
-        by_q = rope(here + offset, HEAD_SIZE, 1000.0)
-        by_k = rope(there + offset, HEAD_SIZE, 1000.0)
+        by_q = rope_angles(here + offset, HEAD_SIZE, 1000.0)
+        by_k = rope_angles(there + offset, HEAD_SIZE, 1000.0)
         return apply_rope(q, by_q) @ apply_rope(k, by_k).mT
 
     torch.testing.assert_close(scores(shift), scores(torch.zeros(3)), atol=1e-4, rtol=1e-4)
     moved_keys_only = (
-        apply_rope(q, rope(here, HEAD_SIZE, 1000.0))
-        @ apply_rope(k, rope(there + shift, HEAD_SIZE, 1000.0)).mT
+        apply_rope(q, rope_angles(here, HEAD_SIZE, 1000.0))
+        @ apply_rope(k, rope_angles(there + shift, HEAD_SIZE, 1000.0)).mT
     )
     assert not torch.allclose(moved_keys_only, scores(torch.zeros(3)), atol=1e-2)
 
@@ -63,7 +63,7 @@ def test_each_axis_turns_its_own_channels() -> None:
         position = torch.zeros(1, 1, 3)
         position[..., axis] = 2.5
 
-        turned = (apply_rope(x, rope(position, HEAD_SIZE, 1000.0)) - x).abs()[0, 0, 0] > 1e-6
+        turned = (apply_rope(x, rope_angles(position, HEAD_SIZE, 1000.0)) - x).abs()[0, 0, 0] > 1e-6
 
         assert turned[start:end].any()
         assert not torch.cat([turned[:start], turned[end:]]).any()
@@ -73,10 +73,10 @@ def test_rotation_keeps_lengths_and_position_zero_changes_nothing() -> None:
     x = torch.randn(2, 3, 4, HEAD_SIZE, generator=torch.Generator().manual_seed(0))
     positions = random_positions(4, 1).expand(2, -1, -1)
 
-    turned = apply_rope(x, rope(positions, HEAD_SIZE, 1000.0))
+    turned = apply_rope(x, rope_angles(positions, HEAD_SIZE, 1000.0))
 
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
-    assert torch.equal(apply_rope(x, rope(torch.zeros_like(positions), HEAD_SIZE, 1000.0)), x)
+    assert torch.equal(apply_rope(x, rope_angles(torch.zeros_like(positions), HEAD_SIZE, 1000.0)), x)
     assert apply_rope(x, None) is x
 
 

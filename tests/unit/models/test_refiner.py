@@ -14,7 +14,7 @@ B, T, D = 2, 7, 24
 
 @pytest.fixture
 def refiner() -> Refiner:
-    module = Refiner(LAPConfig(num_heads=3, mlp_size=40), size=D, build=LayerFactory())
+    module = Refiner(LAPConfig(num_heads=3, mlp_size=40), size=D, factory=LayerFactory())
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         parameter.data.normal_(std=0.3, generator=generator)

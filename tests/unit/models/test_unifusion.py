@@ -78,12 +78,7 @@ def test_padding_of_a_condition_changes_nothing(
     build_model: BuildModel, build_features: BuildFeatures, latents: Tensor, form: str
 ) -> None:
     model, features = build_model(condition_attention=form), build_features(7, 4, num_image=2)
-    alone = Features(
-        **{
-            name: getattr(features, name)[1:, :4]
-            for name in ("states", "mask", "roles", "token_ids", "positions")
-        }
-    )
+    alone = Features(**{name: getattr(features, name)[1:, :4] for name in ("states", "mask", "positions")})
     t = torch.tensor([0.7, 0.7])
 
     together = draw(model, features, latents, t)[1:]
@@ -207,7 +202,7 @@ def test_features_of_another_vlm_are_refused(build_model: BuildModel, build_feat
     [
         ("condition_attention", "prefix or joint"),
         ("text_positions", "index or zero"),
-        ("picture_positions", "grid"),
+        ("image_positions", "grid"),
     ],
 )
 def test_unknown_switches_name_the_choices(small_config: UniFusionConfig, name: str, message: str) -> None:

@@ -135,8 +135,10 @@ def test_padded_batch_equals_single_items(vlm: VLMBackbone) -> None:
         alone = vlm.encode(vlm.prepare([request]), (0, 1, 3))
         length = alone.mask.shape[1]
         assert int(together.mask[row].sum()) == length
-        for name in ("roles", "token_ids", "positions"):
-            assert torch.equal(getattr(together, name)[row, :length], getattr(alone, name)[0])
+        assert torch.equal(together.positions[row, :length], alone.positions[0])
+        for name in ("roles", "ids"):
+            both = getattr(together.token_info, name)[row, :length]
+            assert torch.equal(both, getattr(alone.token_info, name)[0])
         # another batch shape adds in another order: equal up to rounding of numbers of that size
         error = (together.states[row, :length] - alone.states[0]).abs().max()
         assert error <= 1e-5 * alone.states.abs().max()
@@ -147,7 +149,7 @@ def test_states_depend_on_what_stands_before_only(vlm: VLMBackbone) -> None:
         vlm.encode(vlm.prepare([Request(prompt=prompt, images=[picture(50, 40, 4)])]), (3,))
         for prompt in ("red", "a big blue square")
     )
-    pictures = first.roles == TokenRole.IMAGE
+    pictures = first.token_info.roles == TokenRole.IMAGE
     length = int(pictures[0].nonzero().max()) + 1
     torch.testing.assert_close(first.states[:, :length], second.states[:, :length], atol=1e-5, rtol=0)
 
@@ -257,8 +259,8 @@ def test_user_text_cannot_put_a_picture_into_the_chat(vlm: VLMBackbone) -> None:
 
 
 def test_kept_features_of_a_real_batch(vlm: VLMBackbone) -> None:
-    kept: Features = select_tokens(vlm.encode(vlm.prepare(mixed_requests()), (0, 3)), "decoded")
-    roles = [set(row[row > 0].tolist()) for row in kept.roles]
+    kept: Features = select_tokens(vlm.encode(vlm.prepare(mixed_requests()), (0, 3)), "rewrite")
+    roles = [set(row[row > 0].tolist()) for row in kept.token_info.roles]
     chat = {TokenRole.PROMPT, TokenRole.SUFFIX}
     assert roles == [
         chat,
@@ -407,7 +409,7 @@ def test_states_taken_while_writing_equal_those_of_one_pass_over_chat_and_answer
 
     def words(written: Written, row: int) -> list[int]:
         assert written.features is not None
-        return written.features.token_ids[row, inputs.token_ids.shape[1] :].tolist()
+        return written.features.token_info.ids[row, inputs.token_ids.shape[1] :].tolist()
 
     # random weights may write a picture token, which a forced pass would take for a picture
     image_id = vlm.model.config.image_token_id
@@ -419,8 +421,8 @@ def test_states_taken_while_writing_equal_those_of_one_pass_over_chat_and_answer
     assert written.features is not None
     lengths = []
     for row, request in enumerate(requests):
-        is_word = (written.features.roles[row] == TokenRole.REWRITE) & written.features.mask[row]
-        ids = written.features.token_ids[row, is_word].tolist()
+        is_word = (written.features.token_info.roles[row] == TokenRole.REWRITE) & written.features.mask[row]
+        ids = written.features.token_info.ids[row, is_word].tolist()
         lengths.append(len(ids))
         assert written.texts[row] == vlm.tokenizer.decode(ids, skip_special_tokens=True)
         forced = vlm.encode(answered(vlm.prepare([request]), 0, ids), taps).states[0]
@@ -592,11 +594,11 @@ def test_another_vlm_is_refused(vlm: VLMBackbone, changes: dict[str, Any], told:
 
 def test_templates_of_another_family_are_refused(all_vlms: dict[str, VLMBackbone]) -> None:
     internvl, qwen = all_vlms["internvl"], all_vlms["qwen3_vl"]
-    with pytest.raises(VLMError, match=r"picture_token .* the VLM puts pictures at token"):
+    with pytest.raises(VLMError, match=r"image_token .* the VLM puts pictures at token"):
         internvl.check_fits(spec_of(internvl, template=qwen.template))
     with pytest.raises(VLMError, match="keep tiles apart"):
         qwen.check_fits(spec_of(qwen, template=replace(qwen.template, image_prefix="", image_suffix="")))
-    with pytest.raises(VLMError, match="picture_token"):
+    with pytest.raises(VLMError, match="image_token"):
         internvl.prepare([Request(prompt="", images=[picture(9, 9, 1)])], qwen.template)
 
 

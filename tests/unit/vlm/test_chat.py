@@ -165,7 +165,7 @@ def test_templates_of_another_vlm_are_refused(tokenizer: PreTrainedTokenizerFast
     request = Request(prompt="x")
     with pytest.raises(VLMError, match='end "<eos>" is 5 tokens of this VLM and must be one'):
         build_chat(tokenizer, replace(TEMPLATE, end="<eos>"), [request], [[]], 100)
-    with pytest.raises(VLMError, match="picture_token"):
+    with pytest.raises(VLMError, match="image_token"):
         build_chat(tokenizer, replace(TEMPLATE, image_token="[p]"), [request], [[layout(1)]], 100)
     with pytest.raises(PromptError, match="No request was given"):
         build_chat(tokenizer, TEMPLATE, [], [], 100)
@@ -183,17 +183,16 @@ def chat_features(tokenizer: PreTrainedTokenizerFast) -> Features:
     return Features(
         states=states,
         mask=inputs.mask,
-        roles=inputs.roles,
-        token_ids=inputs.token_ids,
         positions=inputs.positions,
+        tokens=inputs.token_info,
     )
 
 
 @pytest.mark.parametrize(
-    ("kept_tokens", "kept_roles"),
+    ("token_selection", "kept_roles"),
     [
-        ("decoded", [{R.IMAGE, R.PROMPT, R.SUFFIX}, {R.IMAGE, R.REWRITE, R.SUFFIX}, {R.SUFFIX}]),
-        ("after_prefix", [set(R) - {R.PADDING, R.SYSTEM, R.END}] * 3),
+        ("rewrite", [{R.IMAGE, R.PROMPT, R.SUFFIX}, {R.IMAGE, R.REWRITE, R.SUFFIX}, {R.SUFFIX}]),
+        ("prompt", [set(R) - {R.PADDING, R.SYSTEM, R.END}] * 3),
     ],
 )
 def test_kept_tokens_keep_order_and_content(
@@ -202,20 +201,26 @@ def test_kept_tokens_keep_order_and_content(
     features = chat_features(tokenizer)
     kept = select_tokens(features, token_selection)
     for row, roles in enumerate(kept_roles):
-        chosen = torch.isin(features.roles[row], torch.tensor(sorted(roles)))
+        chosen = torch.isin(features.token_info.roles[row], torch.tensor(sorted(roles)))
         length = int(chosen.sum())
         assert length > 0
         assert kept.mask[row].tolist() == [True] * length + [False] * (kept.mask.shape[1] - length)
-        for name in ("states", "roles", "token_ids", "positions"):
-            assert torch.equal(getattr(kept, name)[row, :length], getattr(features, name)[row][chosen])
-            assert not getattr(kept, name)[row, length:].any()
+        for after, before in (
+            (kept.states, features.states),
+            (kept.positions, features.positions),
+            (kept.token_info.roles, features.token_info.roles),
+            (kept.token_info.ids, features.token_info.ids),
+        ):
+            assert torch.equal(after[row, :length], before[row][chosen])
+            assert not after[row, length:].any()
     assert int(kept.mask.sum(dim=1).max()) == kept.mask.shape[1]
 
 
 def test_kept_tokens_refuse_what_leaves_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
     features = chat_features(tokenizer)
-    with pytest.raises(ConfigError, match='"all"; choose "decoded" or "after_prefix"'):
+    with pytest.raises(ConfigError, match='"all"; choose "rewrite" or "prompt"'):
         select_tokens(features, "all")
-    nothing = replace(features, roles=torch.full_like(features.roles, int(R.SYSTEM)))
+    info = features.token_info
+    nothing = replace(features, tokens=replace(info, roles=torch.full_like(info.roles, int(R.SYSTEM))))
     with pytest.raises(PromptError, match="keeps no token"):
-        select_tokens(nothing, "decoded")
+        select_tokens(nothing, "rewrite")

@@ -6,24 +6,34 @@ pytest tests/unit/test_strength.py
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from unifusion_core.contracts import Features, TokenRole
+from unifusion_core.contracts import Features, TokenInfo, TokenRole
 from unifusion_core.errors import ConfigError, PromptError
 from unifusion_core.models.layers import LayerFactory, attend
 from unifusion_core.models.unifusion import UniFusion
 from unifusion_core.vlm.chat import token_centres
-from unifusion_core.vlm.features import join_features
 from unifusion_core.vlm.image_strength import with_strength
 
 SIDE = 6  # tokens along a tile
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 QUARTERS = [(r / 2, c / 2, (r + 1) / 2, (c + 1) / 2) for r in (0, 1) for c in (0, 1)]
-NAMES = tuple(each.name for each in fields(Features))
+
+
+def parts(features: Features) -> dict[str, Tensor]:
+    """Every tensor of some features, by name."""
+    info = features.token_info
+    return {
+        "states": features.states,
+        "mask": features.mask,
+        "positions": features.positions,
+        "roles": info.roles,
+        "ids": info.ids,
+    }
 
 
 def chat(*tiles_of_pictures: int, words: int = 3, thumbnail_last: bool = True) -> Features:
@@ -41,9 +51,8 @@ def chat(*tiles_of_pictures: int, words: int = 3, thumbnail_last: bool = True) -
     return Features(
         states=torch.randn(1, len(roles), 3, 24, generator=torch.Generator().manual_seed(len(roles))),
         mask=torch.ones_like(ids, dtype=torch.bool),
-        roles=torch.tensor(roles)[None],
-        token_ids=ids,
         positions=torch.cat([*positions, torch.zeros(words, 3)])[None],
+        tokens=TokenInfo(roles=torch.tensor(roles)[None], ids=ids),
     )
 
 
@@ -61,12 +70,12 @@ def test_a_share_of_the_tokens_stays(keep: float, count: int) -> None:
 @pytest.mark.parametrize("thumbnail_last", [True, False])
 def test_the_thumbnail_is_thinned_last(thumbnail_last: bool) -> None:
     whole = chat(5, thumbnail_last=thumbnail_last)
-    thumbnail = whole.token_ids[0, 145:181] if thumbnail_last else whole.token_ids[0, 1:37]
+    thumbnail = whole.token_info.ids[0, 145:181] if thumbnail_last else whole.token_info.ids[0, 1:37]
     for keep in (0.9, 0.5, 0.2):  # 36 of 180 are the thumbnail
         kept = with_strength(whole, 1, keep=keep, thumbnail_last=thumbnail_last)
-        assert torch.isin(thumbnail, kept.token_ids).all()
+        assert torch.isin(thumbnail, kept.token_info.ids).all()
     few = with_strength(whole, 1, keep=0.1, thumbnail_last=thumbnail_last)
-    assert torch.isin(few.token_ids[few.roles == TokenRole.IMAGE], thumbnail).all()
+    assert torch.isin(few.token_info.ids[few.token_info.roles == TokenRole.IMAGE], thumbnail).all()
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.25, 0.12])
@@ -79,7 +88,9 @@ def test_what_stays_is_spread_evenly(keep: float) -> None:
 
 
 def test_a_larger_share_keeps_what_a_smaller_one_kept() -> None:
-    kept = [set(with_strength(chat(5), 1, keep=keep).token_ids[0].tolist()) for keep in (0.1, 0.3, 0.6, 1.0)]
+    kept = [
+        set(with_strength(chat(5), 1, keep=keep).token_info.ids[0].tolist()) for keep in (0.1, 0.3, 0.6, 1.0)
+    ]
     assert all(smaller < larger for smaller, larger in zip(kept[:-1], kept[1:], strict=True))
 
 
@@ -87,11 +98,11 @@ def test_a_larger_share_keeps_what_a_smaller_one_kept() -> None:
 def test_everything_else_stays_as_it_is(keep: float, gain: int) -> None:
     features = chat(5, 1)
     changed = with_strength(features, 2, keep=keep, gain=gain)
-    for name in NAMES:
-        before, after = (getattr(f, name)[0][f.positions[0, :, 0] != 2] for f in (features, changed))
+    for name in parts(chat(1)):
+        before, after = (parts(f)[name][0][f.positions[0, :, 0] != 2] for f in (features, changed))
         assert torch.equal(before, after)
-    assert (changed.token_ids[0].diff() >= 0).all()
-    numbers, times = changed.token_ids[0][changed.positions[0, :, 0] == 2].unique(return_counts=True)
+    assert (changed.token_info.ids[0].diff() >= 0).all()
+    numbers, times = changed.token_info.ids[0][changed.positions[0, :, 0] == 2].unique(return_counts=True)
     assert len(numbers) == round(keep * 36)
     assert (times == gain).all()
     assert torch.equal(with_strength(features, 2).states, features.states)
@@ -101,19 +112,19 @@ def test_pictures_are_thinned_one_after_the_other_in_any_order() -> None:
     features = chat(5, 5)
     one_way = with_strength(with_strength(features, 1, keep=0.4), 2, gain=2)
     other_way = with_strength(with_strength(features, 2, gain=2), 1, keep=0.4)
-    assert all(torch.equal(getattr(one_way, name), getattr(other_way, name)) for name in NAMES)
+    assert all(torch.equal(parts(one_way)[name], parts(other_way)[name]) for name in parts(chat(1)))
 
 
 def test_chats_of_a_batch_are_padded_anew_and_those_without_the_picture_stay() -> None:
     alone = [chat(5), chat(1), chat(words=4)]
-    together = with_strength(join_features(alone), 1, keep=0.25)
+    together = with_strength(Features.cat(alone), 1, keep=0.25)
     for row, features in enumerate(alone):
         expected = with_strength(features, 1, keep=0.25) if row < 2 else features
         length = expected.mask.shape[1]
         assert int(together.mask[row].sum()) == length
-        for name in NAMES:
-            assert torch.equal(getattr(together, name)[row, :length], getattr(expected, name)[0])
-            assert not getattr(together, name)[row, length:].any()
+        for name in parts(chat(1)):
+            assert torch.equal(parts(together)[name][row, :length], parts(expected)[name][0])
+            assert not parts(together)[name][row, length:].any()
 
 
 @pytest.mark.parametrize("form", ["joint", "prefix"])
@@ -159,7 +170,11 @@ def test_impossible_strengths_are_refused() -> None:
     with pytest.raises(PromptError, match=r"hold 0 picture\(s\)"):
         with_strength(
             replace(
-                chat(1), roles=torch.full((1, 41), int(TokenRole.PROMPT)), positions=torch.zeros(1, 41, 3)
+                chat(1),
+                tokens=TokenInfo(
+                    roles=torch.full((1, 41), int(TokenRole.PROMPT)), ids=torch.zeros(1, 41, dtype=torch.long)
+                ),
+                positions=torch.zeros(1, 41, 3),
             ),
             1,
         )

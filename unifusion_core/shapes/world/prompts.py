@@ -194,14 +194,17 @@ def describe(
 
 
 def with_article(phrase: str) -> str:
+    """ "a circle", "an orange circle"."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 def color_word(rng: random.Random) -> str:
+    """Either spelling of "color"."""
     return rng.choice(("color", "colour"))
 
 
 def background_word(rng: random.Random, background: str) -> str:
+    """The name of a background; gray in either spelling."""
     return "grey" if background == "gray" and rng.random() < 0.4 else background
 
 

@@ -127,6 +127,8 @@ class Scene:
 
 
 def sample_traits(rng: random.Random) -> Traits:
+    """Unnamed traits within their limits, all equally likely."""
+
     def shade() -> int:
         return rng.randint(-MAX_SHADE, MAX_SHADE)
 

@@ -11,7 +11,7 @@ import pytest
 from unifusion_core.errors import ConfigError
 from unifusion_core.evaluation.subject import Sampling, Subject
 from unifusion_core.shapes.evaluation import designs
-from unifusion_core.zoo.tiny import GENERATOR
+from unifusion_core.zoo.tiny import BUILT_IN
 
 
 def test_edit_training_draws_the_same_captions_by_both_runs(
@@ -19,11 +19,11 @@ def test_edit_training_draws_the_same_captions_by_both_runs(
 ) -> None:
     monkeypatch.setattr(designs, "RUNS", tmp_path)
     subject, sampling = Subject(), Sampling(samples=3)
-    with pytest.raises(ConfigError, match="train it first with `unifusion train tiny-short`"):
+    with pytest.raises(ConfigError, match="train it first with `unifusion shapes train tiny-short`"):
         next(designs.evaluate_edit_training(subject, sampling))
     for number, recipe in enumerate(designs.EDIT_TRAINING):
         (tmp_path / recipe).mkdir()
-        shutil.copy(GENERATOR, tmp_path / recipe / "generator.safetensors")
+        shutil.copy(BUILT_IN.generator, tmp_path / recipe / "generator.safetensors")
         (tmp_path / recipe / "scores.jsonl").write_text(json.dumps({"loss": number}) + "\n")
     text, mixed = designs.evaluate_edit_training(subject, sampling)
     assert [text.name, mixed.name] == list(designs.EDIT_TRAINING.values())

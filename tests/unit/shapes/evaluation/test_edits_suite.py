@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
-from unifusion_core.contracts import TokenRole
+from unifusion_core.contracts import Features, TokenRole
 from unifusion_core.evaluation.subject import Sampling, Subject
 from unifusion_core.images import Pixels
-from unifusion_core.pipeline import Pipeline, SamplingSettings
+from unifusion_core.pipeline import Pipeline
 from unifusion_core.shapes.evaluation import drawing
 from unifusion_core.shapes.evaluation import edits as suite
 from unifusion_core.shapes.world import edits
@@ -73,16 +72,15 @@ def test_the_suite_draws_every_kind_with_and_without_pictures(
         model=random_weights.model, vlm=random_weights.vlm, vae=random_weights.vae, device="cpu"
     )
     masks: list[bool] = []
-    draw = Pipeline.draw
+    sample, settings = Pipeline.sample, Pipeline.settings
 
-    def watched(self: Pipeline, features: drawing.Features, *rest: object, **more: object) -> list[Pixels]:
-        masks.append(bool((features.roles[features.mask] == TokenRole.IMAGE).any()))
-        return draw(self, features, *rest, **more)  # pyright: ignore[reportArgumentType]
+    def watched(self: Pipeline, features: Features, *rest: object, **more: object) -> list[Pixels]:
+        masks.append(bool((features.token_info.roles[features.mask] == TokenRole.IMAGE).any()))
+        return sample(self, features, *rest, **more)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(Pipeline, "draw", watched)
+    monkeypatch.setattr(Pipeline, "sample", watched)
     monkeypatch.setattr(drawing, "attempt_rewrites", _locked)
-    monkeypatch.setattr(drawing, "DrawSettings", partial(SamplingSettings, steps=1))
-    monkeypatch.setattr(suite, "DrawSettings", partial(SamplingSettings, steps=1))
+    monkeypatch.setattr(Pipeline, "settings", lambda self, **how: settings(self, **{"steps": 1} | how))
     monkeypatch.setattr(edits, "EDIT_KINDS", ("recolor", "move"))
     rows = {row.name: row for row in suite.evaluate_edits(subject, Sampling(samples=2))}
     assert rows["edits"].rates["exact"].total == 2
@@ -95,9 +93,14 @@ def test_the_suite_draws_every_kind_with_and_without_pictures(
     assert masks.count(True) == 5 + 3
 
 
-def _locked(backbone: object, spec: object, requests: list, **_: object) -> list[drawing.Rewrite]:
+def _locked(
+    backbone: object, spec: object, requests: list, *_: object, **__: object
+) -> list[drawing.Rewrite]:
     """Rewrites that random weights would never end."""
-    from unifusion_core.vlm.rewrite import read
+    from unifusion_core.vlm.rewrite import encode_requests
 
     done = [replace(request, rewrite="big red star at top, white background.") for request in requests]
-    return [drawing.Rewrite(request=r, features=read(backbone, spec, [r])) for r in done]  # pyright: ignore[reportArgumentType]
+    return [
+        drawing.Rewrite(request=r, features=encode_requests(backbone, spec, [r], states="one_pass"))
+        for r in done
+    ]  # pyright: ignore[reportArgumentType]

@@ -1,6 +1,6 @@
 """The suites, on random weights and on parts that are perfect by construction.
 
-PYTHONPATH=. python -m pytest --import-mode=importlib tests/unit/evaluation/test_suites.py
+pytest tests/unit/shapes/evaluation/test_suites.py
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,15 +18,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from unifusion_core.cli.evaluate import run
+from unifusion_core.contracts import Features
 from unifusion_core.errors import ConfigError, PromptError
 from unifusion_core.evaluation import report
 from unifusion_core.evaluation.rates import Rate
+from unifusion_core.evaluation.runner import evaluate
 from unifusion_core.evaluation.subject import Row, Sampling, Subject
-from unifusion_core.evaluation.suites import evaluate
-from unifusion_core.pipeline import SamplingSettings
+from unifusion_core.pipeline import Pipeline
 from unifusion_core.shapes.evaluation import drawing, layers, swap, text_to_image, verifi, vlm
 from unifusion_core.shapes.evaluation.autoencoder import evaluate_autoencoder
 from unifusion_core.shapes.evaluation.judging import Tally, judge_caption
+from unifusion_core.shapes.evaluation.suites import SUITES
 from unifusion_core.shapes.world import edits
 from unifusion_core.shapes.world.captions import caption
 from unifusion_core.shapes.world.scenes import sample_scene
@@ -37,6 +39,12 @@ from unifusion_core.vlm.rewrite import Rewrite
 @pytest.fixture(scope="module")
 def subject(random_weights: SimpleNamespace) -> Subject:
     return Subject(model=random_weights.model, vlm=random_weights.vlm, vae=random_weights.vae, device="cpu")
+
+
+def draw_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the steps that the model draws best with."""
+    settings = Pipeline.settings
+    monkeypatch.setattr(Pipeline, "settings", lambda self, **how: settings(self, **{"steps": 1} | how))
 
 
 class PerfectAutoencoder(nn.Module):
@@ -108,14 +116,14 @@ def test_text_to_image_draws_both_ways_and_saves_sheets(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # half of the rewrites succeed, half do not end
-    def attempt(backbone: object, spec: object, requests: list, **_: object) -> list:
+    def attempt(backbone: object, spec: object, requests: list, *_: object, **__: object) -> list:
         text = caption(sample_scene(random.Random(1)))
         done = replace(requests[0], rewrite=text)
-        rewritten = Rewrite(request=done, features=subject.pipeline.read([done]))
+        rewritten = Rewrite(request=done, features=subject.pipeline.encode([done]))
         return [rewritten, PromptError("did not end")][: len(requests)]
 
     monkeypatch.setattr(drawing, "attempt_rewrites", attempt)
-    monkeypatch.setattr(drawing, "DrawSettings", partial(SamplingSettings, steps=1))
+    draw_in_one_step(monkeypatch)
     rows = list(text_to_image.evaluate_text_to_image(subject, Sampling(samples=2, pictures=tmp_path)))
     totals = [row for row in rows if not row.name.startswith(" ")]
     assert [row.name for row in totals] == [
@@ -162,25 +170,24 @@ def test_reports_hold_every_row_and_survive_a_later_failure(
         raise RuntimeError
 
     suites = {"good": lambda *_: iter(rows), "bad": broken}
-    monkeypatch.setattr("unifusion_core.evaluation.suites.SUITES", suites)
     said: list[str] = []
     out = tmp_path / "new" / "report.json"
     with pytest.raises(RuntimeError):
-        evaluate(["good", "bad"], Subject(), samples=2, out=out, say=said.append)
+        evaluate(suites, Subject(), samples=2, out=out, say=said.append)
     written = json.loads(out.read_text())["suites"]
     assert list(written) == ["good"]
     assert written["good"][0]["name"] == "a"
     assert written["good"][0]["rates"]["exact"]["share"] == 0.5
     assert written["good"][0]["values"] == {"PSNR dB": None, "s": 1.2346}
     assert "50.0 % (9.5-90.5) of 2" in said[1]
-    assert report.header("x").count("\n") == 2
+    assert report.header("x") == "\nx"
 
 
 def test_unknown_suites_and_no_samples_are_refused() -> None:
     with pytest.raises(ConfigError, match='no suite "taste"'):
-        evaluate(["taste"], Subject(), samples=1)
+        run(["taste"], SUITES, SimpleNamespace(model="tiny", vlm="tiny", vae="tiny"))
     with pytest.raises(ConfigError, match="at least 1"):
-        evaluate(["vlm"], Subject(), samples=0)
+        evaluate({"vlm": SUITES["vlm"]}, Subject(), samples=0)
 
 
 def test_rewriting_is_compared_picture_by_picture(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,22 +221,29 @@ def test_rewriting_is_compared_picture_by_picture(subject: Subject, monkeypatch:
 def test_layers_are_left_out_one_by_one_and_all_but_one(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "DrawSettings", partial(SamplingSettings, steps=1))
-    drawn: list[list[float]] = []
-    draw = subject.pipeline.draw
+    draw_in_one_step(monkeypatch)
+    drawn: list[list[float] | None] = []
+    states: list[Tensor] = []
+    sample = subject.pipeline.sample
 
-    def seen(*args: Any, layer_gains: list[float]) -> Any:
+    def seen(features: Features, *args: Any, layer_gains: list[float] | None = None) -> Any:
         drawn.append(layer_gains)
-        return draw(*args, layer_gains=layer_gains)
+        states.append(features.states)
+        return sample(features, *args, layer_gains=layer_gains)
 
-    monkeypatch.setattr(subject.pipeline, "draw", seen)
+    monkeypatch.setattr(subject.pipeline, "sample", seen)
     rows = list(layers.evaluate_layers(subject, Sampling(samples=1)))
     taps = subject.pipeline.model.config.vlm.taps
     assert [row.name for row in rows] == [
         "all layers",
         *(f"without layer {tap}" for tap in taps),
         *(f"layer {tap} alone" for tap in taps),
+        *(f"layer {tap} of another caption" for tap in taps),
     ]
     assert drawn[0] == [1.0] * len(taps)
     assert drawn[1] == [0.0] + [1.0] * (len(taps) - 1)
-    assert drawn[-1] == [0.0] * (len(taps) - 1) + [1.0]
+    assert drawn[2 * len(taps)] == [0.0] * (len(taps) - 1) + [1.0]
+    assert drawn[2 * len(taps) + 1 :] == [None] * len(taps)
+    for index, replaced in enumerate(states[2 * len(taps) + 1 :]):
+        changed = [not torch.equal(replaced[:, :, i], states[0][:, :, i]) for i in range(len(taps))]
+        assert changed == [i == index for i in range(len(taps))]

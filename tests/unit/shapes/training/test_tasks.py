@@ -17,10 +17,10 @@ from unifusion_core.shapes.world import captions, edits
 from unifusion_core.shapes.world.render import render_tensor
 from unifusion_core.shapes.world.scenes import ASPECT_SIZES, COLORS, sample_scene
 from unifusion_core.shapes.world.scorer import read_picture
-from unifusion_core.vlm.features import select_tokens
+from unifusion_core.vlm.features import encode_chat
 from unifusion_core.vlm.folder import load_vlm
 from unifusion_core.vlm.styles import STYLES
-from unifusion_core.zoo.tiny import TINY_VLM, VAE, VLM
+from unifusion_core.zoo.tiny import BUILT_IN, TINY
 
 
 def test_crops_lie_around_objects_hard_ones_above_all() -> None:
@@ -87,7 +87,7 @@ def test_a_pool_is_encoded_once_by_all_processes_and_a_damaged_file_again(
     path = tmp_path / "pool.safetensors"
 
     def pool(count: int = 10) -> generator.Pool:
-        return generator.Pool(load_autoencoder(VAE), 7, count, path, generator.pool_scene)
+        return generator.Pool(load_autoencoder(BUILT_IN.vae), 7, count, path, generator.pool_scene)
 
     alone = pool()
     alone.read()
@@ -144,12 +144,12 @@ def test_with_a_frozen_language_model_only_what_sees_learns() -> None:
         seed=1,
         batch_size=2,
         mix={"detail": 0.5, "edit": 0.5},
-        tokenizer=VLM,
+        tokenizer=BUILT_IN.vlm,
         cell_weight=0.1,
         detail_weight=0.5,
         trait_weight=3.0,
         frozen_language_model=True,
-        start=VLM,
+        start=BUILT_IN.vlm,
     )
     rng = random.Random(5)
     for kind, answered in (("detail", False), ("edit", True)):
@@ -170,7 +170,7 @@ def test_with_a_frozen_language_model_only_what_sees_learns() -> None:
 
 def test_colours_without_a_name_are_neither_named_nor_guessed(tmp_path: Path) -> None:
     pool = generator.Pool(
-        load_autoencoder(VAE), 7, 3, tmp_path / "pool.safetensors", generator.free_pool_scene
+        load_autoencoder(BUILT_IN.vae), 7, 3, tmp_path / "pool.safetensors", generator.free_pool_scene
     )
     size = next(size for size, numbers in pool.numbers.items() if numbers)
     scene, latents = pool.draw(random.Random(0), size)
@@ -221,17 +221,17 @@ def test_traits_are_asked_where_an_object_stands_and_a_picture_can_tell_them() -
 
 
 def test_a_hidden_thumbnail_leaves_the_tiles_and_the_words() -> None:
-    backbone = load_vlm(VLM)
+    backbone = load_vlm(BUILT_IN.vlm)
     picture = render_tensor(sample_scene(random.Random(1)))
     requests = [Request(prompt="a red circle", images=[picture]), Request(prompt="a red circle")]
     places = {}
     for max_tiles in (1, 5):
-        inputs = backbone.prepare(requests, TINY_VLM.template, max_tiles)
-        features = select_tokens(backbone.encode(inputs, TINY_VLM), TINY_VLM.token_selection)
+        inputs = backbone.prepare(requests, TINY.config.vlm.template, max_tiles)
+        features = encode_chat(backbone, TINY.config.vlm, inputs)
         hidden = generator.without_thumbnails(features)
         assert torch.equal(hidden.mask[1], features.mask[1])
         gone = features.mask & ~hidden.mask
-        assert (features.roles[gone] == TokenRole.IMAGE).all()
+        assert (features.token_info.roles[gone] == TokenRole.IMAGE).all()
         places[max_tiles] = features.positions[gone][:, 1:]
     assert len(places[1]) == 0, "where there is a thumbnail alone, it stays"
     thirds = torch.tensor([1, 3, 5]) / 6  # a thumbnail's 3 x 3 tokens; those of 2 x 2 tiles stand elsewhere

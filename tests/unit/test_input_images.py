@@ -1,6 +1,8 @@
-"""Pictures of every size and number, and styles, on the embedded VLM: pytest tests/unit/test_input_pictures.py"""
+"""Pictures of every size and number, and styles, on the embedded VLM: pytest tests/unit/test_input_images.py"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,16 +13,16 @@ from unifusion_core.errors import PromptError
 from unifusion_core.shapes.evaluation.drawing import without_pictures
 from unifusion_core.vlm.backbone import VLMBackbone
 from unifusion_core.vlm.folder import load_vlm
-from unifusion_core.vlm.rewrite import attempt_rewrites, read, rewrite
+from unifusion_core.vlm.rewrite import attempt_rewrites, encode_requests, rewrite
 from unifusion_core.vlm.styles import STYLES, STYLES_FOR_PICTURES, with_style
-from unifusion_core.zoo.tiny import TINY, VLM
+from unifusion_core.zoo.tiny import BUILT_IN, TINY
 
 SPEC = TINY.config.vlm
 
 
 @pytest.fixture(scope="module")
 def backbone() -> VLMBackbone:
-    return load_vlm(VLM)
+    return load_vlm(BUILT_IN.vlm)
 
 
 def picture(width: int, height: int, channels: int = 3) -> Tensor:
@@ -28,7 +30,8 @@ def picture(width: int, height: int, channels: int = 3) -> Tensor:
 
 
 def features_of(backbone: VLMBackbone, *pictures: Tensor, max_tiles: int = 10) -> Features:
-    return read(backbone, SPEC, [Request(prompt="put it there", images=pictures)], max_tiles=max_tiles)
+    request = Request(prompt="put it there", images=pictures)
+    return encode_requests(backbone, SPEC, [request], states="one_pass", max_tiles=max_tiles)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8000, 200), (3, 500), (128, 128)])
@@ -36,12 +39,12 @@ def test_pictures_of_any_size_and_with_alpha_are_read(backbone: VLMBackbone, siz
     for channels in (3, 4):
         features = features_of(backbone, picture(*size, channels))
         assert torch.isfinite(features.states).all()
-        assert (features.roles == TokenRole.IMAGE).sum() >= backbone.tokens_per_tile
+        assert (features.token_info.roles == TokenRole.IMAGE).sum() >= backbone.tokens_per_tile
 
 
 def test_pictures_of_different_sizes_keep_their_order(backbone: VLMBackbone) -> None:
     features = features_of(backbone, picture(64, 64), picture(200, 90), picture(30, 300))
-    numbers = features.positions[0, features.roles[0] == TokenRole.IMAGE, 0].tolist()
+    numbers = features.positions[0, features.token_info.roles[0] == TokenRole.IMAGE, 0].tolist()
     assert numbers == sorted(numbers)
     assert set(numbers) == {1.0, 2.0, 3.0}
     swapped = features_of(backbone, picture(200, 90), picture(64, 64), picture(30, 300))
@@ -81,15 +84,19 @@ def test_a_style_about_pictures_needs_one(style: str) -> None:
 def test_a_rewrite_that_hits_the_cap_is_an_error_of_its_own_and_no_raw_prompt(backbone: VLMBackbone) -> None:
     requests = [Request(prompt="a red star at the top")] * 2
     with pytest.raises(PromptError, match="did not end within 3 tokens"):
-        rewrite(backbone, SPEC, requests, max_new_tokens=3)
-    attempts = attempt_rewrites(backbone, SPEC, requests, max_new_tokens=3)
+        rewrite(backbone, SPEC, requests, replace(TINY.rewriting, max_new_tokens=3))
+    attempts = attempt_rewrites(backbone, SPEC, requests, replace(TINY.rewriting, max_new_tokens=3))
     assert all(isinstance(each, PromptError) for each in attempts)
 
 
 def test_a_locked_text_in_another_language_is_taken_as_it_stands(backbone: VLMBackbone) -> None:
     text = "ein großer roter Stern oben, 白い背景."
-    features = read(backbone, SPEC, [Request(prompt="a red star", rewrite=text)])
-    words = backbone.tokenizer.decode(features.token_ids[0, features.roles[0] == TokenRole.REWRITE])
+    features = encode_requests(
+        backbone, SPEC, [Request(prompt="a red star", rewrite=text)], states="one_pass"
+    )
+    words = backbone.tokenizer.decode(
+        features.token_info.ids[0, features.token_info.roles[0] == TokenRole.REWRITE]
+    )
     assert words.strip() == text.lower()
     assert torch.isfinite(features.states).all()
 
@@ -97,6 +104,6 @@ def test_a_locked_text_in_another_language_is_taken_as_it_stands(backbone: VLMBa
 def test_pictures_can_be_masked_out_of_the_condition(backbone: VLMBackbone) -> None:
     seeing = features_of(backbone, picture(64, 64))
     blind = without_pictures(seeing)
-    kept = blind.roles[blind.mask]
+    kept = blind.token_info.roles[blind.mask]
     assert not (kept == TokenRole.IMAGE).any()
-    assert len(kept) == int((seeing.mask & (seeing.roles != TokenRole.IMAGE)).sum()) > 0
+    assert len(kept) == int((seeing.mask & (seeing.token_info.roles != TokenRole.IMAGE)).sum()) > 0
