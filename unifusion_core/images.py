@@ -155,8 +155,9 @@ def warn_of_untrained_size(size: tuple[int, int], trained: Sequence[tuple[int, i
 
 
 def warn_of_other_size(size: tuple[int, int], edited: tuple[int, int]) -> None:
-    """Warns of an edit that is drawn in another aspect ratio than its image's, or larger. A smaller size of the same aspect ratio,
-    but for rounding to multiples of 8, keeps everything in its place."""
+    """Warns of an edit that is drawn in another aspect ratio than its image's, or larger.
+
+    A smaller size of the same aspect ratio, but for rounding to multiples of 8, keeps everything in its place."""
     (width, height), (own_width, own_height) = size, edited
     smaller = width < own_width and height < own_height
     same_shape = abs(width * own_height - height * own_width) <= DOWNSCALE * max(edited)

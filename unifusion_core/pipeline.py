@@ -109,7 +109,7 @@ class Pipeline:
         self.model, self.backbone, self.spec = model, backbone, spec
         if isinstance(autoencoder, Autoencoder):
             # faster convolutions on a CPU
-            autoencoder.to(memory_format=torch.channels_last)
+            autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack memory_format)
         self.autoencoder, self.run_device = autoencoder, run_device
         self.training = training or {}
         self._unconditional: tuple[object, Conditioning] | None = None
@@ -134,6 +134,9 @@ class Pipeline:
         Raises CheckpointError or VLMError for what is missing, damaged, or does not fit, and ConfigError for a device that is
         absent or a dtype that is no type of floats. What does not fit is refused before the weights are read.
         """
+        for name, part in (("model", model), ("vlm", vlm), ("vae", vae)):
+            if not isinstance(part, str | Path | GeneratorFile):
+                raise ConfigError(f'{name} is {part!r}; give a path, or "tiny" for the embedded one.')
         device = check_device(default_device() if device is None else device)
         file = model if isinstance(model, GeneratorFile) else GeneratorFile(model)
         autoencoder = load_vae(vae, device)
@@ -203,6 +206,8 @@ class Pipeline:
             raise PromptError("the rewrite is empty: give its words, or rewrite=False")
         if rewrite is not None and not isinstance(rewrite, bool | str):
             raise ConfigError(f"rewrite is {rewrite!r}; give True, False, a text or None.")
+        if on_step is not None and not callable(on_step):
+            raise ConfigError(f"on_step is {on_step!r}; give a function of (step, steps, latents) or None.")
         seeds = _check_seeds(seed, len(prompts))
         if len(prompts) == 1:
             prompts = prompts * len(seeds)
@@ -241,8 +246,8 @@ class Pipeline:
         max_new_tokens: int | None = None,
         max_tiles: int = MAX_TILES,
     ) -> Any:
-        """What the VLM writes the target image shows (VERIFI): a `Rewrite`, whose `.text` has the words. A list of prompts gives a
-        list.
+        """The VLM's description of the target image (VERIFI): a `Rewrite`, whose `.text` has the words. A list of prompts gives
+        a list.
 
         temperature      0 = the likeliest words; more varies them by `seed`
         max_new_tokens   None = as the model wants it
@@ -263,6 +268,8 @@ class Pipeline:
 
     def _with_style(self, request: Request, style: str, rewriting: bool) -> Request:
         """The request in a style. Raises ConfigError for a style where nothing is rewritten."""
+        if not isinstance(style, str):
+            raise PromptError(f"The style is {style!r}; give a name or a text.")
         styled = with_style(request, style)
         if styled.style and (not rewriting or request.rewrite is not None):
             raise ConfigError(

@@ -83,6 +83,8 @@ def calls() -> dict[str, list[str]]:
     """Every recorded call by its name: the words behind `unifusion`; pictures and files lie in the working folder."""
     draw = ["generate", "a big red circle at the top left, white background"]
     krea = [*("--vlm", "qwen"), *("--vae", "vae"), *("--size", "64x48"), *("--steps", "3")]
+    two = [*("--image", "one.png", "two.png"), *("--size", "128x128")]
+    three = [*("--image", "one.png", "two.png", "three.png"), *("--size", "128x128")]
     edit = ["generate", "make the circle blue", "--image", "one.png"]
     return {
         "text": draw,
@@ -111,10 +113,12 @@ def calls() -> dict[str, list[str]]:
         "edit-keep": [*edit, "--style", "keep everything else"],
         "edit-wide": ["generate", "make the square red", "--image", "two.png"],
         "picture-alone": ["generate", "", "--image", "three.png"],
-        "two-references": ["generate", "the object of picture one on the background of picture two"]
-        + ["--image", "one.png", "two.png", "--size", "128x128"],
-        "three-references": ["generate", "the object of picture one on the background of picture three"]
-        + ["--image", "one.png", "two.png", "three.png", "--size", "128x128"],
+        "two-references": ["generate", "the object of picture one on the background of picture two", *two],
+        "three-references": [
+            "generate",
+            "the object of picture one on the background of picture three",
+            *three,
+        ],
         "lines": ["generate", "--prompts", "lines.jsonl", "--out", "pictures"],
         "lines-as-they-are": ["generate", "--prompts", "lines.jsonl", "--out", "pictures", "--no-rewrite"],
         "rewrite": ["rewrite", "a ball the colour of a tomato"],
@@ -129,8 +133,15 @@ def calls() -> dict[str, list[str]]:
         ],
         "rewrite-lines": ["rewrite", "--prompts", "lines.jsonl", "--out", "rewritten.jsonl"],
         "krea": ["generate", "a red ball", "--model", "krea.safetensors", *krea],
-        "krea-raw": ["generate", "a red ball", "--model", "krea.safetensors", *krea]
-        + ["--schedule", "krea-2 raw"],
+        "krea-raw": [
+            "generate",
+            "a red ball",
+            "--model",
+            "krea.safetensors",
+            *krea,
+            "--schedule",
+            "krea-2 raw",
+        ],
         "krea-ours": ["generate", "a red ball", "--model", "ours.safetensors", *krea, "--seed", "8"],
         "krea-fp8": ["generate", "a red ball", "--model", "krea-fp8.safetensors", *krea],
         "krea-picture": [
@@ -142,8 +153,15 @@ def calls() -> dict[str, list[str]]:
             "--image",
             "one.png",
         ],
-        "krea-locked": ["generate", "a red ball", "--model", "krea.safetensors", *krea]
-        + ["--rewrite-text", "a ball as red as a tomato"],
+        "krea-locked": [
+            "generate",
+            "a red ball",
+            "--model",
+            "krea.safetensors",
+            *krea,
+            "--rewrite-text",
+            "a ball as red as a tomato",
+        ],
     }
 
 

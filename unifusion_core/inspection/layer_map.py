@@ -141,7 +141,7 @@ def _draw_picture(
     for panel in panels:
         panel.set_axis_off()
     for panel, (name, color) in zip(panels, laid, strict=False):
-        over = np.where(covered[..., None], LAID_OVER, 0.0)
+        over = np.where(np.asarray(covered)[..., None], LAID_OVER, 0.0)
         panel.imshow(over * color + (1 - over) * gray, vmin=0, vmax=1)
         panel.set_title(name, fontsize=8)
     legend = [

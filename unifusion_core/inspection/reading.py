@@ -12,6 +12,7 @@ have let the taps read each other; how much attention each tap got there is give
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from einops import rearrange, reduce
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ..contracts import Features
 from ..errors import ShapeError
+from ..models.layers import TransformerBlock
 from ..models.unifusion import UniFusion
 
 
@@ -53,7 +55,7 @@ def read_layers(model: UniFusion, features: Features) -> LayerReading:
     *asked, last = lap.block_states(features.states)
     attention = [
         reduce(block.attn.weights(block.prenorm(x)), "T A asking L -> T L", "mean")
-        for block, x in zip(lap.layerwise_blocks, asked, strict=True)
+        for block, x in zip(cast(list[TransformerBlock], list(lap.layerwise_blocks)), asked, strict=True)
     ]
     weights = lap.pooling_weights(last)
     parts = (last * rearrange(weights, "L -> L 1")).float()  # T L D

@@ -62,7 +62,7 @@ class KeyValueFusion(_WithoutPooling):
         rope = self._rope(self._condition_positions(conditioning, grid))
         size = self.config.dit.head_size
         keys_values = []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.dit_blocks):
             state = states[self.tap_of_block(index)]
             keys, values = (
                 rearrange(maps[index](state), "B T (A K) -> B A T K", K=size)
@@ -88,7 +88,7 @@ class HiddenStateInjection(_WithoutPooling):
         bias = key_bias(conditioning.mask, x.dtype)
         _, modulation = self._time(x.new_zeros(1), x.dtype)
         keys_values, injected = [], 0
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.dit_blocks):
             while injected < self.tap_of_block(index):
                 injected += 1
                 x = x + self.injections[injected](states[injected])

@@ -182,8 +182,8 @@ def parse_layer_gains(text: str, taps: Sequence[int]) -> tuple[float, ...] | Non
         found = tuple(_gain(entry) for entry in entries)
     if len(found) != len(taps):
         raise ConfigError(
-            f"{len(found)} layer gains were given, this model reads {len(taps)} layers ({_list_taps(taps)}): give one for each, or "
-            f"name those to change, such as {taps[-1]}: 0.5."
+            f"{len(found)} layer gains were given, this model reads {len(taps)} layers ({_list_taps(taps)}): give one for "
+            f"each, or name those to change, such as {taps[-1]}: 0.5."
         )
     if not any(found):
         raise ConfigError(
@@ -208,7 +208,8 @@ def _gain(text: str) -> float:
         gain = math.nan
     if not -LARGEST_GAIN <= gain <= LARGEST_GAIN:
         raise ConfigError(
-            f'The layer gain "{text:.40}" is no number from {-LARGEST_GAIN:g} to {LARGEST_GAIN:g}: 1 is as trained, 0 leaves a layer out.'
+            f'The layer gain "{text:.40}" is no number from {-LARGEST_GAIN:g} to {LARGEST_GAIN:g}: 1 is as trained, '
+            "0 leaves a layer out."
         )
     return gain
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -122,6 +122,11 @@ class UniFusion(nn.Module):
         self.last = FinalLayer(dit, factory)
         self.tproj = nn.Sequential(nn.GELU("tanh"), factory.linear(size, 6 * size, bias=True))
 
+    @property
+    def dit_blocks(self) -> list[DiTBlock]:
+        """`blocks` with their type, which a ModuleList does not keep."""
+        return cast(list[DiTBlock], list(self.blocks))
+
     def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
         """The condition that the DiT reads: LAP, refiner, then the projection to the DiT's width. `layer_gains`, one for each
         tap, multiply LAP's pooling weights; None = as trained.
@@ -151,7 +156,7 @@ class UniFusion(nn.Module):
         rope = self._rope(self._condition_positions(conditioning, grid))
         bias = key_bias(conditioning.mask, x.dtype)
         keys_values: list[tuple[Tensor, Tensor]] = []
-        for block in self.blocks:
+        for block in self.dit_blocks:
             x, of_block = block.with_keys_values(x, modulation, rope=rope, bias=bias)
             keys_values.append(of_block)
         return PreparedCondition(
@@ -165,8 +170,9 @@ class UniFusion(nn.Module):
         condition: PreparedCondition,
         block_call: BlockCall = lambda index, block: block,
     ) -> Float[Tensor, "B C h w"]:
-        """The velocity (noise minus clean) of latents at time t; t = 1 is noise, t = 0 is clean. `block_call` may replace the call
-        of a block: ComfyUI does for its patches."""
+        """The velocity (noise minus clean) of latents at time t; t = 1 is noise, t = 0 is clean.
+
+        `block_call` may replace the call of a block; ComfyUI does it for its patches."""
         patch = self.config.dit.patch_size
         rows, columns = latents.shape[-2] // patch, latents.shape[-1] // patch
         if condition.grid != (rows, columns):
@@ -186,13 +192,13 @@ class UniFusion(nn.Module):
             )
         if condition.keys_values is not None:
             rope = self._rope(positions)
-            for index, (block, prefix) in enumerate(zip(self.blocks, condition.keys_values, strict=True)):
+            for index, (block, prefix) in enumerate(zip(self.dit_blocks, condition.keys_values, strict=True)):
                 x = block_call(index, block)(x, modulation, rope=rope, bias=bias, prefix=prefix)
         else:
             own = self._condition_positions(conditioning, (rows, columns))
             rope = self._rope(torch.cat([own, positions], 1))
             x = torch.cat([conditioning.tokens.to(x.dtype), x], 1)
-            *early, last = self.blocks
+            *early, last = self.dit_blocks
             for index, block in enumerate(early):
                 x = block_call(index, block)(x, modulation, rope=rope, bias=bias)
             # nothing reads the last block's output for condition tokens
@@ -257,5 +263,5 @@ def initialize(model: UniFusion, generator: torch.Generator | None = None) -> No
             chunks[5].fill_(1)
         if isinstance(module, TextFusion):
             module.projector.weight.fill_(1 / module.num_taps)
-    for layer in (model.tproj[-1], model.last.linear):
+    for layer in (cast(nn.Linear, model.tproj[-1]), model.last.linear):
         layer.weight.zero_()

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -76,14 +76,17 @@ class LoopConfig:
         check("ema_decay", 0 <= self.ema_decay < 1, "a number from 0 to below 1")
 
 
-class Task(ABC):
+M = TypeVar("M", bound=nn.Module)
+
+
+class Task(ABC, Generic[M]):
     """One thing to train. `model` holds the parameters; `name` names its files."""
 
     name: ClassVar[str]
     settings: dict[str, Any]  # what the recipe gave it, for the record
     before: dict[str, Any] | None = None  # the record of the weights that it goes on from
     not_muon: ClassVar[tuple[str, ...]] = ()  # parts of parameter names that AdamW shall train
-    model: nn.Module
+    model: M
 
     @abstractmethod
     def item(self, index: int) -> Any:
@@ -94,23 +97,23 @@ class Task(ABC):
         """A batch from items; runs in the data worker."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: M, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss to minimise and what to log beside it. `step` counts the batches of all processes; randomness comes from
         `step_generator`, since a resumed run does not restore torch's global one."""
 
-    def place(self, device: torch.device) -> None:  # noqa: B027  (most tasks have nothing to place)
+    def place(self, device: torch.device) -> None:
         """Put what belongs to the task but is not trained (frozen models) on the device of the run."""
 
-    def prepare(self, process: tuple[int, int]) -> None:  # noqa: B027  (most tasks have nothing to prepare)
+    def prepare(self, process: tuple[int, int]) -> None:
         """Make what the whole run draws from, and keep it in files; `process`: this one's index and how many there are. A dry
         run, which writes nothing, does without."""
 
     @abstractmethod
-    def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
+    def evaluate(self, model: M, step: int, out: Path) -> dict[str, float]:
         """Judge the averaged weights; may write sample grids (PNG) to `out`."""
 
     @abstractmethod
-    def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
+    def export(self, model: M, out: Path, record: dict[str, Any]) -> None:
         """Write the finished file or folder that the product loads; `record` goes into its metadata."""
 
 
@@ -233,7 +236,8 @@ def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator)
         return
     used = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    mean = accelerator.reduce(torch.cat([used, *(g.flatten() for g in gradients)]), reduction="mean")
+    together = torch.cat([used, *(g.flatten() for g in gradients)])
+    mean = cast(Tensor, accelerator.reduce(together, reduction="mean"))
     shares, *parts = mean.split([len(parameters), *(g.numel() for g in gradients)])
     for parameter, share, gradient, part in zip(parameters, shares.tolist(), gradients, parts, strict=True):
         parameter.grad = gradient.copy_(part.view_as(gradient)) if share else None

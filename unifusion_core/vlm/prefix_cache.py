@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 import torch
 import xxhash
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 STATES_LIMIT = 1 << 30  # bytes
 TILES_LIMIT = 1 << 26
@@ -42,7 +43,9 @@ class CachedPrefix:
     @classmethod
     def of(cls, states: Tensor | None, cache: DynamicCache) -> CachedPrefix:
         """What a pass left."""
-        pairs = [(layer.keys, layer.values) for layer in cache.layers if layer.is_initialized]
+        # layers without keys and values belong to linear attention, which none of the families has
+        layers = cast(list[DynamicLayer], cache.layers)
+        pairs = [(layer.keys, layer.values) for layer in layers if layer.is_initialized]
         return cls(states, tuple((k, v) for k, v in pairs if k is not None and v is not None))
 
     @property

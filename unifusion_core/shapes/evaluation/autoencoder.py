@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean
+from typing import cast
 
 import numpy as np
 import torch
 
-from ...checkpoints.vae_file import AnyAutoencoder
 from ...evaluation.subject import Row, Sampling, Subject, chunks
 from ...images import to_pixels
+from ...models.autoencoder import Autoencoder
 from ..world.render import render
 from ..world.requirements import Requirement
 from ..world.scenes import ASPECT_SIZES, Scene, sample_scene
@@ -31,12 +32,12 @@ def evaluate_autoencoder(subject: Subject, sampling: Sampling) -> Iterator[Row]:
         results = []
         for number, size in enumerate(ASPECT_SIZES):
             for group in chunks(scenes[number :: len(ASPECT_SIZES)], BATCH):
-                results += reconstruct(subject.autoencoder, group, size)
+                results += reconstruct(cast(Autoencoder, subject.autoencoder), group, size)
         yield _row(f"{pairs} pairs", results)
 
 
 def reconstruct(
-    autoencoder: AnyAutoencoder, scenes: Sequence[Scene], size: tuple[int, int]
+    autoencoder: Autoencoder, scenes: Sequence[Scene], size: tuple[int, int]
 ) -> list[tuple[Judgement, dict[str, float]]]:
     """Judgement and errors of each scene's picture after the autoencoder."""
     originals = [render(scene, *size) for scene in scenes]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ...contracts import Features, Request, TokenRole
 from ...errors import PromptError
-from ...images import Pixels, Pixels
+from ...images import Pixels
 from ...pipeline import Pipeline, SamplingSettings
 from ...vlm.rewrite import Rewrite, attempt_rewrites
 

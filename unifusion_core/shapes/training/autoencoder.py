@@ -18,7 +18,7 @@ from jaxtyping import Float
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...checkpoints.vae_file import load_autoencoder
 from ...models.autoencoder import Autoencoder
@@ -30,7 +30,7 @@ from ..world.scorer import read_picture
 HARDNESS = {"star": 3, "cross": 2}  # how much more often crops are centred on these shapes
 
 
-class AutoencoderTask(Task):
+class AutoencoderTask(Task[Autoencoder]):
     """Crops of `crop` pixels around the objects of crowded pictures, edges weighted."""
 
     name = "autoencoder"
@@ -77,7 +77,7 @@ class AutoencoderTask(Task):
                 self.before = json.loads(file.metadata()["training"])
         model.taesd_encoder.requires_grad_(not decoder_only)
         model.taesd_decoder.requires_grad_(True)
-        self.model = model.to(memory_format=torch.channels_last)
+        self.model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack memory_format)
 
     def item(self, index: int) -> Tensor:
         rng = random.Random(f"autoencoder-{self.seed}-{index}")
@@ -100,7 +100,7 @@ class AutoencoderTask(Task):
     def collate(self, items: list[Tensor]) -> Tensor:
         return (torch.stack(items).float() / 255).to(memory_format=torch.channels_last)
 
-    def loss(self, model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: Autoencoder, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         latents = model.encode(batch)
         generator = step_generator(self.seed, step)
         sigma = self.latent_noise * torch.rand(len(batch), 1, 1, 1, generator=generator)
@@ -119,7 +119,7 @@ class AutoencoderTask(Task):
             "drift": float(drift.detach()),
         }
 
-    def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
+    def evaluate(self, model: Autoencoder, step: int, out: Path) -> dict[str, float]:
         rng = random.Random("autoencoder-evaluation")
         scenes = [sample_scene(rng, held_out=True) for _ in range(24)]
         pixels = torch.stack([render_tensor(s) for s in scenes])
@@ -136,7 +136,7 @@ class AutoencoderTask(Task):
         }
 
     @staticmethod
-    def _exact(model: nn.Module) -> dict[str, float]:
+    def _exact(model: Autoencoder) -> dict[str, float]:
         """Share of held-out pairs that come back exactly, as they are and with noise on their latents; PSNR of free colours."""
         rng = random.Random("autoencoder-evaluation-exact")
         scenes = [sample_scene(rng, held_out=True) for _ in range(48)]
@@ -154,11 +154,11 @@ class AutoencoderTask(Task):
             scores[f"psnr_free_noise_{level}"] = round(float(-10 * mse.log10().mean()), 2)
         return scores
 
-    def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
+    def export(self, model: Autoencoder, out: Path, record: dict[str, Any]) -> None:
         save_autoencoder(model, out / "vae.safetensors", record)
 
 
-def encode_pictures(model: nn.Module, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+def encode_pictures(model: Autoencoder, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
     """Latents, on the autoencoder's device, of pictures on any."""
     device = next(model.parameters()).device
     return model.encode(pixels.to(device, memory_format=torch.channels_last))
@@ -170,7 +170,7 @@ def weighted_object(rng: random.Random, scene: Scene) -> SceneObject:
     return rng.choices(scene.objects, weights)[0]
 
 
-def save_autoencoder(model: nn.Module, path: Path, record: dict[str, Any]) -> None:
+def save_autoencoder(model: Autoencoder, path: Path, record: dict[str, Any]) -> None:
     """16-bit weights in the stock layout; the recipe goes into the metadata."""
     weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(weights, str(path), {"format": "pt", "training": json.dumps(record)})

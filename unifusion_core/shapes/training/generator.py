@@ -19,7 +19,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -235,7 +235,7 @@ class Batch:
         return replace(self, **moved)
 
 
-class GeneratorTask(Task):
+class GeneratorTask(Task[nn.ModuleDict]):
     """Text to image, edits and reconstructions on the small world; no sample ever holds a held-out pair."""
 
     name = "generator"
@@ -305,7 +305,8 @@ class GeneratorTask(Task):
             "size_shares": size_shares,
             "vlm_fingerprint": backbone.fingerprint,
         }
-        self.backbone, self.autoencoder = backbone, autoencoder.to(memory_format=torch.channels_last).eval()
+        autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack memory_format)
+        self.backbone, self.autoencoder = backbone, autoencoder.eval()
         backbone.check_fits(config.vlm)
         free_path = pool_path.with_stem(f"{pool_path.stem}-free")
         self.pools = {
@@ -425,7 +426,7 @@ class GeneratorTask(Task):
         self.backbone.to(device)
         self.autoencoder.to(device)
 
-    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: nn.ModuleDict, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
         device = batch.latents.device
         latents = batch.latents.repeat_interleave(self.noises, 0)
         weights = batch.weights.repeat_interleave(self.noises, 0)
@@ -435,7 +436,7 @@ class GeneratorTask(Task):
         noise = torch.randn(latents.shape, generator=generator).to(device)
         patch = self.config.dit.patch_size
         grid = (latents.shape[-2] // patch, latents.shape[-1] // patch)
-        unifusion = model["unifusion"]
+        unifusion = cast(UniFusion, model["unifusion"])
         features = self.features(batch.requests, batch.max_tiles)
         if float(torch.rand((), generator=generator)) < self.hidden_thumbnails:
             features = without_thumbnails(features)
@@ -461,17 +462,17 @@ class GeneratorTask(Task):
         known = ~traits.isnan()
         told = [
             head(F.rms_norm(tokens[:, -traits.shape[1] :], tokens.shape[-1:]))[known]
-            for head, tokens in zip(model["trait_heads"], seen, strict=True)
+            for head, tokens in zip(cast(nn.ModuleList, model["trait_heads"]), seen, strict=True)
         ]
         telling = sum((each - traits[known]).square().sum() for each in told) / max(1, known.sum())
-        parts = {"velocity_mse": float(error.detach().mean()), "loss_naming": float(naming.detach())}
+        parts = {"velocity_mse": float(error.detach().mean()), "loss_naming": float(naming)}
         if self.trait_weight:
-            parts["traits_mse"] = float(telling.detach())
+            parts["traits_mse"] = float(telling)
         return drawing + self.head_weight * naming + self.trait_weight * telling, parts
 
     # ------------------------------------------------------------------ judging
 
-    def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
+    def evaluate(self, model: nn.ModuleDict, step: int, out: Path) -> dict[str, float]:
         """Share of exact pictures: full captions as rewrites, and raw prompts, on held-out and on seen pairs; edits with their
         rewrites, if they are trained."""
         scores: dict[str, float] = {}
@@ -482,7 +483,11 @@ class GeneratorTask(Task):
             rng = random.Random(f"generator-evaluation-{name}")
             wanted = [self._draw_question(rng, kind, held_out=pairs == "held") for _ in range(32)]
             requests = [request for request, _ in wanted]
-            pictures = self.draw(model["unifusion"], requests, seeds=list(range(len(requests))))
+            pictures = self.draw(
+                cast(UniFusion, model["unifusion"]),
+                requests,
+                seeds=list(range(len(requests))),
+            )
             sheets.append(pictures[:12])
             exact = []
             for picture, (_, target) in zip(pictures, wanted, strict=True):
@@ -531,10 +536,10 @@ class GeneratorTask(Task):
         )
         return self.autoencoder.decode(latents.contiguous(memory_format=torch.channels_last)).clamp(0, 1)
 
-    def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
+    def export(self, model: nn.ModuleDict, out: Path, record: dict[str, Any]) -> None:
         factors, bias = preview_factors(self.autoencoder.cpu())
         record = {**record, "latent_rgb_factors": factors, "latent_rgb_bias": bias}
-        save_generator(model["unifusion"], out / "generator.safetensors", record)
+        save_generator(cast(UniFusion, model["unifusion"]), out / "generator.safetensors", record)
 
 
 def without_thumbnails(features: Features) -> Features:

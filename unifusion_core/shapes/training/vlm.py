@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -144,7 +144,7 @@ def with_random_style(rng: random.Random, sample: Sample) -> Sample:
     return replace(sample, style=STYLES[name], form=form)
 
 
-class VLMTask(Task):
+class VLMTask(Task[nn.ModuleDict]):
     """Batches of one kind each (so that lengths are alike); the mix is drawn per batch."""
 
     name = "vlm"
@@ -286,18 +286,20 @@ class VLMTask(Task):
     # ------------------------------------------------------------------ loss
 
     @staticmethod
-    def see(model: nn.Module, chat: VLMInputs) -> Float[Tensor, "P D"]:
+    def see(model: nn.ModuleDict, chat: VLMInputs) -> Float[Tensor, "P D"]:
         """The picture tokens as the language model reads them."""
-        return model["vlm"].model.get_image_features(**chat.pixel_inputs).pooler_output.flatten(0, -2)
+        return (
+            cast(Any, model["vlm"]).model.get_image_features(**chat.pixel_inputs).pooler_output.flatten(0, -2)
+        )
 
     def answer_logits(
-        self, model: nn.Module, batch: VLMBatch
+        self, model: nn.ModuleDict, batch: VLMBatch
     ) -> tuple[
         Float[Tensor, "X V"], Int[Tensor, " X"], Tensor, Float[Tensor, "P D"] | None, Float[Tensor, "B D"]
     ]:
         """Logits for every token of the answers (end included), the tokens themselves, which chat each belongs to, the picture
         tokens as the language model reads them, and the state before each answer in `MEANT_LAYER`."""
-        vlm, chat = model["vlm"], batch.chat
+        vlm, chat = cast(Any, model["vlm"]), batch.chat
         embedded = vlm.get_input_embeddings()(chat.token_ids)
         seen = None
         if chat.pixel_inputs:
@@ -316,7 +318,7 @@ class VLMTask(Task):
         logits = vlm.lm_head(output.last_hidden_state[row, column - 1])
         return logits, chat.token_ids[row, column], row, seen, decision
 
-    def loss(self, model: nn.Module, batch: VLMBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: nn.ModuleDict, batch: VLMBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         parts: dict[str, float] = {}
         if batch.kind == "detail":  # nothing is asked of the language model
             seen, decision = self.see(model, batch.chat), None
@@ -330,7 +332,7 @@ class VLMTask(Task):
             cell = sum(F.cross_entropy(g, batch.cells[:, i]) for i, g in enumerate(guesses)) / len(
                 CELL_LABELS
             )
-            parts["loss_cells"] = float(cell.detach())
+            parts["loss_cells"] = float(cell)
             loss = loss + self.cell_weight * cell
             if self.detail_weight:
                 pixels, traits = detail_errors(model["detail_head"](seen), batch)
@@ -345,7 +347,7 @@ class VLMTask(Task):
 
     # ------------------------------------------------------------------ judging
 
-    def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
+    def evaluate(self, model: nn.ModuleDict, step: int, out: Path) -> dict[str, float]:
         """Share of answers whose every token is the most likely one given the tokens before it: where only one answer is
         right, that is the share that greedy decoding gets exactly right."""
         suites = [("rewrite", kind, 1) for kind in ("full", "indirect", "terse")]
@@ -371,8 +373,8 @@ class VLMTask(Task):
             scores[f"{kind}{max_tiles if task != 'rewrite' else ''}"] = round(right / total, 3)
         return scores
 
-    def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
-        save_vlm(model["vlm"], self.tokenizer, out / "vlm", record)
+    def export(self, model: nn.ModuleDict, out: Path, record: dict[str, Any]) -> None:
+        save_vlm(cast(Any, model["vlm"]), self.tokenizer, out / "vlm", record)
 
 
 def tokenizer_texts(seed: int) -> list[str]:

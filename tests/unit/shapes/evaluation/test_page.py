@@ -88,7 +88,7 @@ def test_every_plot_of_the_page_is_a_picture_beside_it(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_reports_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no report in .*: make one, such as unifusion shapes"):
+    with pytest.raises(ConfigError, match=r"there is no report in .*: make one, such as unifusion shapes"):
         write_results(tmp_path)
 
 
