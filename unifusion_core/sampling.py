@@ -1,4 +1,4 @@
-"""From noise to latents: the core's own denoising loop (ComfyUI's stock samplers do the same with the pack's MODEL)."""
+"""From noise to latents: the library's own denoising loop. ComfyUI's stock samplers do the same with the pack's MODEL."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from .contracts import Conditioning
 from .errors import ShapeError
 from .flow.guidance import guide
 from .flow.path import clean_from_velocity
-from .flow.solver import find_solver
+from .flow.solver import SolverName, find_solver
 from .models.unifusion import PreparedCondition, UniFusion
 
-OnStep = Callable[
-    [int, int, Tensor], None
-]  # step done, number of steps, clean latents as predicted now; may raise
+# (steps done, number of steps, predicted clean latents); an exception ends the sampling
+OnStep = Callable[[int, int, Tensor], None]
 
 
 def make_noise(
     seeds: list[int], channels: int, height: int, width: int, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "B C h w"]:
-    """Noise of each picture from its own seed, on the CPU, so that a picture depends on its seed alone: neither on its
-    neighbours in the batch nor on the machine."""
+    """Standard normal noise, one seed per image, for latents of `height` x `width` cells.
+
+    Drawn on the CPU, so that an image depends neither on its neighbours in the batch nor on the device.
+    """
     shape = (channels, height, width)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(noise).to(device)
@@ -41,31 +42,35 @@ def sample(
     cfg: float = 1.0,
     image_only: Conditioning | PreparedCondition | None = None,
     image_cfg: float = 1.0,
-    solver: str = "euler",
+    solver: SolverName = "euler",
     on_step: OnStep | None = None,
 ) -> Float[Tensor, "B C h w"]:
-    """Latents drawn for a condition, in 32 bits; the model computes in the type of the noise.
+    """Clean latents in float32. The model computes in the type of `noise`.
 
-    Every condition has either one row (shared by all latents) or one per latent. `schedule`: falling times from
-    `flow.schedule`. `cfg` 1 without `image_only` switches guidance off (then `negative` is not used).
+    positive, negative, image_only   conditions for the request, the empty prompt, and the images without a prompt; each has one
+                                     row, shared by all latents, or one per latent
+    schedule                         falling times from 1 to 0 (`flow.schedule.build_schedule`)
+    cfg, image_cfg                   guidance scales (`flow.guidance.guide`). At cfg 1 without `image_only` there is no guidance,
+                                     and `negative` is not used
+    on_step                          called after each step with its number from 1, the number of steps and the predicted clean
+                                     latents
 
-    Raises ShapeError if channels or batches do not fit, latents do not divide into patches, or the noise is not finite.
+    Raises ShapeError if channels or batches do not fit, latents do not divide into patches, the noise is not finite or guidance
+    has no `negative`; ConfigError for an unknown solver.
     """
     patch = model.config.dit.patch_size
     height, width = noise.shape[-2:]
     if noise.shape[1] != model.config.dit.latent_channels:
         raise ShapeError(
-            f"the latents have {noise.shape[1]} channels, this model draws {model.config.dit.latent_channels}: "
-            "make them for its autoencoder"
+            f"the latents have {noise.shape[1]} channels, this model generates {model.config.dit.latent_channels}: "
+            "take the latents of its autoencoder"
         )
     if height % patch or width % patch:
         raise ShapeError(
             f"latents of {width} x {height} do not divide into patches of {patch}: pad them to a multiple"
         )
     if not torch.isfinite(noise).all():
-        raise ShapeError(
-            "the latents hold values that are not numbers (NaN or infinite): check what made them"
-        )
+        raise ShapeError("the latents hold values that are not finite numbers: check where they come from")
     grid = (height // patch, width // patch)
 
     def ready(condition: Conditioning | PreparedCondition) -> PreparedCondition:
@@ -86,7 +91,8 @@ def sample(
     images = ready(image_only) if image_only is not None else None
     step = find_solver(solver)
 
-    dtype = noise.dtype  # the model's; times and sums in 16 bits would spoil the picture without a sign
+    # The solver state stays in float32: bf16 accumulation silently degrades the image.
+    dtype = noise.dtype
     exact = torch.promote_types(dtype, torch.float32)
 
     def velocity(x: Tensor, t: float) -> Tensor:

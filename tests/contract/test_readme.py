@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -71,10 +72,10 @@ def test_there_is_one_command_that_draws_and_one_that_tests() -> None:
 def test_python_code_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = PYTHON
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
+    (tmp_path / "readme.py").write_text(code)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(code, names)
+        names = runpy.run_path("readme.py")
     assert isinstance(names["image"], Image.Image)
     assert isinstance(names["edited"], Image.Image)
     assert names["image"].tobytes() != names["edited"].tobytes()

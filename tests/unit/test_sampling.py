@@ -145,9 +145,9 @@ def test_refusals_say_what_to_do(model: UniFusion, conditions: tuple[Conditionin
 
     with pytest.raises(ShapeError, match="6 x 7 do not divide into patches of 2: pad"):
         sample(model, positive, make_noise([7], 3, 7, 6), SCHEDULE)
-    with pytest.raises(ShapeError, match="4 channels, this model draws 3"):
+    with pytest.raises(ShapeError, match="4 channels, this model generates 3"):
         sample(model, positive, make_noise([7], 4, 8, 6), SCHEDULE)
-    with pytest.raises(ShapeError, match="not numbers"):
+    with pytest.raises(ShapeError, match="not finite numbers"):
         sample(model, positive, noise_for([7]) * float("nan"), SCHEDULE)
     with pytest.raises(ShapeError, match="needs a negative condition"):
         sample(model, positive, noise_for([7]), SCHEDULE, cfg=3.0)

@@ -1,1 +1,1 @@
-"""The mathematics of flow matching, without modules: path, schedules, solvers, guidance."""
+"""Flow matching without modules: path, time schedules, solvers, guidance."""

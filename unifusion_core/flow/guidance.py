@@ -1,4 +1,4 @@
-"""Classifier-free guidance, ComfyUI's convention: scale 1 is off."""
+"""Classifier-free guidance (CFG) in ComfyUI's convention: a scale of 1 is off."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ def guide(
     positive: Float[Tensor, "B C h w"],
     negative: Float[Tensor, "B C h w"],
     cfg: float,
-    picture_only: Float[Tensor, "B C h w"] | None = None,
+    image_only: Float[Tensor, "B C h w"] | None = None,
     image_cfg: float = 1.0,
 ) -> Float[Tensor, "B C h w"]:
-    """v = negative + cfg (positive - negative); with a picture-only branch, text and picture are guided apart:
-    v = negative + image_cfg (picture_only - negative) + cfg (positive - picture_only)."""
-    if picture_only is None:
+    """The guided velocity, out of those for the request, for the empty prompt and, optionally, for its images alone.
+
+    Without `image_only`: negative + cfg (positive - negative). The scale of Krea 2's public code is
+    cfg - 1.
+    With it, text and images have separate scales, as in InstructPix2Pix (arXiv 2211.09800, section 3.2.1):
+    negative + image_cfg (image_only - negative) + cfg (positive - image_only).
+    """
+    if image_only is None:
         return negative + cfg * (positive - negative)
-    return negative + image_cfg * (picture_only - negative) + cfg * (positive - picture_only)
+    return negative + image_cfg * (image_only - negative) + cfg * (positive - image_only)

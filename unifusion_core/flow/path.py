@@ -1,4 +1,7 @@
-"""The straight path between noise and clean latents. t = 1 is noise, t = 0 is clean, everywhere in this package."""
+"""The straight path between noise and clean latents. t = 1 is noise and t = 0 is clean, everywhere in this package.
+
+Source: rectified flow (arXiv 2209.03003), with time reversed.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,20 @@ from torch import Tensor
 def interpolate(
     clean: Float[Tensor, "B C h w"], noise: Float[Tensor, "B C h w"], t: Float[Tensor, " B"]
 ) -> Float[Tensor, "B C h w"]:
-    """The point of the path at time t."""
+    """The latents at time t, 0..1, of each element of the batch."""
     t = t[:, None, None, None]
     return (1 - t) * clean + t * noise
 
 
 def velocity(clean: Float[Tensor, "B C h w"], noise: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-    """What the DiT learns to predict: the path's derivative by t."""
+    """The DiT's training target: the derivative of the path with respect to t."""
     return noise - clean
 
 
 def clean_from_velocity(
     x: Float[Tensor, "B C h w"], v: Float[Tensor, "B C h w"], t: float
 ) -> Float[Tensor, "B C h w"]:
-    """The clean latents that a velocity points to (for previews)."""
+    """The clean latents that velocity `v` at time t predicts, for previews."""
     return x - t * v
 
 
@@ -36,7 +39,10 @@ def sample_training_times(
     spread: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, " B"]:
-    """Logit-normal times, the means taken in turn: a larger one trains more on the noisy end, where the layout is decided, a
-    smaller one on the clean end, where outlines become sharp."""
+    """Logit-normal times in 0..1 (arXiv 2403.03206, section 3.1): sigmoid(mean + spread * normal).
+
+    The batch takes the `means` in turn. A larger mean trains more on the noisy end, where the layout is decided; a smaller one
+    more on the clean end, where outlines become sharp.
+    """
     mean = torch.tensor(means).repeat(-(-count // len(means)))[:count]
     return torch.sigmoid(mean + spread * torch.randn(count, generator=generator))

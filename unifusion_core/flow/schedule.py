@@ -1,4 +1,4 @@
-"""At which times the sampler calls the model: from 1 (noise) down to 0 (clean)."""
+"""Time schedules of the sampler: from 1 (noise) down to 0 (clean)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from ..errors import ConfigError
 
-KREA_RAW_MU = (0.5, 1.15)  # at 256 and 6400 latent tokens, from Krea 2's public code
+# mu at 256 and at 6400 latent tokens, from Krea 2's public code
+KREA_RAW_MU = (0.5, 1.15)
 KREA_TURBO_MU = 1.15
 
 
 def shifted(t: Float[Tensor, " times"], shift: float) -> Float[Tensor, " times"]:
-    """Spend more (shift > 1) or fewer steps on the noisy end: t' = shift t / (1 + (shift - 1) t)."""
+    """t' = shift t / (1 + (shift - 1) t): more steps at the noisy end for shift > 1, fewer for shift < 1 (arXiv 2403.03206,
+    section 5.3.2)."""
     return shift * t / (1 + (shift - 1) * t)
 
 
@@ -25,11 +27,12 @@ def _uniform(steps: int) -> Float[Tensor, " times"]:
 
 
 def krea_raw_shift(num_tokens: int) -> float:
-    """exp(mu), mu linear in the number of latent tokens."""
+    """The shift of Krea 2 raw: exp(mu), with mu linear in the number of latent tokens."""
     low, high = KREA_RAW_MU
     return math.exp(low + (high - low) * (num_tokens - 256) / (6400 - 256))
 
 
+# name -> (steps, latent tokens of one image) -> times. The names are not a Literal, because any file may add one.
 SCHEDULES: dict[str, Callable[[int, int], Float[Tensor, " times"]]] = {
     "uniform": lambda steps, num_tokens: _uniform(steps),
     "shift 2": lambda steps, num_tokens: shifted(_uniform(steps), 2.0),
@@ -40,17 +43,17 @@ SCHEDULES: dict[str, Callable[[int, int], Float[Tensor, " times"]]] = {
 
 
 def check_schedule(name: str) -> None:
-    """Raises ConfigError for a name that is none of `SCHEDULES`."""
+    """Raises ConfigError for a name that is not in `SCHEDULES`."""
     if name not in SCHEDULES:
         raise ConfigError(f'there is no schedule "{name}"; choose one of {", ".join(SCHEDULES)}')
 
 
 def build_schedule(name: str, steps: int, num_tokens: int) -> Float[Tensor, " times"]:
-    """`steps` + 1 falling times, first 1, last 0. `num_tokens`: latent tokens of one picture (some schedules shift by it).
+    """`steps` + 1 falling times, the first 1, the last 0. `num_tokens`: latent tokens of one image; "krea-2 raw" depends on it.
 
-    Raises ConfigError for an unknown name or fewer than one step.
+    Raises ConfigError for a name that is not in `SCHEDULES` or fewer than one step.
     """
     check_schedule(name)
     if steps < 1:
-        raise ConfigError(f"{steps} steps were asked for; at least 1 is needed")
+        raise ConfigError(f"{steps} steps were given; at least 1 is needed")
     return SCHEDULES[name](steps, num_tokens)

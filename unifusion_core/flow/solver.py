@@ -1,22 +1,26 @@
-"""Solvers of the flow: from noise to clean along a schedule of times."""
+"""Solvers of the flow's differential equation, one step at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError
 
+SolverName = Literal["euler", "heun"]
+# (latents, t) -> velocity
 Velocity = Callable[[Tensor, float], Tensor]
+# (velocity, latents, t, next t) -> latents at the next t, velocity used
 Step = Callable[[Velocity, Tensor, float, float], tuple[Tensor, Tensor]]
 
 
 def euler_step(
     velocity: Velocity, x: Float[Tensor, "B C h w"], t: float, t_next: float
 ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
-    """One call of the model per step. Returns the next state and the velocity used."""
+    """First order: one call of the model. Returns the latents at `t_next` and the velocity used."""
     v = velocity(x, t)
     return x + (t_next - t) * v, v
 
@@ -24,7 +28,8 @@ def euler_step(
 def heun_step(
     velocity: Velocity, x: Float[Tensor, "B C h w"], t: float, t_next: float
 ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
-    """Second order: the mean of the velocities at both ends; two calls, the last step one."""
+    """Second order: the mean of the velocities at both ends. Two calls of the model, one in the step to 0. Returns as
+    `euler_step`."""
     v = velocity(x, t)
     guess = x + (t_next - t) * v
     if t_next > 0:
@@ -37,7 +42,7 @@ SOLVERS: dict[str, Step] = {"euler": euler_step, "heun": heun_step}
 
 
 def find_solver(name: str) -> Step:
-    """Raises ConfigError for an unknown name."""
+    """The solver of that name. Raises ConfigError if it is not in `SOLVERS`."""
     if name not in SOLVERS:
         raise ConfigError(f'there is no solver "{name}"; choose one of {", ".join(SOLVERS)}')
     return SOLVERS[name]

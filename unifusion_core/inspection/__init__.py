@@ -1,1 +1,4 @@
-"""Looking inside LAP: which VLM layer every token reads, as numbers (`reading`), text (`table`) and picture (`layer_map`)."""
+"""Inspection of LAP.
+
+The share of each VLM layer in every pooled token, as numbers (`reading`), text (`table`), image (`layer_map`).
+"""

@@ -1,5 +1,5 @@
-"""A reading of layers as a picture: a heat map with the tokens beside it, the pooling weights above, and every input picture
-with its tokens' shares laid over it."""
+"""A `LayerReading` as an image: a heat map with a row per token, the pooling weights above it, and below it each input image with
+the shares of its tokens in place."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from .reading import LayerReading
 from .table import Line
 
 DOTS_PER_INCH = 110
-MAX_LINES = 250  # more tokens than that stand in the table alone
-CELL, LINE, NAMES = (
-    0.5,
-    0.22,
-    2.3,
-)  # inches: width of a layer's column, height of a token's line, room for their names
-TOP, PANEL = 1.9, 1.8  # inches: titles and pooling weights; a picture with a layer laid over it
+# further lines are only in the table
+MAX_LINES = 250
+# inches: width of a layer's column, height of a line, width of the names
+CELL, LINE, NAMES = 0.5, 0.22, 2.3
+# inches: height of titles and pooling weights, side of an image's panel
+TOP, PANEL = 1.9, 1.8
+# characters
 LONGEST_NAME = 32
-LAID_OVER = 0.65  # how much of a colour covers the picture below it
+# opacity of a colour over the image
+OPACITY = 0.65
 
 
 def draw_layer_map(
@@ -39,7 +40,14 @@ def draw_layer_map(
     taps: Sequence[int],
     images: Sequence[Float[Tensor, "C _H _W"]] = (),
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The reading of one chat as an RGB picture. `images` are those that the chat shows, in order, RGB in 0..1."""
+    """The map of one chat as an RGB image, 0..255.
+
+    reading, lines   of the same chat (`read_layers`, `lines_of`); at most `MAX_LINES` lines are drawn
+    taps             the numbers of the layers
+    images           the chat's images in order, C H W, RGB (channels after the third are ignored) in 0..1
+
+    Raises PromptError if there are images and the features have no `tokens`.
+    """
     shown = lines[:MAX_LINES]
     num_taps = len(taps)
     width = max(NAMES + (1 + len(reading.attention)) * (num_taps * CELL + 0.5), 9.0)
@@ -52,13 +60,13 @@ def draw_layer_map(
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _draw_tokens(parts[0], reading, shown, len(lines), taps)
     for number, (part, image) in enumerate(zip(parts[1:], images, strict=True), start=1):
-        small = _as_shown(image)
-        spread = spread_over_picture(reading.shares, features, number, small.shape[1:])
+        small = _fit_panel(image)
+        spread = spread_over_image(reading.shares, features, number, small.shape[1:])
         part.suptitle(
-            f"Picture {number}: what its tokens read, in their places (dark: the layer's smallest share, bright: its largest)",
+            f"Image {number}: the shares of its tokens in place (dark: the layer's smallest share, bright: its largest)",
             fontsize=10,
         )
-        _draw_picture(part, small, spread, taps, (panel_rows, per_row))
+        _draw_image(part, small, spread, taps, (panel_rows, per_row))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -69,9 +77,9 @@ def draw_layer_map(
 def _draw_tokens(
     part: SubFigure, reading: LayerReading, lines: Sequence[Line], num_lines: int, taps: Sequence[int]
 ) -> None:
-    """Pooling weights as bars; below them the shares, and the attention of each block beside these."""
+    """Pooling weights as bars; below them the shares, with the attention of each block to their right."""
     hidden = f" (the first {len(lines)} of {num_lines})" if num_lines > len(lines) else ""
-    part.suptitle(f"Which VLM layer every token reads{hidden}", fontweight="bold")
+    part.suptitle(f"Share of each VLM layer in every token{hidden}", fontweight="bold")
     panels = part.subplots(
         2, 1 + len(reading.attention), height_ratios=[0.7, LINE * len(lines)], squeeze=False, sharex="col"
     )
@@ -110,39 +118,40 @@ def _draw_tokens(
 
 
 def _layer_colors(num_taps: int) -> list[tuple[float, ...]]:
-    """A colour for each layer, dark for the first and bright for the last."""
+    """A colour for each layer, from dark (first) to bright (last)."""
     return [colormaps["plasma"](0.9 * place / max(num_taps - 1, 1)) for place in range(num_taps)]
 
 
-# Pictures -----------------------------------------------------------------------------------------
+# Images -------------------------------------------------------------------------------------------
 
 
-def _draw_picture(
+def _draw_image(
     part: SubFigure,
     image: Float[Tensor, "3 H W"],
     shares: Float[np.ndarray, "H W L"],
     taps: Sequence[int],
     grid: tuple[int, int],
 ) -> None:
-    """The layer that dominates in each place, and where each layer has a larger or smaller share."""
+    """One panel for the layer with the largest share in each place, then one for each layer's shares."""
     gray = image.mean(0).numpy()[..., None].repeat(3, -1)
     panels = part.subplots(*grid, squeeze=False).ravel()
     colors = np.array(_layer_colors(len(taps)))[:, :3]
-    covered = ~np.isnan(shares).any(-1)  # a weaker picture has lost some of its tokens
+    # an image of reduced strength has lost some of its tokens
+    covered = ~np.isnan(shares).any(-1)
     strongest = np.where(covered, np.nan_to_num(shares).argmax(-1), 0)
-    laid = [("the strongest layer" if covered.any() else "no tokens left", colors[strongest])]
+    overlays = [("the strongest layer" if covered.any() else "no tokens left", colors[strongest])]
     for place, tap in enumerate(taps):
         values = np.nan_to_num(shares[..., place])
         seen = values[covered] if covered.any() else np.zeros(1)
         low, high = float(seen.min()), float(seen.max())
         scaled = (values - low) / max(high - low, 1e-6)
         name = f"layer {tap}: {100 * low:.0f} to {100 * high:.0f} %"
-        laid.append((name, colormaps["viridis"](scaled)[..., :3]))
+        overlays.append((name, colormaps["viridis"](scaled)[..., :3]))
     for panel in panels:
         panel.set_axis_off()
-    for panel, (name, color) in zip(panels, laid, strict=False):
-        over = np.where(np.asarray(covered)[..., None], LAID_OVER, 0.0)
-        panel.imshow(over * color + (1 - over) * gray, vmin=0, vmax=1)
+    for panel, (name, color) in zip(panels, overlays, strict=False):
+        opacity = np.where(np.asarray(covered)[..., None], OPACITY, 0.0)
+        panel.imshow(opacity * color + (1 - opacity) * gray, vmin=0, vmax=1)
         panel.set_title(name, fontsize=8)
     legend = [
         Patch(color=tuple(colors[place]), label=f"layer {taps[place]}")
@@ -151,21 +160,24 @@ def _draw_picture(
     panels[0].legend(handles=legend, fontsize=7, loc="lower left", framealpha=0.8)
 
 
-def _as_shown(image: Float[Tensor, "C _H _W"]) -> Float[Tensor, "3 H W"]:
-    """A picture no larger than can be seen in a panel."""
+def _fit_panel(image: Float[Tensor, "C _H _W"]) -> Float[Tensor, "3 H W"]:
+    """The image, shrunk to the pixels of a panel if it is larger."""
     shrink = min(1.0, PANEL * DOTS_PER_INCH / max(image.shape[1:]))
     size = [max(1, round(side * shrink)) for side in image.shape[1:]]
     return F.interpolate(image[None, :3].float().cpu(), size, mode="area")[0]
 
 
-def spread_over_picture(
+def spread_over_image(
     values: Float[Tensor, "T L"], features: Features, number: int, size: Sequence[int]
 ) -> Float[np.ndarray, "H W L"]:
-    """Values of one picture's tokens in their places. Tiles lie over the thumbnail, whose tokens cover more of the picture;
-    a place that no token covers has NaN."""
+    """The values of the tokens of image `number` (from 1) at the pixels that they cover; NaN where there is no token.
+
+    Tiles are drawn over the thumbnail. `size`: (height, width) in pixels. Raises PromptError if the features have no `tokens`.
+    """
     height, width = size
     spread = np.full((height, width, values.shape[1]), np.nan, np.float32)
     cells = _cells(features, number)
+    # the thumbnail first, because its tokens cover more of the image
     for place, (top, left, bottom, right) in sorted(cells.items(), key=lambda item: -_area(item[1])):
         rows = slice(round(top * height), round(bottom * height))
         columns = slice(round(left * width), round(right * width))
@@ -174,8 +186,11 @@ def spread_over_picture(
 
 
 def _cells(features: Features, number: int) -> dict[int, tuple[float, float, float, float]]:
-    """(top, left, bottom, right) in 0..1 of what each of a picture's tokens covers. Only centres are known, but tokens come
-    tile by tile, row by row: where the row falls back, another tile begins, and within one the centres are a grid."""
+    """(top, left, bottom, right), 0..1, of the area that each token of an image covers, by the token's index.
+
+    Features hold only the centres. Tokens are in order of tiles, then rows: a smaller row begins another tile, and the centres
+    of a tile are a grid.
+    """
     own = (features.token_info.roles[0] == TokenRole.IMAGE) & (features.positions[0, :, 0] == number)
     tiles: list[list[tuple[int, float, float]]] = []
     previous = 2.0
@@ -194,7 +209,7 @@ def _cells(features: Features, number: int) -> dict[int, tuple[float, float, flo
 
 
 def _pitch(centres: set[float]) -> float:
-    """The distance of neighbours; one centre alone stands for the whole side."""
+    """The distance between neighbours; a single centre covers the whole side."""
     ordered = sorted(centres)
     return min((b - a for a, b in pairwise(ordered) if b - a > 1e-4), default=1.0)
 

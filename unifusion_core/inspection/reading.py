@@ -1,12 +1,12 @@
-"""Which VLM layer every token reads, by LAP's own steps.
+"""The share of each VLM layer in every pooled token, and the attention between the layers inside LAP.
 
-LAP's pooled token is a sum of one part per tap, `pooled = sum_l w_l x_l`, with w the projector's weights and x_l the tap's state
-after the layer-axis blocks. The share of tap l is the length of its part along the pooled token,
+A pooled token is a sum with one summand per tap, `pooled = sum_l w_l x_l`: w are the projector's weights, x_l is the tap's state
+after LAP's blocks. The share of tap l is the length of its summand along the sum,
 
-    share_l = <w_l x_l, pooled> / <pooled, pooled>,
+    share_l = <w_l x_l, pooled> / <pooled, pooled>.
 
-which is exact: the shares of a token sum to 1, and a negative one pulls against what the token becomes. The blocks before that
-have let the taps read each other; how much attention each tap got there is given beside it.
+It is exact: the shares of a token sum to 1, and a negative share opposes the sum. Before the sum, the taps of a token attend
+to each other, so a tap's content can also arrive through another tap; `LayerReading.attention` shows how much.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from ..models.unifusion import UniFusion
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReading:
-    """What LAP reads of the tokens of one chat, in float32 on the CPU.
+    """The layers of one chat's tokens, in float32 on the CPU.
 
     weights    L       the projector's pooling weights
-    shares     T L     of the pooled token; each row sums to 1, negative ones pull against the others
-    attention          one T L for each layer-axis block: the attention that a tap gets, averaged over heads and over the taps
-                       that ask; each row sums to 1
+    shares     T L     shares of the pooled token; each row sums to 1, negative shares oppose the sum
+    attention          one T L for each block of LAP: the attention that a tap receives, averaged over heads and over the taps
+                       that attend to it; each row sums to 1
     """
 
     weights: Float[Tensor, " L"]
@@ -42,23 +42,24 @@ class LayerReading:
 
 @torch.no_grad()
 def read_layers(model: UniFusion, features: Features) -> LayerReading:
-    """What the model's LAP reads of one chat's tokens; the features lie where the model does, in its type.
+    """Shares, attention and pooling weights of one chat. The features are on the model's device and in its type.
 
-    Raises ShapeError for features of another VLM, or of several chats.
+    Raises ShapeError for features of another VLM or of several chats.
     """
     model.check_features(features)
     if len(features.states) != 1:
         raise ShapeError(
-            f"Features of {len(features.states)} chats were given: look at the layers of one at a time."
+            f"Features of {len(features.states)} chats were given: give those of one chat (`features.row(i)`)."
         )
     lap = model.txtfusion
-    *asked, last = lap.block_states(features.states)
+    *inputs, last = lap.block_states(features.states)
+    blocks = cast(list[TransformerBlock], list(lap.layerwise_blocks))
     attention = [
-        reduce(block.attn.weights(block.prenorm(x)), "T A asking L -> T L", "mean")
-        for block, x in zip(cast(list[TransformerBlock], list(lap.layerwise_blocks)), asked, strict=True)
+        reduce(block.attn.weights(block.prenorm(x)), "T A queries L -> T L", "mean")
+        for block, x in zip(blocks, inputs, strict=True)
     ]
     weights = lap.pooling_weights(last)
-    parts = (last * rearrange(weights, "L -> L 1")).float()  # T L D
+    parts = (last * rearrange(weights, "L -> L 1")).float()
     pooled = reduce(parts, "T L D -> T 1 D", "sum")
     length = reduce(pooled * pooled, "T 1 D -> T 1", "sum")
     shares = reduce(parts * pooled, "T L D -> T L", "sum") / length.clamp_min(torch.finfo(length.dtype).tiny)

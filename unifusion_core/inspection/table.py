@@ -1,4 +1,4 @@
-"""A reading of layers as text: a line for every word token, and one for each picture."""
+"""A `LayerReading` as text: one line per text token and one per image."""
 
 from __future__ import annotations
 
@@ -12,28 +12,33 @@ from torch import Tensor
 from ..contracts import Features, TokenRole
 from .reading import LayerReading
 
-PARTS = {
-    TokenRole.IMAGE: "picture",
-    TokenRole.PROMPT: "prompt",
-    TokenRole.REWRITE: "rewrite",
-}  # everything else is the template's
+# all other roles are "template"
+PARTS = {TokenRole.IMAGE: "image", TokenRole.PROMPT: "prompt", TokenRole.REWRITE: "rewrite"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One token, or all tokens of one picture, with what is to be shown of them."""
+    """One text token, or all tokens of one image.
+
+    name     the token's text, or the number of the image
+    part     of the chat: image, prompt, rewrite or template
+    tokens   indices on the features' token axis
+    """
 
     name: str
-    part: str  # of the chat
-    tokens: tuple[int, ...]  # their places in the features
+    part: str
+    tokens: tuple[int, ...]
 
     def mean(self, values: Float[Tensor, "T L"]) -> Float[Tensor, " L"]:
-        """One row of a reading, averaged over a picture's tokens."""
+        """The mean of `values` over the line's tokens."""
         return values[torch.tensor(self.tokens)].mean(0)
 
 
 def lines_of(features: Features, texts: Sequence[str]) -> list[Line]:
-    """The lines of one chat, in its order; `texts` has each token's own text."""
+    """The lines of one chat: images first, as in every chat, then text tokens in order; padding has none.
+
+    `texts`: the text of each token. Raises PromptError if the features have no `tokens`.
+    """
     lines: list[Line] = []
     images: dict[int, list[int]] = {}
     roles, numbers = features.token_info.roles[0].tolist(), features.positions[0, :, 0].int().tolist()
@@ -42,22 +47,22 @@ def lines_of(features: Features, texts: Sequence[str]) -> list[Line]:
             images.setdefault(number, []).append(place)
         elif role != TokenRole.PADDING:
             part = PARTS.get(TokenRole(role), "template")
-            lines.append(Line(name=shown(texts[place]), part=part, tokens=(place,)))
-    of_pictures = [
-        Line(name=f"picture {number}: mean of {len(places)} tokens", part="picture", tokens=tuple(places))
+            lines.append(Line(name=visible_text(texts[place]), part=part, tokens=(place,)))
+    of_images = [
+        Line(name=f"image {number}: mean of {len(places)} tokens", part="image", tokens=tuple(places))
         for number, places in images.items()
     ]
-    return of_pictures + lines  # pictures stand first in every chat
+    return of_images + lines
 
 
-def shown(text: str) -> str:
-    """A token's text with what cannot be seen made visible."""
+def visible_text(text: str) -> str:
+    """A token's text without spaces around it; unprintable characters are escaped, and an empty text is "(space)"."""
     visible = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text.strip(" "))
     return visible or "(space)"
 
 
 def write_table(reading: LayerReading, lines: Sequence[Line], taps: Sequence[int]) -> str:
-    """Each layer's share in every token in per cent, as aligned columns that people can read."""
+    """The share of each layer in every line, in per cent, as aligned columns under a title line."""
     head = ["token", "part", *(f"layer {tap}" for tap in taps), "most from"]
     rows = [head, ["pooling weight", "", *(f"{weight:+.3f}" for weight in reading.weights.tolist()), ""]]
     for line in lines:
@@ -65,14 +70,15 @@ def write_table(reading: LayerReading, lines: Sequence[Line], taps: Sequence[int
         most = f"layer {taps[int(shares.argmax())]}"
         rows.append([line.name, line.part, *(f"{100 * share:.0f}" for share in shares.tolist()), most])
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    words = {0, 1, len(head) - 1}  # numbers end together, words begin together
+    # columns of words are aligned at their start, columns of numbers at their end
+    words = {0, 1, len(head) - 1}
 
-    def written(row: Sequence[str]) -> str:
+    def aligned(row: Sequence[str]) -> str:
         cells = [
             cell.ljust(width) if column in words else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         return "  ".join(cells).rstrip()
 
-    says = "Share of each VLM layer in every pooled token, in per cent (negative: against what the token becomes)."
-    return "\n".join([says, "", *map(written, rows)])
+    title = "Share of each VLM layer in every pooled token, in per cent (a negative share opposes the sum)."
+    return "\n".join([title, "", *map(aligned, rows)])

@@ -1,1 +1,1 @@
-"""What is trained: autoencoder, LAP, refiner, DiT."""
+"""Trained modules: LAP, refiner, DiT and autoencoders."""

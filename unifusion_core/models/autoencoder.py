@@ -1,7 +1,7 @@
-"""The small autoencoder (VAE) in the public TAESD layout with 16 latent channels.
+"""The small autoencoder with 16 latent channels, in the layout of TAESD (github.com/madebyollin/taesd).
 
-The layout (layers, parameter paths, the tanh clamp before decoding) is that of madebyollin's TAESD, so that
-ComfyUI's stock VAELoader, VAEEncode and VAEDecode open and run the file; weights are trained here from scratch.
+Layers, parameter paths and the tanh clamp before decoding are TAESD's, so that ComfyUI's stock VAELoader, VAEEncode and VAEDecode
+run the file. The weights are trained from scratch.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 WIDTH = 64
 LATENT_CHANNELS = 16
-DOWNSCALE = 8  # pixels per latent cell and axis
-LATENT_LIMIT = 3.0  # the decoder's clamp: latents beyond are squashed
+# pixels per latent cell and axis
+DOWNSCALE = 8
+# the decoder squashes latents into +-LATENT_LIMIT
+LATENT_LIMIT = 3.0
 
 
 def _conv(inputs: int, outputs: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -21,7 +23,7 @@ def _conv(inputs: int, outputs: int, *, stride: int = 1, bias: bool = True) -> n
 
 
 class ResidualBlock(nn.Module):
-    """Three convolutions around a skip connection."""
+    """Three convolutions with a skip connection, at any resolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,12 +31,12 @@ class ResidualBlock(nn.Module):
             _conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH)
         )
 
-    def forward(self, x: Float[Tensor, "B width h w"]) -> Float[Tensor, "B width h w"]:
+    def forward(self, x: Float[Tensor, "B width rows columns"]) -> Float[Tensor, "B width rows columns"]:
         return torch.relu(self.conv(x) + x)
 
 
 class LatentClamp(nn.Module):
-    """Squash latents smoothly into +-LATENT_LIMIT."""
+    """Squashes latents smoothly into +-LATENT_LIMIT."""
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         return torch.tanh(x / LATENT_LIMIT) * LATENT_LIMIT
@@ -45,7 +47,7 @@ def _blocks(count: int) -> list[nn.Module]:
 
 
 class Autoencoder(nn.Module):
-    """Pictures in 0..1 to latents, eight pixels per cell and axis, and back."""
+    """Encodes RGB images in 0..1 to latents, eight pixels per cell and axis, and decodes them."""
 
     latent_format = "unifusion-tiny"
 
@@ -60,14 +62,14 @@ class Autoencoder(nn.Module):
         for _ in range(3):
             up += [*_blocks(3), nn.Upsample(scale_factor=2), _conv(WIDTH, WIDTH, bias=False)]
         self.taesd_decoder = nn.Sequential(*up, *_blocks(1), _conv(WIDTH, 3))
-        self.vae_scale = nn.Parameter(
-            torch.ones(()), requires_grad=False
-        )  # part of the stock layout; 1 and 0 here
+        # part of the stock layout; 1 and 0 in our files
+        self.vae_scale = nn.Parameter(torch.ones(()), requires_grad=False)
         self.vae_shift = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        """Latents of RGB images in 0..1 whose sides are multiples of 8."""
         return self.taesd_encoder(pixels) / self.vae_scale + self.vae_shift
 
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Not clamped to 0..1, so that a loss sees how far outside it is."""
+        """RGB images, not clamped to 0..1, so that a loss sees values outside."""
         return self.taesd_decoder((latents - self.vae_shift) * self.vae_scale)

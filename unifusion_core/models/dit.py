@@ -1,7 +1,7 @@
-"""The flow-matching diffusion transformer (DiT): single stream, condition in context.
+"""Parts of the flow-matching diffusion transformer (DiT): one stream of condition and latent tokens.
 
-Block form as in Krea 2's public checkpoints: pre-RMSNorm, grouped-query attention with QK-norm and gate, SwiGLU, one shared
-adaLN vector with a learned bias per block, rotary positions over (index, row, column), patches of 2 x 2 latent cells.
+Blocks as in Krea 2's public checkpoints: pre-RMSNorm, grouped-query attention with QK-norm and gate, SwiGLU, one adaLN vector
+shared by all blocks plus a learned bias per block, rotary positions over (index, row, column), patches of 2 x 2 latent cells.
 """
 
 from __future__ import annotations
@@ -17,14 +17,27 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .layers import Attention, LayerFactory, RMSNorm, Rope, SwiGLU
 
-# per block: keys and values, each B A T K
+# per block: keys and values, each B kv_heads T K
 KeysValues = Iterable[tuple[Tensor, Tensor]]
+# (index, block) -> what is called in the block's place
 BlockCall = Callable[[int, nn.Module], Callable[..., Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiTConfig:
-    """Size of the DiT."""
+    """Size of the DiT.
+
+    hidden_size       M, the width of the stream
+    num_kv_heads      key heads, each shared by num_heads / num_kv_heads query heads
+    mlp_size          inner width of the MLPs
+    latent_channels   C of the autoencoder
+    patch_size        latent cells per patch and axis
+    time_size         width of the sinusoidal time embedding
+    rope_theta        base of the rotary frequencies
+
+    Raises ConfigError for numbers that are not above 0, a head size that is no multiple of 16, or query heads that key heads
+    cannot share evenly.
+    """
 
     hidden_size: int
     num_blocks: int
@@ -33,7 +46,7 @@ class DiTConfig:
     mlp_size: int
     latent_channels: int
     patch_size: int = 2
-    time_size: int = 256  # width of the sinusoidal time embedding
+    time_size: int = 256
     rope_theta: float = 1000.0
 
     def __post_init__(self) -> None:
@@ -49,22 +62,24 @@ class DiTConfig:
 
     @property
     def head_size(self) -> int:
+        """K, the channels of one head."""
         return self.hidden_size // self.num_heads
 
 
 class BlockModulation(nn.Module):
-    """The block's own bias on the shared adaLN vector."""
+    """adaLN of one block: the vector that all blocks share plus the block's own bias."""
 
     def __init__(self, size: int, factory: LayerFactory) -> None:
         super().__init__()
         self.lin = factory.parameter(6 * size)
 
     def forward(self, modulation: Float[Tensor, "B 1 M6"]) -> tuple[Tensor, ...]:
+        """Scale, shift and gate of the attention, then those of the MLP, each as wide as the stream."""
         return (modulation + self.lin.to(modulation)).chunk(6, -1)
 
 
 class DiTBlock(nn.Module):
-    """One block of the single stream."""
+    """One block of the DiT. `modulation` is the adaLN vector (`UniFusion` computes it from the time), M6 = 6 M."""
 
     def __init__(self, config: DiTConfig, factory: LayerFactory) -> None:
         super().__init__()
@@ -83,6 +98,7 @@ class DiTBlock(nn.Module):
         bias: Tensor | None = None,
         prefix: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B S M"]:
+        """The block's output for `x`. `prefix`: keys and values of condition tokens, which are attended to but not updated."""
         return self.with_keys_values(x, modulation, rope=rope, bias=bias, prefix=prefix)[0]
 
     def with_keys_values(
@@ -94,7 +110,7 @@ class DiTBlock(nn.Module):
         bias: Tensor | None = None,
         prefix: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Float[Tensor, "B S M"], tuple[Tensor, Tensor]]:
-        """The block's output, and the keys and values of its tokens."""
+        """`forward`, and the keys and values of the tokens `x`."""
         pre_scale, pre_shift, pre_gate, post_scale, post_shift, post_gate = self.mod(modulation)
         normed = (1 + pre_scale) * self.prenorm(x) + pre_shift
         k, v = self.attn.keys_values(normed, rope)
@@ -105,25 +121,26 @@ class DiTBlock(nn.Module):
     def keys_values(
         self, x: Float[Tensor, "B S M"], modulation: Float[Tensor, "#B 1 M6"], rope: Rope
     ) -> tuple[Tensor, Tensor]:
-        """The keys and values alone, for tokens whose output is not needed."""
+        """The keys and values of `x` alone, for tokens whose output is not needed."""
         pre_scale, pre_shift, *_ = self.mod(modulation)
         return self.attn.keys_values((1 + pre_scale) * self.prenorm(x) + pre_shift, rope)
 
 
 class FinalModulation(nn.Module):
-    """Scale and shift of the last norm."""
+    """adaLN of the final layer: scale and shift from the time vector."""
 
     def __init__(self, size: int, factory: LayerFactory) -> None:
         super().__init__()
         self.lin = factory.parameter(2, size)
 
-    def forward(self, time: Float[Tensor, "B 1 M"]) -> tuple[Tensor, Tensor]:
+    def forward(self, time: Float[Tensor, "B 1 M"]) -> tuple[Float[Tensor, "B 1 M"], Float[Tensor, "B 1 M"]]:
+        """(scale, shift)."""
         scale, shift = (time + self.lin.to(time)).chunk(2, 1)
         return scale, shift
 
 
 class FinalLayer(nn.Module):
-    """From the stream's width to the velocity of each patch."""
+    """Projects latent tokens to the velocity of their patches, CPP = C P P numbers each."""
 
     def __init__(self, config: DiTConfig, factory: LayerFactory) -> None:
         super().__init__()
@@ -133,27 +150,35 @@ class FinalLayer(nn.Module):
         )
         self.modulation = FinalModulation(config.hidden_size, factory)
 
-    def forward(self, x: Float[Tensor, "B N M"], time: Float[Tensor, "B 1 M"]) -> Float[Tensor, "B N PPC"]:
+    def forward(self, x: Float[Tensor, "B N M"], time: Float[Tensor, "B 1 M"]) -> Float[Tensor, "B N CPP"]:
+        """The velocity per patch, laid out as `to_patches` does."""
         scale, shift = self.modulation(time)
         return self.linear((1 + scale) * self.norm(x) + shift)
 
 
-def to_patches(latents: Float[Tensor, "B C h w"], patch_size: int) -> Float[Tensor, "B N PPC"]:
-    """Patches in raster order, channels first inside a patch."""
-    return rearrange(latents, "B C (h p) (w q) -> B (h w) (C p q)", p=patch_size, q=patch_size)
+def to_patches(latents: Float[Tensor, "B C h w"], patch_size: int) -> Float[Tensor, "B N CPP"]:
+    """One token per patch, in raster order; channels first inside a patch."""
+    return rearrange(
+        latents, "B C (rows P1) (columns P2) -> B (rows columns) (C P1 P2)", P1=patch_size, P2=patch_size
+    )
 
 
 def from_patches(
-    patches: Float[Tensor, "B N PPC"], patch_size: int, rows: int, columns: int
+    patches: Float[Tensor, "B N CPP"], patch_size: int, rows: int, columns: int
 ) -> Float[Tensor, "B C h w"]:
     """The inverse of `to_patches` for a grid of `rows` x `columns` patches."""
     return rearrange(
-        patches, "B (h w) (C p q) -> B C (h p) (w q)", h=rows, w=columns, p=patch_size, q=patch_size
+        patches,
+        "B (rows columns) (C P1 P2) -> B C (rows P1) (columns P2)",
+        rows=rows,
+        columns=columns,
+        P1=patch_size,
+        P2=patch_size,
     )
 
 
 def patch_positions(rows: int, columns: int, device: torch.device) -> Float[Tensor, "1 N 3"]:
-    """(0, row, column) of each patch."""
+    """(0, row, column) of each patch, in raster order."""
     row, column = torch.meshgrid(
         torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
     )

@@ -1,7 +1,7 @@
-"""Other ways to condition a DiT on many VLM layers, for comparison only; all in the `prefix` form.
+"""Other ways to condition a DiT on several VLM layers, for comparison with LAP. All have the `prefix` form of attention.
 
-Two of them are the paper's alternatives to LAP (its section on fusion designs); they have neither LAP nor refiner. The third is
-LAP with separate weights for image tokens.
+`KeyValueFusion` and `HiddenStateInjection` are the alternatives in arXiv 2510.12789 (section on fusion designs), without LAP and
+refiner. `LAPPerModality` has separate LAP weights for image tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .unifusion import PreparedCondition, UniFusion, UniFusionConfig
 
 
 class _WithoutPooling(UniFusion):
-    """The condition is the tapped states themselves, side by side."""
+    """The condition is the states of all taps, concatenated."""
 
     def __init__(self, config: UniFusionConfig) -> None:
         super().__init__(config)
@@ -30,24 +30,23 @@ class _WithoutPooling(UniFusion):
         self.tap_norms = nn.ModuleList(RMSNorm(size, factory) for _ in config.vlm.taps)
 
     def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
-        """Nothing is pooled: tokens "B T LD" are the states of all taps, each brought to unit size."""
+        """The states of all taps, each RMS-normed: the conditioning width E is L D. Raises ConfigError for layer gains."""
         if layer_gains is not None:
-            raise ConfigError("This design pools no layers: leave the layer gains away.")
+            raise ConfigError("Layer gains were given, but this design pools no layers: leave them out.")
         states = [norm(features.states[:, :, tap]) for tap, norm in enumerate(self.tap_norms)]
         return Conditioning(tokens=torch.cat(states, -1), mask=features.mask, positions=features.positions)
 
     def taps_of(self, conditioning: Conditioning) -> list[Float[Tensor, "B T D"]]:
-        """The states of the taps again, one by one."""
+        """The states of each tap, out of what `pool` returned."""
         return list(conditioning.tokens.chunk(len(self.tap_norms), -1))
 
     def tap_of_block(self, block: int) -> int:
-        """Which tap a block reads: the first block the first, the last block the last."""
+        """The index of the tap for a DiT block: the first block gets the first, the last block the last."""
         return round(block * (len(self.tap_norms) - 1) / max(1, len(self.blocks) - 1))
 
 
 class KeyValueFusion(_WithoutPooling):
-    """Each block attends, beside the latents, to keys and values made from one VLM layer by a matrix of its own (the VLM's own
-    keys and values are such a product, too)."""
+    """Each DiT block attends to latent tokens and to keys and values that its own matrices project from one VLM layer."""
 
     def __init__(self, config: UniFusionConfig) -> None:
         super().__init__(config)
@@ -58,6 +57,7 @@ class KeyValueFusion(_WithoutPooling):
         )
 
     def prepare(self, conditioning: Conditioning, grid: tuple[int, int]) -> PreparedCondition:
+        """Keys and values of every block, projected from the block's tap."""
         states = self.taps_of(conditioning)
         rope = self._rope(self._condition_positions(conditioning, grid))
         size = self.config.dit.head_size
@@ -65,7 +65,7 @@ class KeyValueFusion(_WithoutPooling):
         for index, block in enumerate(self.dit_blocks):
             state = states[self.tap_of_block(index)]
             keys, values = (
-                rearrange(maps[index](state), "B T (A K) -> B A T K", K=size)
+                rearrange(maps[index](state), "B T (kv_heads K) -> B kv_heads T K", K=size)
                 for maps in (self.key_maps, self.value_maps)
             )
             keys_values.append((apply_rope(block.attn.qknorm.knorm(keys), rope), values))
@@ -73,7 +73,7 @@ class KeyValueFusion(_WithoutPooling):
 
 
 class HiddenStateInjection(_WithoutPooling):
-    """The first tapped state goes in as condition tokens; the later ones are added to these tokens before later blocks."""
+    """The first tap's states are the condition tokens; those of later taps are added to them before later blocks."""
 
     def __init__(self, config: UniFusionConfig) -> None:
         super().__init__(config)
@@ -82,6 +82,7 @@ class HiddenStateInjection(_WithoutPooling):
         )
 
     def prepare(self, conditioning: Conditioning, grid: tuple[int, int]) -> PreparedCondition:
+        """Keys and values of the condition tokens in every block, with the taps' states added on the way."""
         states = self.taps_of(conditioning)
         rope = self._rope(self._condition_positions(conditioning, grid))
         x = self.injections[0](states[0])
@@ -98,7 +99,7 @@ class HiddenStateInjection(_WithoutPooling):
 
 
 class LAPPerModality(UniFusion):
-    """One LAP for text tokens and one for image tokens; refiner and DiT are shared."""
+    """One LAP for text tokens and one for image tokens, with a shared refiner and DiT."""
 
     def __init__(self, config: UniFusionConfig) -> None:
         super().__init__(config)
@@ -108,6 +109,7 @@ class LAPPerModality(UniFusion):
         )
 
     def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
+        """As `UniFusion.pool`, with `image_lap` for image tokens; `layer_gains` apply to both LAPs."""
         is_image = features.positions[..., :1] > 0
         of_images = self.image_lap(features.states, layer_gains)
         pooled = torch.where(is_image, of_images, self.txtfusion.pool(features.states, layer_gains))
@@ -118,6 +120,7 @@ class LAPPerModality(UniFusion):
         )
 
 
+# name in a training recipe -> class
 FUSIONS: dict[str, type[UniFusion]] = {
     "lap": UniFusion,
     "key-value fusion": KeyValueFusion,

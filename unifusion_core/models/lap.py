@@ -1,7 +1,7 @@
 """Layerwise Attention Pooling (LAP) and the bidirectional refiner (arXiv 2510.12789, sections on LAP and on the refiner).
 
-LAP makes one vector per VLM token out of many VLM layers. The refiner then lets every token see every other, which undoes the
-position bias that the VLM's causal attention leaves.
+LAP pools the states of several VLM layers into one vector per token. The refiner then lets every token attend to every other,
+which removes the position bias of the VLM's causal attention.
 """
 
 from __future__ import annotations
@@ -19,15 +19,21 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .layers import LayerFactory, TransformerBlock, key_bias
 
+# Elements of the states that are pooled at a time without gradients. A block needs about ten times as many.
 CHUNK = 8_000_000
-"""Numbers of the states that are pooled at a time without gradients: a block holds about ten times as many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LAPConfig:
-    """Blocks of LAP (over the layer axis) and of the refiner (over the token axis), both as wide as the VLM.
+    """Size of LAP (attention over the layers) and of the refiner (attention over the tokens). Both are as wide as the VLM.
 
-    `tap_scales`: the states of each tap are divided by its scale; empty = unchanged. Raises ConfigError for numbers below 1.
+    num_heads            attention heads of either; they divide the VLM's width
+    mlp_size             inner width of the MLPs
+    num_layer_blocks     blocks of LAP
+    num_refiner_blocks   blocks of the refiner
+    tap_scales           the states of each tap are divided by its scale; empty = unchanged
+
+    Raises ConfigError for heads or an MLP size below 1, or a negative number of blocks.
     """
 
     num_heads: int
@@ -39,24 +45,26 @@ class LAPConfig:
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.mlp_size < 1:
             raise ConfigError(
-                f"LAP with {self.num_heads} heads and MLP size {self.mlp_size}: both must be at least 1"
+                f"LAP has {self.num_heads} heads and MLP size {self.mlp_size}: both must be at least 1"
             )
         if self.num_layer_blocks < 0 or self.num_refiner_blocks < 0:
             raise ConfigError(
-                f"LAP with {self.num_layer_blocks} blocks and a refiner with {self.num_refiner_blocks}: give at least 0"
+                f"LAP with {self.num_layer_blocks} blocks and refiner with {self.num_refiner_blocks} blocks: "
+                f"neither may be below 0"
             )
 
 
 class LayerwiseAttentionPooling(nn.Module):
     """Self-attention over the tapped layers of each token, then a learned weighted sum over the layers (L -> 1).
 
-    Raises ConfigError for a width below 1 or another number of tap scales than taps.
+    Source: arXiv 2510.12789, section on Layerwise Attention Pooling. Raises ConfigError for a width below 1 or another number of
+    tap scales than taps.
     """
 
     def __init__(self, config: LAPConfig, *, num_taps: int, size: int, factory: LayerFactory) -> None:
         super().__init__()
         if size < 1:
-            raise ConfigError(f"LAP for a VLM of width {size}: it must be at least 1")
+            raise ConfigError(f"the VLM's width is {size}: it must be at least 1")
         self.layerwise_blocks = nn.ModuleList(
             TransformerBlock(size, config.num_heads, config.mlp_size, factory)
             for _ in range(config.num_layer_blocks)
@@ -65,27 +73,30 @@ class LayerwiseAttentionPooling(nn.Module):
         self.projector = factory.linear(num_taps, 1)
         if config.tap_scales and len(config.tap_scales) != num_taps:
             raise ConfigError(
-                f"{len(config.tap_scales)} tap scales for {num_taps} taps: give one each, or none"
+                f"{len(config.tap_scales)} tap scales for {num_taps} taps: give one for each, or none"
             )
         self.tap_scales = config.tap_scales
 
     def forward(
         self, states: Float[Tensor, "B T L D"], gains: Sequence[float] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """`pool`."""
+        """`pool`: pooled tokens without the refiner."""
         return self.pool(states, gains)
 
     def pool(
         self, states: Float[Tensor, "B T L D"], gains: Sequence[float] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Pools each token's layers. `gains` multiply the projector's weights, one for each tap: 1 is as trained, 0 leaves a tap
-        out of the sum (the paper's study of layers). The blocks before the projector see all taps in any case.
+        """Pools each token's layers.
 
-        Raises ConfigError for another number of gains. Without gradients tokens are pooled in chunks, for less memory."""
+        `gains`, one for each tap, multiply the projector's weights: 1 is as trained, 0 leaves a tap out of the sum. The blocks
+        before the projector attend to all taps in any case. Without gradients, tokens are pooled in chunks to save memory.
+
+        Raises ConfigError for another number of gains than taps.
+        """
         tokens = rearrange(states, "B T L D -> (B T) L D")
         if gains is not None and len(gains) != self.num_taps:
             raise ConfigError(
-                f"{len(gains)} layer gains were given for {self.num_taps} layers: give one for each"
+                f"{len(gains)} layer gains were given for {self.num_taps} layers: give one for each layer"
             )
         if torch.is_grad_enabled():
             pooled = self._pool(tokens, gains)
@@ -95,7 +106,7 @@ class LayerwiseAttentionPooling(nn.Module):
         return rearrange(pooled, "(B T) D -> B T D", B=states.shape[0])
 
     def _pool(self, tokens: Float[Tensor, "BT L D"], gains: Sequence[float] | None) -> Float[Tensor, "BT D"]:
-        # only the last is kept in memory
+        # keeps only the last in memory
         (last,) = deque(self.block_states(tokens[None]), maxlen=1)
         x = rearrange(last, "BT L D -> BT D L")
         if gains is not None:
@@ -103,7 +114,7 @@ class LayerwiseAttentionPooling(nn.Module):
         return self.projector(x)[..., 0]
 
     def block_states(self, states: Float[Tensor, "B T L D"]) -> Iterator[Float[Tensor, "BT L D"]]:
-        """The input of each block over the layers, then the input of the projector."""
+        """The input of each block, then the input of the projector."""
         if self.tap_scales:
             states = states / states.new_tensor(self.tap_scales)[:, None]
         x = rearrange(states, "B T L D -> (B T) L D")
@@ -113,13 +124,16 @@ class LayerwiseAttentionPooling(nn.Module):
             yield x
 
     def pooling_weights(self, like: Tensor) -> Float[Tensor, " L"]:
-        """The projector's weights in the type and on the device of `like`. They are read by a call of the layer, because ComfyUI
-        may keep its weights elsewhere and patch them."""
+        """The projector's weights, in the type and on the device of `like`."""
+        # A call of the layer, because ComfyUI may keep its weights on another device and patch them.
         return self.projector(torch.eye(self.num_taps, dtype=like.dtype, device=like.device))[:, 0]
 
 
 class Refiner(nn.ModuleList):
-    """Transformer blocks over the token axis; every token sees every real token. No positions, no time."""
+    """Transformer blocks over the token axis: every token attends to every real token. No positions, no time.
+
+    Source: arXiv 2510.12789, section on the refiner.
+    """
 
     def __init__(self, config: LAPConfig, *, size: int, factory: LayerFactory) -> None:
         super().__init__(
@@ -128,6 +142,7 @@ class Refiner(nn.ModuleList):
         )
 
     def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Refined tokens. `mask`: True = a real token; what padding becomes has no meaning."""
         bias = key_bias(mask, tokens.dtype)
         for block in self:
             tokens = block(tokens, bias)
@@ -135,7 +150,7 @@ class Refiner(nn.ModuleList):
 
 
 class TextFusion(LayerwiseAttentionPooling):
-    """LAP, then the refiner. Both keep the parameter paths of Krea 2's public checkpoint, so LAP's parts are its own."""
+    """LAP, then the refiner. A subclass of LAP, because Krea 2's public checkpoint holds both under one path (`txtfusion`)."""
 
     def __init__(self, config: LAPConfig, *, num_taps: int, size: int, factory: LayerFactory) -> None:
         super().__init__(config, num_taps=num_taps, size=size, factory=factory)
@@ -147,19 +162,25 @@ class TextFusion(LayerwiseAttentionPooling):
         mask: Bool[Tensor, "B T"],
         gains: Sequence[float] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Pooled and refined tokens. `gains` as in `LayerwiseAttentionPooling.pool`."""
+        """Pooled and refined tokens. `gains` as in `pool`, `mask` as in `Refiner`."""
         return self.refiner_blocks(self.pool(states, gains), mask)
+
+    def extra_repr(self) -> str:
+        """The paper's names, for print(model)."""
+        return f"LayerwiseAttentionPooling of {self.num_taps} taps, then Refiner"
 
 
 # Layer gains as a user writes them ------------------------------------------------------------
 
-# beyond it the pooled token is this layer alone, and numbers overflow
+# a larger gain leaves nothing of the other layers and overflows in 16 bits
 LARGEST_GAIN = 100.0
 
 
 def parse_layer_gains(text: str, taps: Sequence[int]) -> tuple[float, ...] | None:
-    """One gain for each tap, out of "1, 1, 0.5, 1, 1" (one number each, in the taps' order) or "3: 0.5, 5: 0" (some layers by
-    their number, the others 1). None for an empty text: as trained. Raises ConfigError for anything else.
+    """One gain for each tap, from -100 to 100; None for an empty text (as trained).
+
+    Two notations: "1, 1, 0.5, 1, 1" gives one number for each tap in order; "3: 0.5, 5: 0" names layers, and the others get 1.
+    Raises ConfigError for anything else.
     """
     if not text.strip():
         return None
@@ -167,12 +188,12 @@ def parse_layer_gains(text: str, taps: Sequence[int]) -> tuple[float, ...] | Non
     named = [entry for entry in entries if ":" in entry]
     if named and len(named) < len(entries):
         raise ConfigError(
-            f"The layer gains mix both ways of writing: give one number for each of the {len(taps)} layers, or every number with "
-            f"its layer, such as {taps[-1]}: 0.5."
+            f"The layer gains mix two notations: give one number for each of the {len(taps)} layers, or name the layer of every "
+            f"number, such as {taps[-1]}: 0.5."
         )
     if named:
         if len({entry.partition(":")[0].strip() for entry in named}) < len(named):
-            raise ConfigError("A layer has two gains: give each layer one.")
+            raise ConfigError("A layer has two gains: name each layer once.")
         gains = dict.fromkeys(taps, 1.0)
         for entry in named:
             layer, _, gain = entry.partition(":")
@@ -187,7 +208,7 @@ def parse_layer_gains(text: str, taps: Sequence[int]) -> tuple[float, ...] | Non
         )
     if not any(found):
         raise ConfigError(
-            "All layer gains are 0, so nothing is left to draw by: leave at least one layer in."
+            "All layer gains are 0, so nothing is left of the condition: give at least one layer another gain."
         )
     return found
 
@@ -196,7 +217,7 @@ def _tap(text: str, taps: Sequence[int]) -> int:
     known = {str(tap): tap for tap in taps}
     if text not in known:
         raise ConfigError(
-            f'There is no layer "{text:.40}" to give a gain to: this model reads {_list_taps(taps)}.'
+            f'There is no layer "{text:.40}": this model reads {_list_taps(taps)}. Name one of these.'
         )
     return known[text]
 

@@ -1,6 +1,9 @@
 """Layers shared by LAP, refiner and DiT. Parameter names follow Krea 2's public checkpoint (`wq`, `qknorm`, `prenorm`).
 
-Norms, rotary angles and the time embedding are computed in float32 whatever the type of the weights.
+Norms, rotary angles and the time embedding are computed in float32, whatever the type of the weights.
+
+In these layers S is the axis that attention runs over (taps in LAP, VLM tokens in the refiner, condition and latent tokens in the
+DiT), and M is the width of the module that they belong to.
 """
 
 from __future__ import annotations
@@ -16,23 +19,30 @@ from einops import rearrange
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 
+# signature of `attend`
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def attend(
     q: Float[Tensor, "B A S K"],
-    k: Float[Tensor, "B A2 S2 K"],
-    v: Float[Tensor, "B A2 S2 K"],
-    bias: Float[Tensor, "#B 1 #S S2"] | None,
+    k: Float[Tensor, "B kv_heads keys K"],
+    v: Float[Tensor, "B kv_heads keys K"],
+    bias: Float[Tensor, "#B 1 #S keys"] | None,
 ) -> Float[Tensor, "B S AK"]:
-    """Scaled dot-product attention; fewer key heads than query heads are shared by groups (grouped-query attention)."""
+    """Scaled dot-product attention with an additive bias. Fewer key heads than query heads are shared by groups (grouped-query
+    attention, arXiv 2305.13245)."""
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=q.shape[1] != k.shape[1])
     return rearrange(out, "B A S K -> B S (A K)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerFactory:
-    """How layers are made. ComfyUI passes its own `operations`, which cast and offload weights, and its own attention."""
+    """Creates the layers of a model.
+
+    operations      the module that `Linear` is taken from. ComfyUI passes its own, which cast and offload weights
+    attend          the attention; same signature as `attend`
+    device, dtype   of new parameters
+    """
 
     operations: ModuleType | Any = nn
     attend: Attend = attend
@@ -40,15 +50,19 @@ class LayerFactory:
     dtype: torch.dtype | None = None
 
     def linear(self, inputs: int, outputs: int, *, bias: bool = False) -> nn.Linear:
+        """A linear layer of `operations`."""
         return self.operations.Linear(inputs, outputs, bias=bias, device=self.device, dtype=self.dtype)
 
     def parameter(self, *shape: int) -> nn.Parameter:
+        """A parameter that is not a layer's weight, 0 at the start."""
         return nn.Parameter(torch.zeros(shape, device=self.device, dtype=self.dtype))
 
 
 def key_bias(mask: Bool[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
-    """Additive attention bias that hides padded keys; None without padding, for which there are faster kernels. Additive,
-    because boolean masks mean different things to different kernels."""
+    """Additive attention bias that hides padded keys; None without padding, because kernels without a bias are faster.
+
+    The bias is additive because kernels disagree about the meaning of boolean masks.
+    """
     if bool(mask.all()):
         return None
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
@@ -56,20 +70,20 @@ def key_bias(mask: Bool[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a zero-centred scale: the factor is 1 + `scale`."""
+    """Root-mean-square norm (arXiv 1910.07467) with a zero-centred scale: the factor is 1 + `scale`. Computed in float32."""
 
     def __init__(self, size: int, factory: LayerFactory, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
         self.scale = factory.parameter(size)
 
-    def forward(self, x: Float[Tensor, "*B M"]) -> Float[Tensor, "*B M"]:
+    def forward(self, x: Float[Tensor, "*batch M"]) -> Float[Tensor, "*batch M"]:
         weight = self.scale.to(device=x.device, dtype=torch.float32) + 1
         return F.rms_norm(x.float(), x.shape[-1:], weight, self.eps).to(x.dtype)
 
 
 class QKNorm(nn.Module):
-    """Norms of queries and keys, per head."""
+    """RMS norms of queries and keys, over each head's channels (QK-norm, after arXiv 2010.04245)."""
 
     def __init__(self, head_size: int, factory: LayerFactory) -> None:
         super().__init__()
@@ -78,7 +92,7 @@ class QKNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Gated MLP."""
+    """Gated MLP (arXiv 2002.05202): down(silu(gate x) * up x)."""
 
     def __init__(self, size: int, mlp_size: int, factory: LayerFactory) -> None:
         super().__init__()
@@ -86,12 +100,12 @@ class SwiGLU(nn.Module):
         self.up = factory.linear(size, mlp_size)
         self.down = factory.linear(mlp_size, size)
 
-    def forward(self, x: Float[Tensor, "*B M"]) -> Float[Tensor, "*B M"]:
+    def forward(self, x: Float[Tensor, "*batch M"]) -> Float[Tensor, "*batch M"]:
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with QK-norm and a sigmoid gate on its output."""
+    """Grouped-query attention with QK-norm and a sigmoid gate on its output, as in Krea 2."""
 
     def __init__(self, size: int, num_heads: int, num_kv_heads: int, factory: LayerFactory) -> None:
         super().__init__()
@@ -106,8 +120,8 @@ class Attention(nn.Module):
 
     def keys_values(
         self, x: Float[Tensor, "B S M"], rope: Rope | None
-    ) -> tuple[Float[Tensor, "B A S K"], Float[Tensor, "B A S K"]]:
-        """The keys and values of `x`. The prefix form keeps those of a condition and reuses them in every step."""
+    ) -> tuple[Float[Tensor, "B kv_heads S K"], Float[Tensor, "B kv_heads S K"]]:
+        """The keys and values of `x`. The prefix form computes those of a condition once and reuses them in every step."""
         k = self.qknorm.knorm(rearrange(self.wk(x), "B S (A K) -> B A S K", K=self.head_size))
         v = rearrange(self.wv(x), "B S (A K) -> B A S K", K=self.head_size)
         return apply_rope(k, rope), v
@@ -117,30 +131,31 @@ class Attention(nn.Module):
         x: Float[Tensor, "B S M"],
         *,
         rope: Rope | None = None,
-        bias: Float[Tensor, "#B 1 #S S2"] | None = None,
+        bias: Float[Tensor, "#B 1 #S keys"] | None = None,
         prefix: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B S M"]:
-        """`prefix`: keys and values of earlier tokens, which are attended to and not updated."""
+        """`bias` covers all keys, those of `prefix` first. `prefix`: keys and values of earlier tokens, which are attended to
+        but not updated."""
         return self.attend_to(x, *self.keys_values(x, rope), rope=rope, bias=bias, prefix=prefix)
 
     def attend_to(
         self,
         x: Float[Tensor, "B S M"],
-        k: Float[Tensor, "B A S K"],
-        v: Float[Tensor, "B A S K"],
+        k: Float[Tensor, "B kv_heads S K"],
+        v: Float[Tensor, "B kv_heads S K"],
         *,
         rope: Rope | None,
-        bias: Float[Tensor, "#B 1 #S S2"] | None = None,
+        bias: Float[Tensor, "#B 1 #S keys"] | None = None,
         prefix: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B S M"]:
-        """`forward` for keys and values that are already computed."""
+        """`forward` with the keys and values of `x` already computed."""
         if prefix is not None:
             k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
         return self.wo(self.attend(self._queries(x, rope), k, v, bias) * torch.sigmoid(self.gate(x)))
 
     def weights(self, x: Float[Tensor, "B S M"]) -> Float[Tensor, "B A S S"]:
-        """The attention weights, without positions or padding, in float32; rows sum to 1. For inspection only: `attend` never
-        writes them out."""
+        """The attention weights without positions or padding, in float32; rows sum to 1. For inspection of LAP: `attend` never
+        materialises them, and key heads are not shared there."""
         q, (k, _) = self._queries(x, None), self.keys_values(x, None)
         return torch.softmax(q.float() @ k.float().mT * self.head_size**-0.5, -1)
 
@@ -150,7 +165,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and MLP without time or position: the block of LAP and refiner."""
+    """Pre-norm attention and MLP without time or positions: the block of LAP and refiner."""
 
     def __init__(self, size: int, num_heads: int, mlp_size: int, factory: LayerFactory) -> None:
         super().__init__()
@@ -166,19 +181,22 @@ class TransformerBlock(nn.Module):
         return x + self.mlp(self.postnorm(x))
 
 
-# cos + i sin of each pair of channels
-Rope = Complex[Tensor, "B 1 S K2"]
+# cos + i sin of the angle of each pair of channels
+Rope = Complex[Tensor, "B 1 S half_K"]
 
 
 def rotary_axes(head_size: int) -> tuple[int, int, int]:
-    """How many of a head's channels each axis gets: index, row, column."""
+    """The number of a head's channels that encode each axis: index, row, column. `head_size` is a multiple of 16."""
     unit = 6 * (head_size // 16)
     return head_size - 2 * unit, unit, unit
 
 
 def rope_angles(positions: Float[Tensor, "B S 3"], head_size: int, theta: float) -> Rope:
-    """Rotary angles of tokens at (index, row, column), in float64 inside because indices may be large."""
-    # elsewhere (Apple's mps, Intel's xpu, DirectML) there is no float64
+    """Rotary angles (RoPE, arXiv 2104.09864) of tokens at (index, row, column).
+
+    Computed in float64, because indices may be large. Positions may be negative and fractional.
+    """
+    # other devices (Apple's mps, Intel's xpu, DirectML) have no float64
     has_float64 = positions.device.type in ("cpu", "cuda", "meta")
     exact = positions.to(positions.device if has_float64 else "cpu").double()
     angles = []
@@ -190,16 +208,16 @@ def rope_angles(positions: Float[Tensor, "B S 3"], head_size: int, theta: float)
 
 
 def apply_rope(x: Float[Tensor, "B A S K"], rope: Rope | None) -> Float[Tensor, "B A S K"]:
-    """Rotates each pair of neighbouring channels by its token's angle. One complex product: on a CPU five times as fast as the
-    same in real numbers."""
+    """Rotates each pair of neighbouring channels by its token's angle. None leaves `x` unchanged."""
     if rope is None:
         return x
+    # one complex product is five times as fast on a CPU as the same in real numbers
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
 
 
-def time_embedding(t: Float[Tensor, " B"], size: int) -> Float[Tensor, "B time"]:
-    """Sinusoidal embedding of t in 0..1 (scaled by 1000, periods 2 pi to 20000 pi)."""
+def time_embedding(t: Float[Tensor, " B"], size: int) -> Float[Tensor, "B size"]:
+    """Sinusoidal embedding of times in 0..1, multiplied by 1000; periods 2 pi to 20000 pi. `size` is even."""
     frequency = torch.exp(
         -torch.log(torch.tensor(1e4)) * torch.arange(size // 2, device=t.device) / (size // 2)
     )

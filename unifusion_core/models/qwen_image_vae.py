@@ -1,6 +1,6 @@
-"""The Qwen-Image VAE, whose latents Krea 2 draws, as diffusers has it.
+"""The Qwen-Image VAE, which decodes Krea 2's latents, as implemented in diffusers.
 
-Only the command line needs it: in ComfyUI the stock VAELoader opens the same weights.
+ComfyUI does not need it: its stock VAELoader opens the same weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLASS_NAME = "AutoencoderKLQwenImage"
 
 
 class QwenImageAutoencoder(nn.Module):
-    """Latents in the scale that generators draw (mean 0, spread 1 per channel) to pictures in 0..1."""
+    """Decodes normalised latents (mean 0, standard deviation 1 per channel) to RGB images in 0..1."""
 
     latent_format = "qwen-image"
 
@@ -30,27 +30,32 @@ class QwenImageAutoencoder(nn.Module):
         self.latent_channels: int = vae.config.z_dim
 
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Eight pixels per cell and axis; not clamped to 0..1."""
+        """RGB images, eight pixels per cell and axis, not clamped to 0..1."""
         mean, std = (
             latents.new_tensor(values).view(1, -1, 1, 1)
             for values in (self.vae.config.latents_mean, self.vae.config.latents_std)
         )
-        video = (latents * std + mean)[:, :, None]  # of one frame
+        # a video of one frame
+        video = (latents * std + mean)[:, :, None]
         return self.vae.decode(video).sample[:, :, 0] / 2 + 0.5
 
 
 def load_qwen_image_vae(folder: Path, device: torch.device | str = "cpu") -> QwenImageAutoencoder:
-    """The VAE in a folder of diffusers' layout (`vae/` in the repositories of Qwen-Image and Krea 2). Raises CheckpointError."""
+    """The VAE in a folder of diffusers' layout (`vae/` in the repositories of Qwen-Image and Krea 2), frozen and in eval mode.
+
+    Raises CheckpointError if the folder is no such VAE, a file is missing or damaged, diffusers is not installed or memory is
+    short.
+    """
     config = folder / "config.json"
     try:
         name = json.loads(config.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder} is no VAE folder of diffusers (its config.json names no class): give the folder vae/ of Qwen-Image"
+            f"{folder} is no VAE folder of diffusers (config.json names no class): give the folder vae/ of Qwen-Image"
         ) from error
     if name != CLASS_NAME:
         raise CheckpointError(
-            f"{folder} holds a {name}, an {CLASS_NAME} is needed: give the folder vae/ of Qwen-Image"
+            f"{folder} holds {name}, but {CLASS_NAME} is needed: give the folder vae/ of Qwen-Image"
         )
     try:
         from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (  # noqa: PLC0415  (optional)
@@ -58,7 +63,7 @@ def load_qwen_image_vae(folder: Path, device: torch.device | str = "cpu") -> Qwe
         )
     except ImportError as error:
         raise CheckpointError(
-            'the Qwen-Image VAE needs the package diffusers: pip install "unifusion[krea]", or draw in ComfyUI'
+            'the Qwen-Image VAE needs the package diffusers: pip install "unifusion[krea]", or use ComfyUI'
         ) from error
     try:
         vae = AutoencoderKLQwenImage.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
@@ -68,6 +73,6 @@ def load_qwen_image_vae(folder: Path, device: torch.device | str = "cpu") -> Qwe
                 f"the VAE in {folder} needs more memory than the system grants ({error}): end other programs"
             ) from error
         raise CheckpointError(
-            f"the weights in {folder} are missing, damaged or do not fit ({error}): copy its files again"
+            f"the weights in {folder} are missing, damaged or of another size ({error}): copy the files again"
         ) from error
     return QwenImageAutoencoder(vae).to(device).eval().requires_grad_(False)

@@ -1,7 +1,7 @@
 """UniFusion: LAP, refiner and DiT as one trainable module. Its `forward` is the architecture.
 
-Parameter paths follow Krea 2's public checkpoint layout, so its files and LoRAs apply unchanged. ARCHITECTURE.md has the table
-of both names.
+Parameter paths follow Krea 2's public checkpoint layout, so that its files and LoRAs apply unchanged. ARCHITECTURE.md lists paths
+and classes. The architecture is that of arXiv 2510.12789.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ ImagePositions = Literal["grid", "zero"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UniFusionConfig:
-    """The numbers of one generator. Every size of UniFusion is a set of these numbers (zoo/), never a second code path.
+    """The configuration of one generator. All generators share one code path; `zoo/` has their configurations.
 
-    condition_attention   "prefix": conditions attend to conditions only, modulated at t = 0; "joint": all tokens attend to all
-                          and share the time
-    text_positions        rotary index of text tokens: "index" counts them from 1, "zero" gives none
-    image_positions       rotary place of image tokens: "grid" = their place on the latent grid, "zero" gives none
-    latent_format         the autoencoder whose latents are drawn, by the name that the zoo has for it
-    trained_sizes         (width, height) in pixels; other sizes are drawn with a warning
+    vlm, lap, dit         sizes of the parts
+    condition_attention   "prefix": condition tokens attend to condition tokens only and are modulated at t = 0;
+                          "joint": all tokens attend to all and share the latents' time
+    text_positions        rotary index of text tokens: "index" counts them from 1, "zero" gives all 0
+    image_positions       rotary position of image tokens: "grid" = their place on the latent grid, "zero" gives all 0
+    latent_format         name of the autoencoder's latents; an autoencoder with another `latent_format` is refused
+    trained_sizes         (width, height) in pixels; other sizes give a warning
 
     Raises ConfigError for an unknown choice, or a VLM width that LAP's heads do not divide.
     """
@@ -70,17 +71,18 @@ class UniFusionConfig:
                 raise ConfigError(f'{name} is "{getattr(self, name)}"; choose {" or ".join(allowed)}')
         if self.vlm.hidden_size % self.lap.num_heads:
             raise ConfigError(
-                f"VLM width {self.vlm.hidden_size} does not divide by LAP's {self.lap.num_heads} heads"
+                f"the VLM's width {self.vlm.hidden_size} is not divisible by LAP's {self.lap.num_heads} heads: give another "
+                "number of heads"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedCondition:
-    """A condition as far as it can be computed before sampling.
+    """A condition with everything that can be computed before sampling.
 
-    grid          rows and columns of the latents' patches
-    has_padding   whether any token is masked; asked once here, so that steps need not look
-    keys_values   prefix form: those of every block, exact for all steps, seeds and latents. Joint form: None
+    grid          (rows, columns) of the latents' patches
+    has_padding   whether any token is masked; known here, so that no step has to wait for the device
+    keys_values   prefix form: keys and values of every block, exact for all steps, seeds and latents. Joint form: None
     """
 
     conditioning: Conditioning
@@ -97,7 +99,7 @@ class PreparedCondition:
 
 
 class UniFusion(nn.Module):
-    """LAP + refiner + DiT. `pool` runs once per condition, `prepare` once per sampling, `forward` once per step."""
+    """LAP, refiner and DiT. `pool` runs once per condition, `prepare` once per sampling, `forward` once per step."""
 
     def __init__(self, config: UniFusionConfig, factory: LayerFactory | None = None) -> None:
         super().__init__()
@@ -124,12 +126,13 @@ class UniFusion(nn.Module):
 
     @property
     def dit_blocks(self) -> list[DiTBlock]:
-        """`blocks` with their type, which a ModuleList does not keep."""
+        """`blocks`, typed: a ModuleList does not keep the type of its modules."""
         return cast(list[DiTBlock], list(self.blocks))
 
     def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
-        """The condition that the DiT reads: LAP, refiner, then the projection to the DiT's width. `layer_gains`, one for each
-        tap, multiply LAP's pooling weights; None = as trained.
+        """The DiT's condition: LAP, refiner, then the projection to the DiT's width.
+
+        `layer_gains`, one for each tap, multiply LAP's pooling weights; None = as trained.
 
         Raises ShapeError for features of another width or number of taps, ConfigError for another number of gains.
         """
@@ -138,7 +141,7 @@ class UniFusion(nn.Module):
         return Conditioning(tokens=tokens, mask=features.mask, positions=features.positions)
 
     def check_features(self, features: Features) -> None:
-        """Raises ShapeError for features of another VLM."""
+        """Raises ShapeError if width or number of taps are not those of the VLM that the model was trained with."""
         taps, width = features.states.shape[-2:]
         spec = self.config.vlm
         if (taps, width) != (len(spec.taps), spec.hidden_size):
@@ -148,7 +151,10 @@ class UniFusion(nn.Module):
             )
 
     def prepare(self, conditioning: Conditioning, grid: tuple[int, int]) -> PreparedCondition:
-        """Everything of the condition that does not depend on the latents, for a latent grid of (rows, columns) patches."""
+        """Computes what does not depend on the latents: in the prefix form, keys and values of every block.
+
+        `grid`: (rows, columns) of the latents' patches; the positions of image tokens depend on it.
+        """
         x, has_padding = conditioning.tokens, not bool(conditioning.mask.all())
         if self.config.condition_attention == "joint":
             return PreparedCondition(conditioning=conditioning, grid=grid, has_padding=has_padding)
@@ -172,7 +178,10 @@ class UniFusion(nn.Module):
     ) -> Float[Tensor, "B C h w"]:
         """The velocity (noise minus clean) of latents at time t; t = 1 is noise, t = 0 is clean.
 
-        `block_call` may replace the call of a block; ComfyUI does it for its patches."""
+        `block_call` returns what is called in the place of a block; ComfyUI's patches use it.
+
+        Raises ShapeError if `condition` was prepared for another grid.
+        """
         patch = self.config.dit.patch_size
         rows, columns = latents.shape[-2] // patch, latents.shape[-1] // patch
         if condition.grid != (rows, columns):
@@ -201,7 +210,7 @@ class UniFusion(nn.Module):
             *early, last = self.dit_blocks
             for index, block in enumerate(early):
                 x = block_call(index, block)(x, modulation, rope=rope, bias=bias)
-            # nothing reads the last block's output for condition tokens
+            # the last block's output for condition tokens is not used
             prefix = last.keys_values(x[:, :num_condition], modulation, rope[:, :, :num_condition])
             x = block_call(len(early), last)(
                 x[:, num_condition:], modulation, rope=rope[:, :, num_condition:], bias=bias, prefix=prefix
@@ -211,7 +220,7 @@ class UniFusion(nn.Module):
     def _time(
         self, t: Float[Tensor, " B"], dtype: torch.dtype
     ) -> tuple[Float[Tensor, "B 1 M"], Float[Tensor, "B 1 M6"]]:
-        """The time vector (for the final layer) and the adaLN vector that all blocks share. Both start from t in float32."""
+        """The time vector of the final layer, and the adaLN vector that all blocks share (M6 = 6 M)."""
         time = self.tmlp(time_embedding(t, self.config.dit.time_size).to(dtype))[:, None]
         return time, self.tproj(time)
 
@@ -221,8 +230,8 @@ class UniFusion(nn.Module):
     def _condition_positions(
         self, conditioning: Conditioning, grid: tuple[int, int]
     ) -> Float[Tensor, "B T 3"]:
-        """Rotary positions of condition tokens: text counted along the index axis, pictures on the latent grid with their
-        number (negative, apart from text) as index."""
+        """Rotary positions (index, row, column) of condition tokens. Text: its count as index. Images: their place on the latent
+        grid, and minus the number of the image as index, apart from text."""
         image = conditioning.positions[..., :1] > 0
         index = torch.cumsum(conditioning.mask & ~image[..., 0], 1)[..., None].float()
         if self.config.text_positions == "zero":
@@ -231,17 +240,17 @@ class UniFusion(nn.Module):
         if self.config.image_positions == "zero":
             return torch.where(image, torch.zeros_like(text), text)
         scale = conditioning.positions.new_tensor(grid)
-        # the centre of a patch has its row and column as coordinates
+        # row and column are the coordinates of a patch's centre
         place = conditioning.positions[..., 1:] * scale - 0.5
         return torch.where(image, torch.cat([-conditioning.positions[..., :1], place], -1), text)
 
 
 @torch.no_grad()
 def initialize(model: UniFusion, generator: torch.Generator | None = None) -> None:
-    """Start values for training from scratch.
+    """Initialises a model in place, for training from scratch.
 
-    Every block starts as the identity (output projections 0) with open gates (1), the pooling as the mean of the taps, the
-    velocity as 0. All other matrices are normal with a spread of 1 / sqrt(inputs).
+    Every block is the identity (output projections 0) with open gates (1), the pooling is the mean of the taps, the velocity
+    is 0. All other matrices are normal with standard deviation 1 / sqrt(inputs).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

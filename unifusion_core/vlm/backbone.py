@@ -1,8 +1,4 @@
-"""The frozen VLM: hidden states of its layers for the generator, and text for VERIFI.
-
-One set of weights serves both. A folder is loaded in `folder.py`; what differs between VLM families is in
-`families/`.
-"""
+"""A frozen VLM of transformers: hidden states for the generator and text for VERIFI, from one set of weights."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ from ..contracts import MAX_TILES, ChatTemplate, Features, Request, TokenInfo, T
 from ..errors import VLMError
 from .base import NEW_TOKENS, BaseVLM, Written
 from .chat import VLMInputs, single_token
-from .decoding import draw_generators, pick_tokens
+from .decoding import make_generators, pick_tokens
 from .families import decoder_layers, find_family
 from .fingerprint import fingerprint_of, tensors_in_files
 from .prefix_cache import STATES_LIMIT, TILES_LIMIT, CachedPrefix, LRUCache, digest
@@ -33,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_size_fits(spec: VLMSpec, family: str, hidden_size: int, num_layers: int) -> None:
-    """Refuse a VLM of another family or size than the generator was trained with: VLMError saying what was given and needed."""
+    """Raises VLMError for a VLM of another family or size than the generator was trained with."""
     given = {"family": family, "hidden size": hidden_size, "number of layers": num_layers}
     needed = {"family": spec.family, "hidden size": spec.hidden_size, "number of layers": spec.num_layers}
     wrong = [name for name in given if given[name] != needed[name]]
@@ -46,11 +42,10 @@ def check_size_fits(spec: VLMSpec, family: str, hidden_size: int, num_layers: in
 
 
 class VLMBackbone(BaseVLM, nn.Module):
-    """A VLM of transformers with its tokenizer, frozen.
+    """A VLM of transformers with its tokenizer, frozen. `folder.load_vlm` builds it from a folder.
 
-    Built by `folder.load_vlm`, or around a model in memory (training, tests). `run_device` is where inputs are
-    put; None means where the embedding's weights lie, which is right unless a host keeps weights elsewhere
-    and moves them only while they work.
+    run_device   device of the inputs. None = that of the embedding's weights, which is right unless a host moves weights to the
+                 device only while they compute
     """
 
     run_device: torch.device | None = None
@@ -64,7 +59,7 @@ class VLMBackbone(BaseVLM, nn.Module):
         tile_size: int | None = None,
         folder: Path | None = None,
     ) -> None:
-        """`normalisation` and `tile_size` default to the family's; VLMError for a contradictory config."""
+        """`normalisation` (mean, std) and `tile_size` default to the family's. Raises VLMError for a contradictory config."""
         super().__init__()
         self.family_name = model.config.model_type
         self.family = find_family(self.family_name)
@@ -84,14 +79,14 @@ class VLMBackbone(BaseVLM, nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> VLMBackbone:
-        """Stays in evaluation mode: the VLM is frozen, also inside a module in training."""
+        """Stays in evaluation mode, also as part of a module in training."""
         return super().train(False)
 
-    # What the VLM is ------------------------------------------------------------------------------
+    # Properties -----------------------------------------------------------------------------------
 
     @property
     def text_config(self) -> Any:
-        """transformers' config of the language model."""
+        """The language model's config."""
         return self.model.config.get_text_config()
 
     @property
@@ -106,19 +101,19 @@ class VLMBackbone(BaseVLM, nn.Module):
 
     @property
     def image_id(self) -> int:
-        """The token in whose places pictures stand."""
+        """Id of the placeholder token that image features replace."""
         return cast(Any, self.model.config).image_token_id
 
     @property
     def max_length(self) -> int:
-        """Most tokens that a chat may have."""
+        """Maximum number of tokens in a chat."""
         return self.text_config.max_position_embeddings
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over names, shapes, types and bytes of the weights: in the folder's files, else in memory.
+        """sha256 over names, dtypes, shapes and bytes of the weights, computed once.
 
-        Files, because their content does not depend on the dtype that a user loads them in. Computed once.
+        Hashes the folder's files where there is a folder, because the dtype in memory is the user's choice.
         """
         if not self._fingerprint:
             in_memory = sorted(self.model.state_dict().items())
@@ -126,7 +121,7 @@ class VLMBackbone(BaseVLM, nn.Module):
         return self._fingerprint
 
     def check_fits(self, spec: VLMSpec) -> None:
-        """Refuse a VLM that the generator was not trained with: VLMError saying what was given and needed."""
+        """Raises VLMError unless the generator was trained with this VLM: size, taps, chat template and fingerprint."""
         check_size_fits(spec, self.family_name, self.hidden_size, self.num_layers)
         self.check_taps(spec.taps)
         single_token(self.tokenizer, spec.template.end, "end")
@@ -142,13 +137,13 @@ class VLMBackbone(BaseVLM, nn.Module):
     def prepare(
         self, requests: Sequence[Request], template: ChatTemplate | None = None, max_tiles: int = MAX_TILES
     ) -> VLMInputs:
-        """As `BaseVLM.prepare`, with the model's own arguments for all tiles."""
+        """As `BaseVLM.prepare`, with the model's image arguments."""
         chats = super().prepare(requests, template, max_tiles)
         pixels = [each.pixels for of_request in chats.tiles for each in of_request]
         return replace(chats, pixel_inputs=self._pixel_inputs(pixels))
 
     def clear_image_caches(self) -> None:
-        """Let go of what is kept of pictures that were read."""
+        """Frees the memory of cached images: tiles and states."""
         super().clear_image_caches()
         self.prefix_cache.clear()
 
@@ -172,15 +167,15 @@ class VLMBackbone(BaseVLM, nn.Module):
         reuse_images: bool = False,
         weights: Hashable = None,
     ) -> Features:
-        """Hidden states of the tapped layers for all tokens, in one causal pass that ends with the last tap.
+        """Tapped states of all tokens, from one causal pass that stops after the last tap.
 
-        Tap k is what decoder layer k+1 reads (layers counted from 1), so tap 0 are the embeddings with the
-        pictures in their places. No logits. States of padding are 0. VLMError for taps that this VLM does
-        not have.
+        Tap k = input of decoder layer k+1 (0 = token embeddings, with the image features in place). States of padding are 0.
 
-        `reuse_images`: a single chat's pictures, which stand before everything else, are read once and kept
-        for other instructions about them (`prefix_cache`); the result is the same whether they were kept or
-        not. `weights` tells states of the weights apart, where a host patches them.
+        reuse_images   keep the states of a single chat's images for other prompts about them (`prefix_cache`). The result is
+                       the same on a cache hit and on a miss
+        weights        key of the weights in the cache, for hosts that patch weights
+
+        Raises VLMError for taps that this VLM does not have.
         """
         taps = tuple(taps.taps if isinstance(taps, VLMSpec) else taps)
         self.check_taps(taps)
@@ -198,10 +193,10 @@ class VLMBackbone(BaseVLM, nn.Module):
     def _prefill(
         self, inputs: VLMInputs, taps: tuple[int, ...], *, whole: bool, reuse: bool, weights: Hashable
     ) -> _Pass:
-        """A pass over chats, to the last tap or through the whole model; the pictures of a single chat in a pass of
-        their own, if they are to be reused."""
+        """A pass over chats, through all layers (`whole`) or to the last tap. To `reuse` the images of a single chat, the prefix
+        that ends with them has a pass of its own."""
         positions = self._position_ids(inputs)
-        start = _end_of_pictures(inputs) if reuse and len(inputs.token_ids) == 1 else 0
+        start = _end_of_images(inputs) if reuse and len(inputs.token_ids) == 1 else 0
         if not start:
             cache = DynamicCache(config=self.text_config) if whole else None
             return self._forward(inputs, positions, taps, whole=whole, cache=cache)
@@ -213,16 +208,16 @@ class VLMBackbone(BaseVLM, nn.Module):
             self._embedding().weight.dtype,
             weights,
         )
-        kept = self.prefix_cache.get(key)
-        if kept is None:
+        prefix = self.prefix_cache.get(key)
+        if prefix is None:
             cache = DynamicCache(config=self.text_config)
             done = self._forward(inputs, positions, taps, whole=whole, cache=cache, tokens=first)
-            kept = self.prefix_cache.keep(key, CachedPrefix.of(done.states, cache))
-        cache = kept.continued(DynamicCache(config=self.text_config))
+            prefix = self.prefix_cache.put(key, CachedPrefix.of(done.states, cache))
+        cache = prefix.fill(DynamicCache(config=self.text_config))
         rest = self._forward(inputs, positions, taps, whole=whole, cache=cache, tokens=second)
-        if kept.states is None or rest.states is None:
+        if prefix.states is None or rest.states is None:
             return rest
-        return replace(rest, states=torch.cat([kept.states, rest.states], 1))
+        return replace(rest, states=torch.cat([prefix.states, rest.states], 1))
 
     def _forward(
         self,
@@ -234,7 +229,7 @@ class VLMBackbone(BaseVLM, nn.Module):
         cache: DynamicCache | None,
         tokens: slice = slice(None),
     ) -> _Pass:
-        """The model over some of the tokens, after those that the cache holds."""
+        """A pass over a slice of the tokens, which follow those in the cache."""
         layers = decoder_layers(self.model)
         hidden: Tensor | None = None
         with TapReader(layers, taps, whole=whole) if taps else nullcontext() as reader:
@@ -258,13 +253,13 @@ class VLMBackbone(BaseVLM, nn.Module):
         seed: int | Sequence[int] | None = None,
         on_token: Callable[[int], None] | None = None,
     ) -> list[str]:
-        """The VLM's answers alone, see `write`; a warning tells of those that were cut off."""
+        """The answers of `write` without states. Logs a warning if answers were cut off."""
         written = self.write(
             inputs, (), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, on_token=on_token
         )
         if not all(written.ended):
             logger.warning(
-                "%d of %d rewrites were cut off after %d tokens; raise %s if they matter.",
+                "%d of %d rewrites were cut off after %d tokens; raise %s if that matters.",
                 written.ended.count(False),
                 len(written.ended),
                 max_new_tokens,
@@ -285,33 +280,35 @@ class VLMBackbone(BaseVLM, nn.Module):
         reuse_images: bool = False,
         weights: Hashable = None,
     ) -> Written:
-        """The VLM's answers and, in the same pass, the tapped states of every token, the written ones included: they
-        equal those of `encode` over the chat with the answer in its place. Temperature 0 is greedy; else each chat
-        is sampled with a generator of its own.
+        """The VLM's answers and the tapped states of all tokens, answers included, from the same decoding pass.
 
-        A chat's answer depends on its own inputs and seed, not on its neighbours in the batch: one `seed`
-        is every chat's seed, a sequence has one for each, None draws new ones. The global random state is
-        left alone. `on_token` is called with the number of tokens so far and may raise to interrupt.
-        `reuse_images` and `weights` as in `encode`.
+        The states equal those of `encode` over the chat with the answer in its assistant turn. An answer does not depend on the
+        other chats of the batch or on the global random state.
 
-        Raises PromptError for chats that have a rewrite already or leave no room for `max_new_tokens`,
-        ConfigError for impossible settings, VLMError for taps that this VLM does not have.
+        temperature             0 = greedy; above 0, sampling with a random generator per chat
+        seed                    one for all chats, or one per chat; None = fresh seeds
+        on_token                called with the number of tokens so far; may raise to interrupt
+        reuse_images, weights   as in `encode`
+
+        Raises PromptError for chats that already have a rewrite or leave no room for `max_new_tokens`, ConfigError for settings
+        out of range, VLMError for taps that this VLM does not have.
         """
         taps = tuple(taps.taps if isinstance(taps, VLMSpec) else taps)
         if taps:
             self.check_taps(taps)
-        generators = draw_generators(len(inputs.token_ids), temperature, seed)
+        generators = make_generators(len(inputs.token_ids), temperature, seed)
         self.check_room(inputs, max_new_tokens)
         inputs = inputs.to(self._device())
         mask, lengths = inputs.mask, inputs.mask.sum(dim=1)
         positions = self._position_ids(inputs)
-        # B, with M-RoPE 3 B: text goes on after the largest position of all axes
+        # B, or 3 B with M-RoPE, where text continues after the largest position of all axes
         next_position = positions.masked_fill(~mask, 0).amax(dim=-1) + 1
         if positions.ndim > mask.ndim:
             next_position = next_position.amax(dim=0, keepdim=True).expand_as(next_position)
         prefill = self._prefill(inputs, taps, whole=True, reuse=reuse_images, weights=weights)
         assert prefill.hidden is not None
-        skipped = inputs.token_ids.shape[1] - prefill.hidden.shape[1]  # pictures that were read before
+        # tokens of the prefix, whose pass was a separate one
+        skipped = inputs.token_ids.shape[1] - prefill.hidden.shape[1]
         last = prefill.hidden[torch.arange(len(lengths)), (lengths - 1 - skipped).to(prefill.hidden.device)]
 
         written: list[list[int]] = [[] for _ in lengths]
@@ -327,7 +324,7 @@ class VLMBackbone(BaseVLM, nn.Module):
                 on_token(step)
             if all(ended):
                 break
-            # the padding between a chat and its answer stays masked; positions go on where the chat ended
+            # the padding between chat and answer stays masked, and positions continue from the end of the chat
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             with TapReader(decoder_layers(self.model), taps, whole=True) if taps else nullcontext() as reader:
                 last = self._run(
@@ -345,13 +342,13 @@ class VLMBackbone(BaseVLM, nn.Module):
         features = _with_answers(inputs, states, written) if states else None
         return Written(texts=texts, ended=ended, features=features)
 
-    # The model's parts ----------------------------------------------------------------------------
+    # Parts of the model ---------------------------------------------------------------------------
 
     def _base(self) -> Any:
         return cast(Any, self.model).model
 
     def _run(self, *, cache: DynamicCache | None, **inputs: Tensor) -> Tensor:
-        """The model without its head; keys and values of earlier tokens are read from the cache, new ones put into it."""
+        """Last hidden states. Keys and values of earlier tokens come from the cache; new ones are added to it."""
         return self._base()(
             **inputs, **{self._cache_keyword: cache}, use_cache=cache is not None
         ).last_hidden_state
@@ -366,7 +363,7 @@ class VLMBackbone(BaseVLM, nn.Module):
         return self.run_device or self._embedding().weight.device
 
     def _position_ids(self, inputs: VLMInputs) -> Int[Tensor, "*axes B T"]:
-        # given to the model in every call, so that no position state of an earlier call lives on inside it
+        # passed in every call, because the model would otherwise reuse positions of an earlier call
         is_image = inputs.roles == TokenRole.IMAGE
         return self.family.position_ids(
             self._base(), inputs.token_ids, inputs.mask, is_image, inputs.pixel_inputs
@@ -375,24 +372,28 @@ class VLMBackbone(BaseVLM, nn.Module):
 
 @dataclass(frozen=True)
 class _Pass:
-    """What a pass left: tapped states (B T L D), the model's output for the tokens it ran over (B S D; None if it ended
-    before), and the keys and values of all tokens so far."""
+    """The result of a pass.
+
+    states   B T L D   tapped states, None without taps
+    hidden   B T D     last hidden states, None if the pass stopped after the last tap
+    cache              keys and values of all tokens so far, None if they are not needed
+    """
 
     states: Tensor | None
     hidden: Tensor | None
     cache: DynamicCache | None
 
 
-def _end_of_pictures(inputs: VLMInputs) -> int:
-    """Where the pictures of a single chat end, their marks included; 0 without pictures."""
-    of_pictures = (inputs.roles[0] == TokenRole.IMAGE) | (inputs.roles[0] == TokenRole.IMAGE_MARK)
-    return int(of_pictures.nonzero().max()) + 1 if bool(of_pictures.any()) else 0
+def _end_of_images(inputs: VLMInputs) -> int:
+    """Length of the prefix of a single chat that ends with its images and their marks; 0 without images."""
+    of_images = (inputs.roles[0] == TokenRole.IMAGE) | (inputs.roles[0] == TokenRole.IMAGE_MARK)
+    return int(of_images.nonzero().max()) + 1 if bool(of_images.any()) else 0
 
 
 def _with_answers(
     inputs: VLMInputs, states: list[Float[Tensor, "B _ L D"]], written: list[list[int]]
 ) -> Features:
-    """The features of chats and answers; `states`: of the chats, then of each further token of the batch."""
+    """Features of chats and answers. `states` holds those of the chats, then those of each decoding step."""
     longest = max(map(len, written))
     token_ids = inputs.token_ids.new_full((len(written), longest), inputs.end_id)
     is_word = torch.zeros_like(token_ids, dtype=torch.bool)

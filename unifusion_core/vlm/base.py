@@ -1,4 +1,4 @@
-"""What all VLMs do alike, whoever runs them: requests become chats. States and text each gets in its own way."""
+"""The interface of a VLM. Laying out chats and the checks are common; encoding and writing are left to the implementation."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .families import VLMFamily
 from .prefix_cache import LRUCache, digest
 from .tiling import Tiles, split_into_tiles
 
+# the name in error messages: the command line has no such option, and ComfyUI's own node calls it otherwise
 NEW_TOKENS = "the number of new tokens (max_new_tokens in Rewrite for UniFusion, max_length in Generate Text)"
-"""What messages call it: the command line has no such option, and ComfyUI's own node another name for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What the VLM wrote to a batch of chats.
+    """The VLM's answers to a batch of chats.
 
     texts      one per chat
-    ended      whether each ended by itself, and not at the limit
-    features   tapped states of all tokens of the chats and of what was written, taken while it was written: the end
-               token is not among them. Rows have padding between chat and answer. None if no taps were asked for.
+    ended      per chat: True = ended with the end token, False = cut off at the limit
+    features   tapped states of the chats and their answers, from the decoding pass, without the end token. Padding lies between
+               chat and answer. None if no taps were requested
     """
 
     texts: list[str]
@@ -37,14 +37,14 @@ class Written:
 
 
 class BaseVLM(ABC):
-    """A frozen VLM as the rest of the package knows it: it prepares, encodes and writes.
+    """A frozen VLM: prepares chats, encodes them and writes answers.
 
-    family_name, family   which one it is, and what is its own
-    tokenizer             words to token ids
-    picture_id            the token in whose places pictures stand
-    tile_size, token_grid side of a tile in pixels, (rows, columns) of its tokens
-    num_layers            decoder layers
-    max_length            most tokens that a chat may have
+    family_name   transformers' model_type
+    family        what is specific to the family
+    tokenizer     text to token ids
+    tile_size     side of a tile in pixels
+    token_grid    (rows, columns) of the tokens of one tile
+    tile_cache    tiles of recent images
     """
 
     family_name: str
@@ -56,19 +56,22 @@ class BaseVLM(ABC):
 
     @property
     @abstractmethod
-    def image_id(self) -> int: ...
+    def image_id(self) -> int:
+        """Id of the placeholder token that image features replace."""
 
     @property
     @abstractmethod
-    def num_layers(self) -> int: ...
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
 
     @property
     @abstractmethod
-    def max_length(self) -> int: ...
+    def max_length(self) -> int:
+        """Maximum number of tokens in a chat."""
 
     @property
     def tokens_per_tile(self) -> int:
-        """Picture tokens that one tile becomes."""
+        """Number of image tokens per tile."""
         return self.token_grid[0] * self.token_grid[1]
 
     @property
@@ -77,16 +80,17 @@ class BaseVLM(ABC):
         return self.family.template
 
     def token_texts(self, token_ids: Int[Tensor, " T"]) -> list[str]:
-        """Each token's own text, special tokens by their names."""
+        """The text of each token; special tokens by name."""
         return [str(self.tokenizer.decode([token])) for token in token_ids.tolist()]
 
     def prepare(
         self, requests: Sequence[Request], template: ChatTemplate | None = None, max_tiles: int = MAX_TILES
     ) -> VLMInputs:
-        """Tile the pictures and lay out the chats; `template` defaults to the family's own.
+        """Splits images into tiles and lays out the chats. `template` defaults to the family's.
 
-        Raises ShapeError for a picture that is none, PromptError for a chat that is too long, VLMError for
-        a template that does not fit this VLM.
+        max_tiles   per image, thumbnail included
+
+        Raises ShapeError for an invalid image, PromptError for a chat that is too long, VLMError for a template of another VLM.
         """
         template = template or self.template
         tiles: list[tuple[Tiles, ...]] = []
@@ -109,52 +113,55 @@ class BaseVLM(ABC):
         return replace(chats, tiles=tuple(tiles))
 
     def _split(self, image: Tensor, max_tiles: int) -> Tiles:
-        """A picture's tiles; those of one that was seen before are not cut again."""
+        """The tiles of an image, from the cache if it was split before."""
         key = (digest(image), max_tiles)
         known = self.tile_cache.get(key)
-        return known or self.tile_cache.keep(key, split_into_tiles(image, max_tiles, self.tile_size))
+        return known or self.tile_cache.put(key, split_into_tiles(image, max_tiles, self.tile_size))
 
     def clear_image_caches(self) -> None:
-        """Let go of the tiles that are kept."""
+        """Frees the memory of cached images."""
         self.tile_cache.clear()
 
     def check_taps(self, taps: Sequence[int]) -> None:
-        """Refuse taps that this VLM does not have (VLMError)."""
+        """Raises VLMError unless the taps are layers of this VLM, ascending and without repetition."""
         wrong = [tap for tap in taps if not 0 <= tap < self.num_layers]
         if wrong or not taps or list(taps) != sorted(set(taps)):
             raise VLMError(
-                f"Taps {list(taps)} were asked for; this VLM has {self.num_layers} layers: "
+                f"Taps {list(taps)} were requested and this VLM has {self.num_layers} layers: "
                 f"give one or more of 0..{self.num_layers - 1}, ascending and without repetition."
             )
 
     def check_image_token(self, template: ChatTemplate) -> None:
-        """Refuse a template whose pictures this VLM would not see (VLMError)."""
+        """Raises VLMError for a template with another image token than this VLM's, or without the image marks that it needs."""
         image_id = single_token(self.tokenizer, template.image_token, "image_token")
         if image_id != self.image_id:
             raise VLMError(
-                f'The template\'s image_token "{template.image_token}" is token {image_id}, the VLM '
-                f"puts pictures at token {self.image_id}: "
-                "use the VLM that the template was made for."
+                f"The template's image_token \"{template.image_token}\" is token {image_id} and this VLM's image token is "
+                f"{self.image_id}: use the VLM that the template was made for."
             )
         if self.family.block_per_tile and not template.image_prefix + template.image_suffix:
             raise VLMError(
-                f"A {self.family_name} template needs image_prefix or image_suffix to keep tiles apart."
+                f"The template has neither image_prefix nor image_suffix, and {self.family_name} needs one of them to separate "
+                "tiles: use a template of this family."
             )
 
     def check_room(self, inputs: VLMInputs, max_new_tokens: int) -> None:
-        """Refuse chats that have a rewrite already or leave no room for one (PromptError, ConfigError)."""
+        """Checks that the chats can be continued by `max_new_tokens`.
+
+        Raises PromptError for a chat that already has a rewrite or is too long, ConfigError for `max_new_tokens` below 1.
+        """
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
         if bool(((inputs.roles == TokenRole.REWRITE) | (inputs.roles == TokenRole.END)).any()):
             raise PromptError(
-                "A chat has its rewrite already; give requests without `rewrite` to have one written."
+                "A chat has a rewrite already; give requests without `rewrite` to have the VLM write one."
             )
         longest = int(inputs.mask.sum(dim=1).max())
         if longest + max_new_tokens > self.max_length:
             raise PromptError(
-                f"The longest chat has {longest} tokens and {max_new_tokens} new ones were asked for; "
-                f"this VLM takes {self.max_length} in all: set {NEW_TOKENS} to "
-                f"{max(0, self.max_length - longest)} or less, or give fewer tiles or a shorter prompt."
+                f"The longest chat has {longest} tokens, {max_new_tokens} new ones were requested, and this VLM takes "
+                f"{self.max_length} in total: set {NEW_TOKENS} to {max(0, self.max_length - longest)} or less, or give fewer "
+                "tiles or a shorter prompt."
             )
 
     @abstractmethod
@@ -166,7 +173,7 @@ class BaseVLM(ABC):
         reuse_images: bool = False,
         weights: Hashable = None,
     ) -> Features:
-        """Hidden states of the tapped layers for all tokens; see `VLMBackbone.encode`."""
+        """Tapped states of all tokens; see `VLMBackbone.encode`."""
 
     @abstractmethod
     def write(
@@ -181,4 +188,4 @@ class BaseVLM(ABC):
         reuse_images: bool = False,
         weights: Hashable = None,
     ) -> Written:
-        """The VLM's answers, with the tapped states of all tokens if there are taps; see `VLMBackbone.write`."""
+        """The VLM's answers and, if there are taps, the tapped states of all tokens; see `VLMBackbone.write`."""

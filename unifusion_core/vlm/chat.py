@@ -1,8 +1,7 @@
-"""Chats as token ids with a role and a place for every token.
+"""Chats as token ids, with a role and a position for every token.
 
-A chat is written piece by piece (prefix, pictures, prompt, suffix, rewrite, end) and each piece is
-tokenised by itself, so a token belongs to exactly one role. What users write goes in as plain text: no
-special token can be smuggled in through a prompt.
+Each part of a chat (prefix, images, prompt, suffix, rewrite, end) is tokenised separately, so that every token has exactly one
+role. User text is tokenised without special tokens, so that a prompt cannot inject them.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from .tiling import Tiles
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageLayout:
-    """Where the tokens of one picture lie.
+    """Positions of one image's tokens.
 
-    centres          "tokens 2" per tile, in the order of the chat: (row, column) in the picture, 0..1
-    block_per_tile   True = the template's picture marks stand around every tile, False = around all of them
+    centres          per tile, in the order of the chat: (row, column) of each token in the image, 0..1
+    block_per_tile   True = image marks around each tile, False = around all tiles of the image
     """
 
     centres: tuple[Float[Tensor, "tokens 2"], ...]
@@ -34,15 +33,15 @@ class ImageLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class VLMInputs:
-    """A batch of chats, ready for the VLM.
+    """A batch of chats as the VLM's inputs.
 
-    token_ids     B T      padded at the end, with the end token
+    token_ids     B T      padded at the end with the end token
     mask          B T      True = a real token
     roles         B T      `TokenRole`
     positions     B T 3    as in `Features`
     end_id                 the token that ends a rewrite
-    pixel_inputs           the family's own arguments for all tiles of all pictures; empty without pictures
-    tiles                  for each request the tiles of each of its pictures, in the order of the chat
+    pixel_inputs           the model's arguments for all tiles of all images; empty without images
+    tiles                  tiles per image and request, in the order of the chat
     """
 
     token_ids: Int[Tensor, "B T"]
@@ -55,11 +54,11 @@ class VLMInputs:
 
     @property
     def token_info(self) -> TokenInfo:
-        """What each token is, as features carry it."""
+        """Roles and ids as in `Features.tokens`."""
         return TokenInfo(roles=self.roles, ids=self.token_ids)
 
     def to(self, device: torch.device | str) -> VLMInputs:
-        """On another device; `tiles`, kept for showing them, stay where they are."""
+        """On another device. `tiles` stay where they are: the VLM does not compute with them."""
         return replace(
             self,
             token_ids=self.token_ids.to(device),
@@ -72,7 +71,7 @@ class VLMInputs:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """One token while a chat is put together."""
+    """One token of a chat under construction."""
 
     id: int
     role: TokenRole
@@ -80,7 +79,7 @@ class _Token:
 
 
 def token_centres(box: Sequence[float], rows: int, columns: int) -> Float[Tensor, "tokens 2"]:
-    """Centres (row, column) of a tile's tokens in raster order, from the tile's box in the picture."""
+    """Centres (row, column) of a tile's tokens in raster order. `box` = (top, left, bottom, right) of the tile in the image."""
     top, left, bottom, right = box
     row = top + (bottom - top) * (torch.arange(rows) + 0.5) / rows
     column = left + (right - left) * (torch.arange(columns) + 0.5) / columns
@@ -88,15 +87,15 @@ def token_centres(box: Sequence[float], rows: int, columns: int) -> Float[Tensor
 
 
 def encode_template(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Token ids of a template's text, in which special tokens are written out."""
+    """Token ids of a template's text, which may contain special tokens."""
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
 
 
 def encode_plain_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Token ids of a user's text, in which "<|im_end|>" is nothing but letters.
+    """Token ids of a user's text, without special tokens: "<|im_end|>" becomes ordinary text.
 
-    `split_special_tokens=True` would leave added tokens that are not marked special, so the tokenizer's
-    steps are run without its added tokens; for other text the ids are those of the ordinary way.
+    Runs the tokenizer's steps without its added tokens, because `split_special_tokens=True` keeps added tokens that are not
+    marked special. Other text has its usual ids.
     """
     backend = tokenizer.backend_tokenizer
     if backend.normalizer is not None:
@@ -110,12 +109,12 @@ def encode_plain_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int
 
 
 def single_token(tokenizer: PreTrainedTokenizerFast, text: str, name: str) -> int:
-    """The id of a template's text that must be one token; VLMError if it is none or several."""
+    """Id of a template's text that must be one token. Raises VLMError if it is not."""
     ids = encode_template(tokenizer, text)
     if len(ids) != 1:
         raise VLMError(
             f'The template\'s {name} "{text}" is {len(ids)} tokens of this VLM and must be one: '
-            "use the VLM that the template was made for, or a template for this VLM."
+            "use the VLM that the template was made for, or a template of this VLM."
         )
     return ids[0]
 
@@ -127,13 +126,12 @@ def build_chat(
     images: Sequence[Sequence[ImageLayout]],
     max_length: int,
 ) -> VLMInputs:
-    """Lay requests out as `ChatTemplate` says; `images` holds the layouts of each request's pictures.
+    """Lays out requests in the order of `ChatTemplate`. `images` holds the layouts of each request's images.
 
-    With `rewrite` a chat ends after the end token, without it after the suffix, where the VLM would begin
-    to write.
+    A chat without a rewrite ends with the suffix, where the VLM's answer starts.
 
-    Raises PromptError for an empty batch and for a chat longer than `max_length` tokens, VLMError for a
-    template whose picture or end token is not one token of this tokenizer.
+    Raises PromptError for an empty batch and for a chat of more than `max_length` tokens, VLMError for a template whose image
+    token or end token is not one token of this tokenizer.
     """
     if not requests:
         raise PromptError("No request was given; give at least one (its prompt may be empty).")
@@ -163,7 +161,7 @@ def _chat(
     request: Request,
     layouts: Sequence[ImageLayout],
 ) -> list[_Token]:
-    """The tokens of one chat."""
+    """The tokens of a chat."""
 
     def written(text: str, role: TokenRole) -> list[_Token]:
         return [_Token(token_id, role) for token_id in encode_template(tokenizer, text)]
@@ -192,23 +190,24 @@ def _chat(
 
 
 def _too_long(number: int, chat: list[_Token], layouts: Sequence[ImageLayout], max_length: int) -> str:
-    """What to tell a user whose chat does not fit: by how much, and what would fit."""
-    told = f"Request {number} has {len(chat)} tokens and this VLM takes {max_length}"
+    """Error message for a chat that is too long: the excess, and the number of tiles that would fit."""
+    problem = f"Request {number} has {len(chat)} tokens and this VLM takes {max_length}"
     excess = len(chat) - max_length
     if not layouts:
-        return f"{told}: shorten the prompt or rewrite by {excess} tokens."
-    in_pictures = sum(token.role in (TokenRole.IMAGE, TokenRole.IMAGE_MARK) for token in chat)
+        return f"{problem}: shorten the prompt or rewrite by {excess} tokens."
+    in_images = sum(token.role in (TokenRole.IMAGE, TokenRole.IMAGE_MARK) for token in chat)
     num_tiles = sum(len(layout.centres) for layout in layouts)
     marks = sum(token.role == TokenRole.IMAGE_MARK for token in chat)
-    if layouts[0].block_per_tile:  # marks count with every tile, else once per picture
-        per_tile, per_picture = in_pictures // num_tiles, 0
+    # marks belong to each tile, or to each image
+    if layouts[0].block_per_tile:
+        per_tile, per_image = in_images // num_tiles, 0
     else:
-        per_tile, per_picture = (in_pictures - marks) // num_tiles, marks // len(layouts)
-    room = max_length - (len(chat) - in_pictures)
-    fitting = max(0, (room // len(layouts) - per_picture) // per_tile)
-    told += f"; {in_pictures} of them are {num_tiles} tiles of {len(layouts)} picture(s)"
+        per_tile, per_image = (in_images - marks) // num_tiles, marks // len(layouts)
+    room = max_length - (len(chat) - in_images)
+    fitting = max(0, (room // len(layouts) - per_image) // per_tile)
+    problem += f"; {in_images} of them are {num_tiles} tiles of {len(layouts)} image(s)"
     if fitting:
         words = sum(token.role in (TokenRole.PROMPT, TokenRole.REWRITE) for token in chat)
         shorter = f", or shorten the prompt or rewrite by {excess} tokens" if words > excess else ""
-        return f"{told}. Set max_tiles to {fitting} or less{shorter}."
-    return f"{told}. Even one tile per picture is too much: give fewer pictures or a shorter prompt."
+        return f"{problem}. Set max_tiles to {fitting} or less{shorter}."
+    return f"{problem}. Even one tile per image is too much: give fewer images or a shorter prompt."

@@ -1,4 +1,4 @@
-"""Choosing the next token of each chat: the likeliest, or drawn by a generator of its own."""
+"""Picks the next token of each chat: the likeliest, or a sample from a random generator per chat."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from torch import Tensor
 from ..errors import ConfigError
 
 
-def draw_generators(
+def make_generators(
     num_chats: int, temperature: float, seed: int | Sequence[int] | None
 ) -> list[torch.Generator] | None:
-    """One generator per chat, on the CPU so that a seed means the same on every device; None if greedy."""
+    """One random generator per chat, on the CPU so that seeds are portable between devices. None for temperature 0.
+
+    seed   one for all chats, or one per chat; None = fresh seeds
+
+    Raises ConfigError for a negative temperature and for another number of seeds than of chats.
+    """
     if temperature < 0:
         raise ConfigError(
-            f"temperature is {temperature}; give 0 for the likeliest words or more for variety."
+            f"temperature is {temperature}; give 0 for the likeliest words, or more for variety."
         )
     if not isinstance(seed, Sequence):
         seeds = [seed] * num_chats
     elif len(seed) == num_chats:
         seeds = list(seed)
     else:
-        raise ConfigError(f"{len(seed)} seeds were given for {num_chats} chats; give one, or one for each.")
+        raise ConfigError(f"{len(seed)} seeds were given for {num_chats} chats; give one, or one per chat.")
     if temperature == 0:
         return None
     generators = [torch.Generator() for _ in seeds]
@@ -39,16 +44,15 @@ def draw_generators(
 def pick_tokens(
     logits: Float[Tensor, "B vocabulary"], temperature: float, generators: list[torch.Generator] | None
 ) -> list[int]:
-    """The next token of each chat: the likeliest, or drawn by inverting the cumulative distribution.
+    """The next token of each chat: the likeliest, or a sample by inversion of the cumulative distribution.
 
-    In float64 and with one uniform number per token, so that rounding in the logits moves a draw only if it
-    falls on an edge.
+    One uniform number per token in float64: rounding in the logits changes a sample only at the boundary between two tokens.
     """
     if generators is None:
         return logits.argmax(dim=-1).tolist()
     cumulative = torch.softmax(logits.cpu().double() / temperature, dim=-1).cumsum(dim=-1)
     draws = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
-    # the last sum may lie a rounding below 1
+    # rounding may leave the last sum just below 1
     return (
         torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
         .clamp(max=logits.shape[1] - 1)[:, 0]

@@ -1,4 +1,4 @@
-"""From a chat to the features that a generator reads: encode, then select the tokens that become the condition."""
+"""From chats to the features that condition a generator: encode, then select tokens."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def encode_chat(
     reuse_images: bool = False,
     weights: Hashable = None,
 ) -> Features:
-    """The tapped states of the selected tokens of chats, in one causal pass. Arguments as in `VLMBackbone.encode`.
+    """Tapped states of the selected tokens, from one causal pass. Arguments as in `VLMBackbone.encode`.
 
-    Raises PromptError for a chat of which no token would remain, VLMError for taps that this VLM does not have.
+    Raises PromptError for a chat without a selected token, VLMError for taps that this VLM does not have.
     """
     features = backbone.encode(inputs, spec, reuse_images=reuse_images, weights=weights)
     return select_tokens(features, spec.token_selection)
 
 
 def select_tokens(features: Features, selection: TokenSelection) -> Features:
-    """The tokens that become the condition, moved to the front of each row in the order of the chat and padded with 0.
+    """The tokens that become the condition, in the order of the chat, padded with 0 at the end of each row.
 
-    "rewrite": image tokens, the rewrite (the prompt where a chat has none) and the suffix.
-    "prompt": everything but the prefix and the end token.
+    "rewrite"   image tokens, the rewrite (the prompt in chats without one) and the suffix
+    "prompt"    everything but the prefix and the end token
 
-    Raises ConfigError for another selection, PromptError if nothing would remain of a chat.
+    Raises ConfigError for another selection, PromptError for a chat without a selected token.
     """
     roles = features.token_info.roles
     if selection == "rewrite":
@@ -49,8 +49,8 @@ def select_tokens(features: Features, selection: TokenSelection) -> Features:
     lengths = keep.sum(dim=1)
     if int(lengths.min()) == 0:
         raise PromptError(
-            "A chat keeps no token for the condition; give a prompt, or a template with a suffix."
+            "A chat has no token for the condition; give a prompt, or a template with a suffix."
         )
-    # a stable sort brings the selected tokens to the front without changing their order
+    # a stable sort moves the selected tokens to the front and keeps their order
     order = torch.sort((~keep).int(), dim=1, stable=True).indices[:, : int(lengths.max())]
     return features.select(order, torch.arange(order.shape[1], device=order.device) < lengths[:, None])

@@ -1,4 +1,4 @@
-"""What tells the weights of one VLM from those of another: a hash of their content."""
+"""Content hash of a VLM's weights, so that a generator can require exactly the weights it was trained with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def fingerprint_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 over names, shapes, types and bytes."""
+    """sha256 over names, dtypes, shapes and bytes."""
     content = hashlib.sha256()
     for name, tensor in tensors:
         content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -21,7 +21,7 @@ def fingerprint_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def tensors_in_files(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a folder's safetensors files, by name."""
+    """All tensors of a folder's safetensors files, sorted by name."""
     where = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:

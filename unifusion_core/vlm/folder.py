@@ -1,4 +1,4 @@
-"""A VLM folder in Hugging Face's layout: read, checked, never downloaded, none of its code run."""
+"""Loads a local VLM folder in Hugging Face's layout. Nothing is downloaded, and no code of the folder is run."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def load_vlm(
     tile_size: int | None = None,
     spec: VLMSpec | None = None,
 ) -> VLMBackbone:
-    """Load a VLM from a local folder in Hugging Face's layout; no download, no code of the folder is run.
+    """Loads a VLM.
 
-    `tile_size` is for families that do not fix it. With a generator's `spec`, a VLM of another size is refused before its
-    weights are read.
+    tile_size   side of a tile in pixels, for families that do not fix it; None = the family's default
+    spec        of a generator: a VLM of another family or size is refused before its weights are read
 
-    Raises VLMError for a folder that is missing, incomplete, damaged, of an unsupported type, or that
-    brings its own code.
+    Raises VLMError for a folder that is missing, incomplete, damaged, of an unsupported family, too large for the memory, or that
+    requires its own code.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -49,15 +49,15 @@ def load_vlm(
     config = _read_json(folder / "config.json")
     if config is None:
         raise VLMError(
-            f"{folder} has no config.json, so it is no VLM folder; copy all files of the model into it."
+            f"{folder} has no config.json, so it is not a VLM folder; copy all files of the model into it."
         )
     model_type = str(config.get("model_type"))
     find_family(model_type)
     for name in ("config.json", "tokenizer_config.json"):
         if "auto_map" in (_read_json(folder / name) or {}):
             raise VLMError(
-                f'{folder / name} asks to run code of the folder ("auto_map"), which is never done; take the '
-                "version of this model that transformers supports by itself (its name often ends in -hf)."
+                f'{folder / name} requires code of the folder ("auto_map"), which is never run; use the version of this model '
+                "that transformers supports without it (its name often ends in -hf)."
             )
     if spec is not None:
         check_size_fits(spec, model_type, *_size(folder))
@@ -69,7 +69,7 @@ def load_vlm(
 
 
 def _size(folder: Path) -> tuple[int, int]:
-    """Width and number of layers of the language model."""
+    """Hidden size and number of layers of the language model."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         text = config.get_text_config()
@@ -81,24 +81,26 @@ def _size(folder: Path) -> tuple[int, int]:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in a folder. Raises VLMError if there is none or it is damaged."""
+    """The tokenizer of a folder. Raises VLMError if it is missing, damaged or has no tokenizer.json."""
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise VLMError(f"{folder} has no tokenizer (tokenizer.json); copy all files of the model into it.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+    # the tokenizers library raises bare Exception for a damaged file
+    except Exception as error:
         raise VLMError(
             f"The tokenizer in {folder} cannot be read ({error}); copy its files again."
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise VLMError(
-            f"The tokenizer in {folder} is a {type(tokenizer).__name__}; a tokenizer.json is needed."
+            f"The tokenizer in {folder} is a {type(tokenizer).__name__} and a tokenizer.json is needed; copy it from the "
+            "model's files."
         )
     return tokenizer
 
 
 def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
-    """The model with exactly the weights of the folder, on its device."""
+    """The model with its weights on the device. Raises VLMError unless the folder has exactly the model's weights."""
     try:
         with _no_progress_bars():
             model, info = cast(Any, AutoModelForImageTextToText).from_pretrained(
@@ -112,7 +114,7 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) ->
     except (OSError, ValueError, RuntimeError, KeyError, MemoryError, SafetensorError) as error:
         if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
             raise VLMError(
-                f"The VLM in {folder} needs more memory than the system grants ({error}): take a smaller one, or end other "
+                f"The VLM in {folder} needs more memory than the system grants ({error}): use a smaller one, or close other "
                 "programs."
             ) from error
         raise VLMError(
@@ -132,7 +134,7 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) ->
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Without transformers' own bars for weights that are loaded; its setting is put back afterwards."""
+    """Hides transformers' progress bars and restores its setting afterwards."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
@@ -143,7 +145,7 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def _normalisation(folder: Path) -> tuple[Sequence[float], Sequence[float]] | None:
-    """(mean, std) of the folder's picture processor; None if it has none (the family's are used)."""
+    """(mean, std) of the folder's image processor; None if it has none, for the family's default."""
     processor = _read_json(folder / "preprocessor_config.json")
     if processor is None:
         processor = (_read_json(folder / "processor_config.json") or {}).get("image_processor")
@@ -153,7 +155,7 @@ def _normalisation(folder: Path) -> tuple[Sequence[float], Sequence[float]] | No
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file's content; None if there is no such file, VLMError if it is damaged."""
+    """Content of a JSON file; None if there is no such file. Raises VLMError if it is damaged."""
     if not path.is_file():
         return None
     try:

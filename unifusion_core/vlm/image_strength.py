@@ -1,13 +1,14 @@
-"""How strongly one picture speaks in a condition: fewer of its tokens, or each of them several times.
+"""Per-image conditioning strength: drops tokens of an image, or repeats each of them.
 
-No picture is made louder by scaling its tokens: LAP, refiner, the projection to the DiT and every DiT block norm a token before
-they read it, so a factor on VLM states or pooled tokens only shifts the balance between a block's input and its output. What is
-well defined is a token's share of the attention. A token that stands there g times is attended to exactly like one whose
-attention logits are raised by log g, in the refiner and in both forms of the DiT, because copies of a picture token have its
-place as their rotary position (Krea 2 gives none at all). So strength is a number of tokens, and needs nothing of the generator:
-ComfyUI's own Krea 2, which knows no mask and no bias, reads it like ours.
+Scaling an image's tokens would not make it stronger. LAP, the refiner, the projection to the DiT and every DiT block normalise a
+token first, so a factor on states or pooled tokens only changes the balance between a block's input and its output.
 
-Leaving tokens out is known from text-trained generators that copy a picture too closely (Qwen-VL's picture tokens in Z-Image,
+A token's share of the attention is well defined. g copies of a token act exactly like one token whose attention logits are
+raised by log g. This holds in the refiner and in both forms of the DiT, because copies of an image token share its rotary
+position (Krea 2 gives condition tokens none). So strength is a number of tokens, and the generator needs no support for it: it
+also works with ComfyUI's own Krea 2, which has neither mask nor bias.
+
+Dropping tokens is known from text-trained generators that copy an image too closely (Qwen-VL's image tokens in Z-Image,
 somepago.github.io/posts/emergent-rabbit-hole).
 """
 
@@ -26,19 +27,19 @@ MAX_GAIN = 8
 def with_strength(
     features: Features, image: int, *, keep: float = 1.0, gain: int = 1, thumbnail_last: bool = True
 ) -> Features:
-    """The features with one picture weaker or stronger; every other token stays as it is, in its order.
+    """The features with one image weaker or stronger. All other tokens and the order are unchanged.
 
-    picture          its number in the chat, from 1
-    keep             share of its tokens that stay, 0..1, evenly spread over the picture. The thumbnail's are the last to go; of
-                     any share above 0 at least one token stays, and a larger share keeps what a smaller one kept
-    gain             how often each kept token stands there, 1..MAX_GAIN
+    image            its number in the chat, from 1
+    keep             share of its tokens that are kept, 0..1, evenly spread; those of the thumbnail are dropped last. A share
+                     above 0 keeps at least one token, and a larger share keeps all tokens of a smaller one
+    gain             copies of each kept token, 1..MAX_GAIN
     thumbnail_last   as in the chat's template
 
-    Raises ConfigError for impossible numbers, PromptError if no chat has that picture.
+    Raises ConfigError for numbers out of range, PromptError if no chat has that image.
     """
     if not 0 <= keep <= 1 or not 1 <= gain <= MAX_GAIN:
         raise ConfigError(
-            f"A picture's strength is keep {keep} and gain {gain}; give a share of 0 to 1 and a whole gain of 1 to {MAX_GAIN}."
+            f"Picture {image} was given keep {keep} and gain {gain}; give a share of 0 to 1 and a whole gain of 1 to {MAX_GAIN}."
         )
     own = (features.token_info.roles == TokenRole.IMAGE) & (features.positions[..., 0] == image)
     if not own.any():
@@ -59,14 +60,15 @@ def with_strength(
 
 
 def _by_importance(places: Float[Tensor, "T 2"], keep: float, thumbnail_last: bool) -> Int[Tensor, " kept"]:
-    """Which tokens of one picture stay: its thumbnail's, then those of its tiles, each evenly spread."""
+    """Indices of the tokens of one image that are kept: those of the thumbnail first, then those of the tiles, evenly spread."""
     count = max(1, round(keep * len(places))) if keep > 0 and len(places) else 0
     indices = torch.arange(len(places), device=places.device)
     if count == len(places):
         return indices
-    # every tile runs from top to bottom, so the thumbnail meets the tiles where rows begin anew
-    anew = (places[1:, 0] < places[:-1, 0]).nonzero()[:, 0] + 1
-    border = int(anew[-1 if thumbnail_last else 0]) if len(anew) else 0
+    # within a tile the row never decreases, so a decrease is a border between tiles; the thumbnail is behind the last one or
+    # before the first
+    starts = (places[1:, 0] < places[:-1, 0]).nonzero()[:, 0] + 1
+    border = int(starts[-1 if thumbnail_last else 0]) if len(starts) else 0
     thumbnail, tiles = indices[border:], indices[:border]
     if border and not thumbnail_last:
         thumbnail, tiles = tiles, thumbnail
@@ -76,12 +78,13 @@ def _by_importance(places: Float[Tensor, "T 2"], keep: float, thumbnail_last: bo
 
 
 def evenly_spread(places: Float[Tensor, "T 2"], count: int) -> Int[Tensor, " count"]:
-    """`count` of the places, each in turn the one farthest from all before it, beginning in the middle."""
+    """Indices of `count` places by farthest point sampling, starting at the centre of the image."""
     chosen: list[int] = []
     nearest = -(places - 0.5).square().sum(1)
     for _ in range(count):
         chosen.append(int(nearest.argmax()))
         distance = (places - places[chosen[-1]]).square().sum(1)
         nearest = distance if len(chosen) == 1 else nearest.minimum(distance)
-        nearest[chosen[-1]] = -1.0  # never again, even if other tokens lie on the same spot
+        # not again, even if other tokens are at the same place
+        nearest[chosen[-1]] = -1.0
     return torch.tensor(chosen, dtype=torch.long, device=places.device)

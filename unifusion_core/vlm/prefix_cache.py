@@ -1,6 +1,6 @@
-"""Tiles and states of pictures that were read once, for other instructions about the same pictures.
+"""Keeps tiles and states of recent images for other prompts about the same images.
 
-The VLM is causal and pictures stand before everything that a user changes often, so what they became does not depend on it.
+The VLM is causal and images come before the prompt in a chat, so their states do not depend on the prompt.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-STATES_LIMIT = 1 << 30  # bytes
+# bytes
+STATES_LIMIT = 1 << 30
 TILES_LIMIT = 1 << 26
-MOST_KEPT = (
-    16  # however small: who draws hundreds of pictures of their own does not go back to the first ones
-)
+# also for small entries: after hundreds of images, the first ones are not used again
+MAX_ENTRIES = 16
 
 
 def digest(*tensors: Tensor) -> str:
-    """128 bits over the content of tensors: against chance, not against an enemy, at the speed of memory."""
+    """Fast non-cryptographic hash (128 bits) over dtypes, shapes and bytes."""
     content = xxhash.xxh3_128()
     for tensor in tensors:
         content.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -35,69 +35,77 @@ def digest(*tensors: Tensor) -> str:
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """Tapped states of a chat's pictures and what stands before them, and their keys and values, layer by layer."""
+    """States of the tokens up to the end of a chat's images.
+
+    states        tapped states, None without taps
+    keys_values   per decoder layer
+    """
 
     states: Float[Tensor, "1 T L D"] | None
     keys_values: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
     def of(cls, states: Tensor | None, cache: DynamicCache) -> CachedPrefix:
-        """What a pass left."""
-        # layers without keys and values belong to linear attention, which none of the families has
+        """From the result of a pass."""
+        # the narrower type is safe: no family has linear attention, whose layers have no keys and values
         layers = cast(list[DynamicLayer], cache.layers)
         pairs = [(layer.keys, layer.values) for layer in layers if layer.is_initialized]
         return cls(states, tuple((k, v) for k, v in pairs if k is not None and v is not None))
 
     @property
     def num_bytes(self) -> int:
+        """Memory of all tensors."""
         tensors = [tensor for pair in self.keys_values for tensor in pair]
         return sum(t.nbytes for t in [*tensors, *([] if self.states is None else [self.states])])
 
-    def continued(self, cache: DynamicCache) -> DynamicCache:
-        """An empty cache filled with these keys and values, which stay as they are."""
+    def fill(self, cache: DynamicCache) -> DynamicCache:
+        """Fills an empty cache with these keys and values. They are not changed when the cache grows."""
         for layer, (keys, values) in enumerate(self.keys_values):
             cache.update(keys, values, layer)
         return cache
 
 
 class HasBytes(Protocol):
-    """What can be kept: it says how large it is."""
+    """A value that knows its size."""
 
     @property
-    def num_bytes(self) -> int: ...
+    def num_bytes(self) -> int:
+        """Size in memory."""
+        ...
 
 
 V = TypeVar("V", bound=HasBytes)
 
 
 class LRUCache(Generic[V]):
-    """The latest values, up to a limit in bytes and `most` of them; whatever is used goes to the front."""
+    """The most recently used values, up to `limit` bytes and `max_entries` values."""
 
-    def __init__(self, limit: int, most: int = MOST_KEPT) -> None:
-        self.limit, self.most = limit, most
-        self._kept: OrderedDict[Hashable, V] = OrderedDict()
+    def __init__(self, limit: int, max_entries: int = MAX_ENTRIES) -> None:
+        self.limit, self.max_entries = limit, max_entries
+        self._entries: OrderedDict[Hashable, V] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     @property
     def num_bytes(self) -> int:
-        """Of all that is kept."""
-        return sum(value.num_bytes for value in self._kept.values())
+        """Total size of the values."""
+        return sum(value.num_bytes for value in self._entries.values())
 
     def clear(self) -> None:
-        """Let all of it go."""
-        self._kept.clear()
+        """Drops all values."""
+        self._entries.clear()
 
     def get(self, key: Hashable) -> V | None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
+        """The value, which becomes the most recently used one; None if it is not in the cache."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
 
-    def keep(self, key: Hashable, value: V) -> V:
-        """Keep a value and let the oldest go; what is larger than the limit by itself is only handed back."""
+    def put(self, key: Hashable, value: V) -> V:
+        """Stores and returns a value and drops the least recently used ones. A value above the limit is not stored."""
         if value.num_bytes <= self.limit:
-            self._kept[key] = value
-            while self.num_bytes > self.limit or len(self) > self.most:
-                self._kept.popitem(last=False)
+            self._entries[key] = value
+            while self.num_bytes > self.limit or len(self) > self.max_entries:
+                self._entries.popitem(last=False)
         return value

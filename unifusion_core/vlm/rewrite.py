@@ -1,7 +1,7 @@
-"""VERIFI: the VLM writes what the target image shows, and the generator reads the states of those words.
+"""VERIFI (paper, section on VERIFI): the VLM rewrites the prompt, and the states of the rewrite condition the generator.
 
-`RewriteSettings.states` says where the states come from. "one_pass": the decoding pass over [system, images, instruction,
-rewrite] (paper, section on VERIFI). "reencode": a new chat whose prompt is the rewrite; images stay where they were.
+`RewriteSettings.states` is the source of these states. "one_pass": the decoding pass over [system, images, prompt, rewrite].
+"reencode": a new chat with the same images and the rewrite as its prompt.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .features import encode_chat, select_tokens
 
 @dataclass(frozen=True, kw_only=True)
 class Rewrite:
-    """A request with its rewrite, and the features of its selected tokens (one row)."""
+    """A request with its rewrite, and one row of features of the selected tokens."""
 
     request: Request
     features: Features
 
     @property
     def text(self) -> str:
-        """The rewrite; the prompt itself where nothing was rewritten."""
+        """The rewrite, or the prompt if there is none."""
         return self.request.prompt if self.request.rewrite is None else self.request.rewrite
 
 
@@ -37,15 +37,15 @@ def encode_requests(
     max_tiles: int = MAX_TILES,
     weights: Hashable = None,
 ) -> Features:
-    """Features of the selected tokens of chats, one row per request.
+    """Features of the selected tokens, one row per request.
 
-    A locked rewrite is read word by word in the assistant's turn (teacher-forced), or for `states` "reencode" as the prompt.
-    Images that were read before are not read again; `weights` tells states of patched weights apart.
+    states    "one_pass": a given rewrite is the assistant's turn (teacher forcing). "reencode": it is the prompt
+    weights   key of the weights in the prefix cache, for hosts that patch weights
 
-    Raises as `BaseVLM.prepare` does.
+    States of images come from the prefix cache where they are in it. Raises as `encode_chat` and `BaseVLM.prepare` do.
     """
     if states == "reencode":
-        # without the style, which spoke to the VLM that wrote; the images stay in view
+        # without the style, which was meant for the VLM that wrote the rewrite
         requests = [
             r if r.rewrite is None else replace(r, prompt=r.rewrite, style="", rewrite=None) for r in requests
         ]
@@ -67,9 +67,9 @@ def rewrite(
     weights: Hashable = None,
     on_token: Callable[[int], None] | None = None,
 ) -> list[Rewrite]:
-    """One rewrite per request, in the generator's own chat template. Arguments as in `attempt_rewrites`.
+    """One rewrite per request. Arguments as in `attempt_rewrites`.
 
-    Raises PromptError for a rewrite that is empty or does not end: a truncated rewrite would silently drop content.
+    Raises PromptError for a rewrite that is empty or truncated, which would silently drop content, else as `attempt_rewrites`.
     """
     done = []
     for attempt in attempt_rewrites(
@@ -91,10 +91,12 @@ def attempt_rewrites(
     weights: Hashable = None,
     on_token: Callable[[int], None] | None = None,
 ) -> list[Rewrite | PromptError]:
-    """One rewrite per request, or the error in its place. `weights` as in `encode_requests`; `on_token` is called with the
-    number of tokens so far and may raise to interrupt.
+    """One rewrite per request, or a PromptError in place of one that is empty or truncated.
 
-    Raises as `BaseVLM.write` does.
+    weights    as in `encode_requests`
+    on_token   called with the number of tokens so far; may raise to interrupt
+
+    Raises as `BaseVLM.prepare` and `BaseVLM.write` do.
     """
     written = backbone.write(
         backbone.prepare(requests, spec.template, max_tiles),
@@ -111,14 +113,14 @@ def attempt_rewrites(
         if not ended:
             attempts.append(
                 PromptError(
-                    f"The rewrite of {_shown(request)} did not end within {settings.max_new_tokens} tokens: word the prompt "
-                    f"otherwise, raise {NEW_TOKENS}, or give the rewrite yourself."
+                    f"The rewrite of {_shown(request)} did not end within {settings.max_new_tokens} tokens: reword the prompt, "
+                    f"raise {NEW_TOKENS}, or give the rewrite yourself."
                 )
             )
         elif not text.strip():
             attempts.append(
                 PromptError(
-                    f"The VLM had nothing to say to {_shown(request)}: word the prompt otherwise, or switch "
+                    f"The rewrite of {_shown(request)} is empty (the VLM had nothing to say): reword the prompt, or turn "
                     "rewriting off."
                 )
             )
@@ -136,7 +138,7 @@ def attempt_rewrites(
 
 
 def _shown(request: Request) -> str:
-    """The request's prompt for an error's sentence, cut if it is long."""
+    """The prompt for an error message, cut to 60 characters."""
     prompt = request.prompt
-    images = f" with {len(request.images)} picture(s)" if request.images else ""
+    images = f" with {len(request.images)} image(s)" if request.images else ""
     return f'"{prompt if len(prompt) <= 60 else prompt[:57] + "..."}"{images}'

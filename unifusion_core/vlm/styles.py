@@ -1,5 +1,7 @@
-"""Styles: what the VLM is told before the prompt, so that it rewrites otherwise than it was trained to (flexible inference, in
-the paper's section on VERIFI). Light to import: nodes and command line list the names."""
+"""Styles: text prepended to the prompt, which changes how the VLM rewrites it (flexible inference; paper, section on VERIFI).
+
+Imports no torch, because nodes and command line list the names.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import PromptError
 
-if TYPE_CHECKING:  # torch comes with it
+if TYPE_CHECKING:
+    # imports torch
     from ..contracts import Request
 
+# by name. The first is empty = as in training. Any other text is a style too, whether training had it or not
 STYLES = {
     "caption": "",
     "terse": "be brief.",
@@ -18,18 +22,17 @@ STYLES = {
     "keep everything else": "keep everything else.",
     "translate to English": "translate to english.",
 }
-"""Named styles: what the VLM is told before the instruction. The first is training's own. Any other text is a style, too: words
-that no training held change how the VLM rewrites, and with it the picture (flexible inference)."""
+# styles that need an image
 STYLES_FOR_PICTURES = ("keep everything else",)
 
 
 def with_style(request: Request, style: str) -> Request:
-    """The request in a style: one of `STYLES` by name, or any text.
+    """The request with a style: a name of `STYLES`, or any text.
 
-    Raises PromptError if the style is about pictures and the request has none.
+    Raises PromptError for a style that needs an image if the request has none.
     """
     if style in STYLES_FOR_PICTURES and not request.images:
         raise PromptError(
-            f'The style "{style}" is for pictures and none is given: add a picture, or choose another style.'
+            f'The style "{style}" needs a picture and none was given: add a picture, or choose another style.'
         )
     return replace(request, style=STYLES.get(style, style).strip())

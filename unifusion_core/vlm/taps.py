@@ -1,4 +1,4 @@
-"""Reading what tapped layers read: tap k is what decoder layer k+1 reads, whatever the family."""
+"""Reads the inputs of the tapped layers: tap k = input of decoder layer k+1 (0 = token embeddings), in every VLM family."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.utils.hooks import RemovableHandle
 
 
 class _LastTapRead(BaseException):
-    """Ends a forward pass whose rest nobody needs: no error, so no `except Exception` may swallow it."""
+    """Stops the forward pass after the last tap. A BaseException, so that no `except Exception` catches it."""
 
 
 class TapReader:
-    """Hooks that copy what the tapped layers read into one tensor and, unless the pass is `whole`, end it after the last of them.
+    """Context manager whose hooks copy the inputs of the tapped layers into `states`. They are removed on exit, also on errors.
 
-    A context: it swallows the end of the pass, and its hooks are gone afterwards, also on errors.
+    whole   True = the pass runs through all layers, False = it stops after the last tap
     """
 
     def __init__(self, layers: nn.ModuleList, taps: tuple[int, ...], *, whole: bool = False) -> None:
@@ -39,8 +39,10 @@ class TapReader:
         return isinstance(error, _LastTapRead)
 
     def _read(self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]  # B T D
-        if index == 0:  # the first layer that is read tells dtype and device
+        # B T D
+        hidden = args[0] if args else kwargs["hidden_states"]
+        # dtype, device and length are known at the first tap
+        if index == 0:
             self.states = hidden.new_empty(*hidden.shape[:2], len(self.taps), hidden.shape[2])
         self.states[:, :, index] = hidden
         if index == len(self.taps) - 1 and not self.whole:

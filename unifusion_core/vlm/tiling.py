@@ -1,7 +1,7 @@
-"""Pictures to tiles: InternVL's dynamic grid, cut from an antialiased resize, with the thumbnail last.
+"""Splits images into tiles on InternVL's dynamic grid, with the thumbnail last.
 
-Pure torch (no torchvision, no transformers), so that tiles are the same for every VLM family and on every
-machine. Letter of this file: S is the side of a tile in pixels.
+Pure torch (no torchvision, no transformers), so that tiles are the same for every VLM family. In shapes, S is the side of a tile
+in pixels.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from ..errors import ShapeError
 
-# Bicubic resizing done before us overshoots by a few hundredths; -1..1 and 0..255 pictures lie far beyond.
+# an earlier bicubic resize overshoots 0..1 by a few hundredths; images in -1..1 or 0..255 exceed this by far
 VALUE_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tiles:
-    """One picture as the VLM sees it.
+    """The tiles of one image.
 
-    pixels   G C S S   tiles in raster order, the thumbnail last; RGB in 0..1
-    boxes    G 4       (top, left, bottom, right) of each tile in the picture, 0..1; thumbnail (0, 0, 1, 1)
-    grid               (rows, columns) of the tiles; (1, 1) means that the thumbnail stands alone
+    pixels   G C S S   RGB in 0..1, tiles in raster order, the thumbnail last
+    boxes    G 4       (top, left, bottom, right) of each tile in the image, 0..1; the thumbnail's is (0, 0, 1, 1)
+    grid               (rows, columns) of the tiles; (1, 1) = the thumbnail only
     """
 
     pixels: Float[Tensor, "G C S S"]
@@ -37,33 +37,32 @@ class Tiles:
 
     @property
     def num_bytes(self) -> int:
-        """Of the pixels; the rest is nothing beside them."""
+        """Size of the pixels; the boxes are negligible."""
         return self.pixels.nbytes
 
     def thumbnail_first(self) -> Tiles:
-        """The same tiles with the thumbnail in front, for templates that want it there."""
+        """The same tiles with the thumbnail first, for templates that need this order."""
         return Tiles(pixels=self.pixels.roll(1, 0), boxes=self.boxes.roll(1, 0), grid=self.grid)
 
 
 def choose_grid(width: int, height: int, max_tiles: int, tile_size: int) -> tuple[int, int]:
-    """(rows, columns) of tiles by InternVL's rule: the grid whose aspect ratio is nearest to the picture's.
+    """(rows, columns) of the tiles by InternVL's rule (`dynamic_preprocess`): the grid with the nearest aspect ratio.
 
-    `max_tiles` counts the thumbnail, so a grid has at most `max_tiles - 1` tiles, and 1 or 2 mean the
-    thumbnail alone. Among grids of equally near ratio the larger one wins if the picture has more than half
-    of its pixels.
+    `max_tiles` counts the thumbnail, so a grid has at most `max_tiles - 1` tiles, and 1 or 2 give the thumbnail only. Of two
+    grids with equally near ratios, the larger one is chosen if the image has more than half of its pixels.
 
-    Raises ShapeError for a picture without pixels and for `max_tiles` or `tile_size` below 1.
+    Raises ShapeError for an image without pixels and for `max_tiles` or `tile_size` below 1.
     """
     if width < 1 or height < 1:
-        raise ShapeError(f"The picture is {width} x {height} pixels; give one with at least 1 x 1.")
+        raise ShapeError(f"The image is {width} x {height} pixels; give one of at least 1 x 1.")
     if max_tiles < 1:
         raise ShapeError(
-            f"max_tiles is {max_tiles}; it counts the thumbnail, so give 1 (thumbnail alone) or more."
+            f"max_tiles is {max_tiles}; it counts the thumbnail, so give 1 (thumbnail only) or more."
         )
     if tile_size < 1:
         raise ShapeError(f"tile_size is {tile_size}; give at least 1 pixel.")
     limit = max(1, max_tiles - 1)
-    # InternVL walks from few tiles to many, within one count from narrow to wide: ties depend on it.
+    # InternVL's order, which decides ties: from few tiles to many, and from narrow to wide at the same count
     grids = sorted(
         ((rows, columns) for columns in range(1, limit + 1) for rows in range(1, limit // columns + 1)),
         key=lambda grid: grid[0] * grid[1],
@@ -78,41 +77,39 @@ def choose_grid(width: int, height: int, max_tiles: int, tile_size: int) -> tupl
 
 
 def flatten_alpha(image: Float[Tensor, "4 H W"]) -> Float[Tensor, "3 H W"]:
-    """A picture with transparency laid on white: what a viewer shows, and what VLMs were trained to see."""
+    """RGBA composited on white, as viewers show it and VLMs were trained on it."""
     alpha = image[3:].clamp(0, 1)
     return image[:3] * alpha + (1 - alpha)
 
 
 def check_image(image: Tensor) -> Float[Tensor, "3 H W"]:
-    """The picture as float32 RGB in 0..1, without alpha.
+    """The image as float32 RGB in 0..1; alpha is composited on white.
 
-    Raises ShapeError for anything that is not a picture: no C H W tensor, zero size, another number of
-    channels than 3 or 4, NaN or infinity, values outside 0..1.
+    Raises ShapeError for a tensor that is not C H W, zero size, another number of channels than 3 or 4, NaN, infinity, and values
+    outside 0..1.
     """
     shape = tuple(image.shape)
     if image.ndim != 3:
-        raise ShapeError(
-            f"A picture of shape {shape} was given; give one picture as channels x height x width."
-        )
+        raise ShapeError(f"A tensor of shape {shape} was given; give one image as channels x height x width.")
     if 0 in shape:
-        raise ShapeError(f"A picture of shape {shape} was given; it has no pixels.")
+        raise ShapeError(f"An image of shape {shape} was given, which has no pixels; give at least 1 x 1.")
     if shape[0] not in (3, 4):
         raise ShapeError(
-            f"A picture with {shape[0]} channels (shape {shape}) was given; "
+            f"An image with {shape[0]} channels (shape {shape}) was given; "
             "give RGB or RGBA as channels x height x width."
         )
     image = image.float()
     if not torch.isfinite(image).all():
-        raise ShapeError("The picture holds NaN or infinite values; find the step before that made them.")
+        raise ShapeError("The image has NaN or infinite values; find the step before that produced them.")
     low, high = image.aminmax()
     if low < -VALUE_TOLERANCE or high > 1 + VALUE_TOLERANCE:
-        raise ShapeError(f"The picture's values run from {low:.3g} to {high:.3g}; give values in 0..1.")
+        raise ShapeError(f"The image's values are between {low:.3g} and {high:.3g}; give values in 0..1.")
     image = image.clamp(0, 1)
     return flatten_alpha(image) if shape[0] == 4 else image
 
 
 def resize(image: Float[Tensor, "C H W"], height: int, width: int) -> Float[Tensor, "C height width"]:
-    """Antialiased bicubic resize, clamped to 0..1; a picture of the right size comes back untouched."""
+    """Antialiased bicubic resize, clamped to 0..1. An image of the right size is returned unchanged."""
     if image.shape[1:] == (height, width):
         return image
     resized = F.interpolate(image[None], (height, width), mode="bicubic", antialias=True, align_corners=False)
@@ -120,13 +117,11 @@ def resize(image: Float[Tensor, "C H W"], height: int, width: int) -> Float[Tens
 
 
 def split_into_tiles(image: Float[Tensor, "C H W"], max_tiles: int, tile_size: int) -> Tiles:
-    """Resize the whole picture to its grid and cut it, then add the thumbnail (the whole in one tile).
+    """Resizes an image to its grid, splits it into tiles and appends the thumbnail (the whole image in one tile).
 
-    Like InternVL, the resize stretches the picture to the grid's aspect ratio; a grid of (1, 1) gives the
-    thumbnail alone.
+    As in InternVL, the resize stretches the image to the grid's aspect ratio. A grid of (1, 1) gives the thumbnail only.
 
-    Raises ShapeError for what is no picture (see `check_image`) and for impossible numbers (see
-    `choose_grid`).
+    Raises ShapeError as `check_image` and `choose_grid` do.
     """
     image = check_image(image)
     rows, columns = grid = choose_grid(image.shape[2], image.shape[1], max_tiles, tile_size)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from unifusion_core.errors import ConfigError
-from unifusion_core.flow.solver import SOLVERS, Velocity, find_solver
+from unifusion_core.flow.solver import SOLVERS, SolverName, Velocity, find_solver
 
 CLEAN, NOISE = torch.randn(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(0)).double()
 
@@ -27,14 +28,16 @@ def uniform(steps: int) -> list[float]:
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("times", [[1.0, 0.0], [1.0, 0.9, 0.35, 0.0], uniform(7)])
 def test_straight_flow_is_solved_exactly(name: str, times: list[float]) -> None:
-    solved = solve(name, lambda x, t: (x - CLEAN) / t, NOISE, times)  # the flow whose only picture is CLEAN
+    # the flow that leads to CLEAN from everywhere
+    solved = solve(name, lambda x, t: (x - CLEAN) / t, NOISE, times)
 
     torch.testing.assert_close(solved, CLEAN)
 
 
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2)])
 def test_error_falls_with_the_order_of_the_solver(name: str, order: int) -> None:
-    def error(steps: int) -> float:  # dx/dt = x, so x(0) = x(1) / e
+    def error(steps: int) -> float:
+        # dx/dt = x, so x(0) = x(1) / e
         solved = solve(name, lambda x, t: x, NOISE, uniform(steps))
         return (solved - NOISE / math.e).abs().max().item()
 
@@ -52,7 +55,8 @@ def test_number_of_model_calls(name: str, calls: int) -> None:
     solve(name, velocity, NOISE, uniform(5))
 
     assert len(asked) == calls
-    assert 0.0 not in asked  # at t = 0 there is no noise left to judge
+    # at t = 0 no noise is left to predict
+    assert 0.0 not in asked
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -65,3 +69,7 @@ def test_the_returned_velocity_is_the_one_that_was_used(name: str) -> None:
 def test_unknown_solver_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match='no solver "dpm"; choose one of euler, heun'):
         find_solver("dpm")
+
+
+def test_the_typed_names_are_the_solvers() -> None:
+    assert get_args(SolverName) == tuple(SOLVERS)

@@ -1,4 +1,4 @@
-"""What LAP reads of every token, by properties: pytest tests/unit/inspection/test_reading.py"""
+"""Shares and attention of the layers, by properties: pytest tests/unit/inspection/test_reading.py"""
 
 from __future__ import annotations
 
@@ -81,6 +81,6 @@ def test_features_of_another_vlm_are_refused(build_model: Model, build_features:
         read_layers(build_model(), wide)
 
 
-def test_one_chat_is_looked_at_at_a_time(build_model: Model, build_features: MakeFeatures) -> None:
+def test_several_chats_are_refused(build_model: Model, build_features: MakeFeatures) -> None:
     with pytest.raises(ShapeError, match="2 chats"):
         read_layers(build_model(), build_features(3, 3))

@@ -88,11 +88,11 @@ def test_tap_scales_are_one_for_each_tap() -> None:
 
 
 def test_a_lap_without_heads_is_refused() -> None:
-    with pytest.raises(ConfigError, match="0 heads"):
+    with pytest.raises(ConfigError, match="has 0 heads"):
         LAPConfig(num_heads=0, mlp_size=8)
-    with pytest.raises(ConfigError, match="refiner with -1"):
+    with pytest.raises(ConfigError, match="refiner with -1 blocks"):
         LAPConfig(num_heads=1, mlp_size=8, num_refiner_blocks=-1)
-    with pytest.raises(ConfigError, match="width 0"):
+    with pytest.raises(ConfigError, match="width is 0"):
         LayerwiseAttentionPooling(
             LAPConfig(num_heads=1, mlp_size=8), num_taps=L, size=0, factory=LayerFactory()
         )

@@ -40,7 +40,7 @@ def test_both_ways_of_writing_are_read(text: str, gains: tuple[float, ...] | Non
         ("1, 1, 1e9", ['"1e9"']),
         ("2: 0.5", ['no layer "2"', "0, 1, 3"]),
         ("3:", ['""', "no number"]),
-        ("1, 1, 3: 0.5", ["both ways"]),
+        ("1, 1, 3: 0.5", ["mix two notations"]),
         ("0, 0, 0", ["nothing is left"]),
     ],
 )

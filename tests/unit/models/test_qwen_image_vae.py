@@ -58,7 +58,7 @@ def test_folders_that_are_no_such_vae(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no VAE folder of diffusers"):
         load_qwen_image_vae(tmp_path)
     (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
-    with pytest.raises(CheckpointError, match="copy its files again"):
+    with pytest.raises(CheckpointError, match="copy the files again"):
         load_qwen_image_vae(folder)
     (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     with pytest.raises(CheckpointError, match="AutoencoderKLQwenImage is needed"):

@@ -12,12 +12,15 @@ from torch import Tensor
 from unifusion_core.contracts import Features
 from unifusion_core.errors import ConfigError, ShapeError
 from unifusion_core.flow.path import interpolate, velocity
-from unifusion_core.models.dit import patch_positions, to_patches
+from unifusion_core.models.dit import DiTBlock, patch_positions, to_patches
+from unifusion_core.models.lap import LayerwiseAttentionPooling, Refiner
+from unifusion_core.models.layers import TransformerBlock
 from unifusion_core.models.unifusion import UniFusion, UniFusionConfig, initialize
 
 BuildModel = Callable[..., UniFusion]
 BuildFeatures = Callable[..., Features]
-GRID = (4, 3)  # rows and columns of patches
+# rows and columns of patches
+GRID = (4, 3)
 FORMS = ("prefix", "joint")
 
 
@@ -26,12 +29,12 @@ def latents() -> Tensor:
     return torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(5))
 
 
-def draw(model: UniFusion, features: Features, latents: Tensor, t: Tensor) -> Tensor:
+def velocity_of(model: UniFusion, features: Features, latents: Tensor, t: Tensor) -> Tensor:
     return model(latents, t, model.prepare(model.pool(features), GRID))
 
 
 def one_masked_pass(model: UniFusion, features: Features, latents: Tensor, t: Tensor) -> Tensor:
-    """The prefix form written out as one stream: condition tokens modulated at t = 0 and seeing conditions only."""
+    """The prefix form as one stream: condition tokens are modulated at t = 0 and attend to condition tokens only."""
     condition = model.pool(features)
     x = torch.cat([condition.tokens, model.first(to_patches(latents, 2))], 1)
     num_condition, num_latent = condition.tokens.shape[1], GRID[0] * GRID[1]
@@ -62,10 +65,8 @@ def test_prepared_keys_and_values_equal_one_masked_pass(
 ) -> None:
     model, features = build_model(), build_features(7, 4, num_image=2)
     prepared = model.prepare(model.pool(features), GRID)
-    for t in (
-        torch.tensor([0.9, 0.3]),
-        torch.tensor([0.1, 1.0]),
-    ):  # the same prepared condition at every time
+    # the same prepared condition at every time
+    for t in (torch.tensor([0.9, 0.3]), torch.tensor([0.1, 1.0])):
         v = model(latents + t[:, None, None, None], t, prepared)
 
         torch.testing.assert_close(
@@ -81,9 +82,9 @@ def test_padding_of_a_condition_changes_nothing(
     alone = Features(**{name: getattr(features, name)[1:, :4] for name in ("states", "mask", "positions")})
     t = torch.tensor([0.7, 0.7])
 
-    together = draw(model, features, latents, t)[1:]
+    together = velocity_of(model, features, latents, t)[1:]
 
-    torch.testing.assert_close(together, draw(model, alone, latents[1:], t[1:]), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(together, velocity_of(model, alone, latents[1:], t[1:]), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -92,12 +93,12 @@ def test_every_input_matters(
 ) -> None:
     model, features = build_model(condition_attention=form), build_features(5, 5, num_image=2)
     t = torch.tensor([0.7, 0.7])
-    v = draw(model, features, latents, t)
+    v = velocity_of(model, features, latents, t)
 
     others = {
-        "time": draw(model, features, latents, t - 0.2),
-        "condition": draw(model, build_features(5, 5, num_image=2, seed=1), latents, t),
-        "place of the picture tokens": draw(model, build_features(5, 5), latents, t),
+        "time": velocity_of(model, features, latents, t - 0.2),
+        "condition": velocity_of(model, build_features(5, 5, num_image=2, seed=1), latents, t),
+        "place of the image tokens": velocity_of(model, build_features(5, 5), latents, t),
     }
 
     for name, other in others.items():
@@ -109,7 +110,9 @@ def test_forms_differ_with_equal_weights(
 ) -> None:
     features, t = build_features(5, 5), torch.tensor([0.7, 0.7])
 
-    prefix, joint = (draw(build_model(condition_attention=form), features, latents, t) for form in FORMS)
+    prefix, joint = (
+        velocity_of(build_model(condition_attention=form), features, latents, t) for form in FORMS
+    )
 
     assert not torch.allclose(prefix, joint, atol=1e-3)
 
@@ -122,22 +125,21 @@ def test_repeated_condition_serves_several_latents(
     prepared = model.prepare(model.pool(features), GRID)
     t = torch.full((6,), 0.6)
 
-    repeated = model(
-        latents.repeat(3, 1, 1, 1), t, prepared.repeat(3)
-    )  # conditions 0 0 0 1 1 1, latents 0 1 0 1 0 1
+    # conditions 0 0 0 1 1 1, latents 0 1 0 1 0 1
+    repeated = model(latents.repeat(3, 1, 1, 1), t, prepared.repeat(3))
 
-    plain = draw(model, features, latents, t[:2])
-    swapped = draw(model, features, latents.flip(0), t[:2])
+    plain = velocity_of(model, features, latents, t[:2])
+    swapped = velocity_of(model, features, latents.flip(0), t[:2])
     expected = torch.stack([plain[0], swapped[0], plain[0], plain[1], swapped[1], plain[1]])
     torch.testing.assert_close(repeated, expected, atol=2e-5, rtol=1e-4)
 
 
-def test_picture_tokens_stand_on_the_latent_grid(
+def test_image_tokens_have_their_place_on_the_latent_grid(
     build_model: BuildModel, build_features: BuildFeatures
 ) -> None:
     features = build_features(3, 2, num_image=1)
-    place = torch.tensor([2.0, (1 + 0.5) / GRID[0], (2 + 0.5) / GRID[1]])  # second picture, patch (1, 2)
-    features.positions[:, 0] = place
+    # the second image, patch (1, 2)
+    features.positions[:, 0] = torch.tensor([2.0, (1 + 0.5) / GRID[0], (2 + 0.5) / GRID[1]])
 
     def positions(**changes: str) -> list:
         model = build_model(**changes)
@@ -157,7 +159,7 @@ def test_start_values_give_zero_velocity_and_finite_gradients(
     t = torch.tensor([0.8, 0.2])
     noise = torch.randn_like(latents)
 
-    v = draw(model, build_features(5, 3), interpolate(latents, noise, t), t)
+    v = velocity_of(model, build_features(5, 3), interpolate(latents, noise, t), t)
     loss = (v - velocity(latents, noise)).square().mean()
     loss.backward()
 
@@ -182,7 +184,7 @@ def test_training_reaches_lap_refiner_and_dit(
     for form in FORMS:
         model = build_model(condition_attention=form).requires_grad_(True)
 
-        draw(
+        velocity_of(
             model, build_features(5, 3, num_image=2), latents, torch.tensor([0.8, 0.2])
         ).square().mean().backward()
 
@@ -217,3 +219,59 @@ def test_a_condition_prepared_for_another_size_is_refused(
     condition = model.prepare(model.pool(build_features(2)), (3, 4))
     with pytest.raises(ShapeError, match=r"prepared for \(3, 4\) patches, the latents have \(4, 3\)"):
         model(latents, torch.tensor([0.3, 0.8]), condition)
+
+
+def test_parts_are_registered_under_their_classes(
+    build_model: BuildModel, small_config: UniFusionConfig
+) -> None:
+    """FSDP and other tools wrap modules by their class; a person finds the paper's names in the printed model."""
+    model = build_model()
+
+    def of(kind: type) -> list:
+        return [module for module in model.modules() if isinstance(module, kind)]
+
+    lap, dit = small_config.lap, small_config.dit
+    assert of(LayerwiseAttentionPooling) == [model.txtfusion]
+    assert of(Refiner) == [model.txtfusion.refiner_blocks]
+    assert len(of(TransformerBlock)) == lap.num_layer_blocks + lap.num_refiner_blocks
+    assert of(TransformerBlock) == [*model.txtfusion.layerwise_blocks, *model.txtfusion.refiner_blocks]
+    assert of(DiTBlock) == model.dit_blocks == list(model.blocks)
+    assert len(of(DiTBlock)) == dit.num_blocks
+
+
+def test_the_printed_model_names_its_parts(build_model: BuildModel) -> None:
+    lines = [line.strip() for line in str(build_model()).splitlines()]
+
+    assert "(txtfusion): TextFusion(" in lines
+    assert "LayerwiseAttentionPooling of 3 taps, then Refiner" in lines
+    assert "(refiner_blocks): Refiner(" in lines
+    assert "(0-1): 2 x TransformerBlock(" in lines
+    assert "(0-1): 2 x DiTBlock(" in lines
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_parameter_belongs_to_one_registered_module(build_model: BuildModel, form: str) -> None:
+    model = build_model(condition_attention=form)
+
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+
+    assert len(names) == len(set(names)) == len(list(model.parameters()))
+    assert set(names) == set(model.state_dict())
+
+
+def test_every_block_is_called_through_the_block_call(
+    build_model: BuildModel, build_features: BuildFeatures, latents: Tensor
+) -> None:
+    """A host wraps each block by its index (ComfyUI's patches)."""
+    t = torch.tensor([0.7, 0.2])
+    for form in FORMS:
+        model, called = build_model(condition_attention=form), []
+
+        def wrap(index: int, block: torch.nn.Module, called: list = called) -> Callable[..., Tensor]:
+            called.append((index, block))
+            return block
+
+        prepared = model.prepare(model.pool(build_features(5, 3)), GRID)
+
+        assert torch.equal(model(latents, t, prepared, wrap), model(latents, t, prepared))
+        assert called == list(enumerate(model.blocks)), form

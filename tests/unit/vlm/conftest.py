@@ -65,7 +65,8 @@ def build_config(name: str, tokenizer: PreTrainedTokenizerFast) -> Any:
         "bos_token_id": None,
         "eos_token_id": None,
         "rope_theta": 10000.0,
-        "initializer_range": 0.2,  # lively random models: differences show
+        # lively random models: differences show
+        "initializer_range": 0.2,
     }
     vision: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.2}
     if name == "internvl":
@@ -108,7 +109,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         torch.manual_seed(seed)
         made[name] = tmp_path_factory.mktemp(name)
         model = AutoModelForImageTextToText.from_config(build_config(name, tokenizer))
-        if name == "internvl":  # transformers starts it at zero, which would hide where a patch is
+        # transformers starts it at zero, which would hide where a patch is
+        if name == "internvl":
             torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embeddings, std=0.5)
         model.save_pretrained(made[name])
         tokenizer.save_pretrained(made[name])

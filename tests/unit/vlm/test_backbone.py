@@ -1,6 +1,6 @@
 """The frozen VLM on small random models of the three real architectures: taps, batches, text, folders.
 
-PYTHONPATH=. python -m pytest --import-mode=importlib tests/unit/vlm/test_backbone.py
+pytest tests/unit/vlm/test_backbone.py
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import Mock
 
 import pytest
@@ -25,20 +25,22 @@ from transformers import (
     InternVLConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging as hf_logging
 
-from unifusion_core.contracts import Features, Request, TokenRole, VLMSpec
+from unifusion_core.contracts import Features, Request, TokenRole, TokenSelection, VLMSpec
 from unifusion_core.errors import ConfigError, PromptError, ShapeError, VLMError
 from unifusion_core.vlm import base
 from unifusion_core.vlm.backbone import VLMBackbone
 from unifusion_core.vlm.base import Written
 from unifusion_core.vlm.chat import VLMInputs
 from unifusion_core.vlm.families import FAMILIES, decoder_layers
-from unifusion_core.vlm.features import select_tokens
+from unifusion_core.vlm.features import encode_chat, select_tokens
 from unifusion_core.vlm.folder import load_vlm
 from unifusion_core.vlm.prefix_cache import STATES_LIMIT, LRUCache
 from unifusion_core.vlm.tiling import split_into_tiles
 
-NUM_LAYERS, WIDTH, MAX_LENGTH = 4, 64, 400  # as conftest.py builds them
+# as conftest.py builds them
+NUM_LAYERS, WIDTH, MAX_LENGTH = 4, 64, 400
 Reference = Callable[[VLMBackbone, dict[str, Tensor]], Tensor]
 
 
@@ -52,7 +54,7 @@ def picture(height: int, width: int, seed: int) -> Tensor:
 
 
 def mixed_requests() -> list[Request]:
-    """Text, one picture, two pictures and a rewrite: all of different lengths."""
+    """Text, one image, two images and a rewrite, all of different lengths."""
     return [
         Request(prompt="a red star"),
         Request(prompt="make it blue", images=[picture(48, 24, 1)]),
@@ -186,7 +188,7 @@ def test_picture_tokens_know_their_place(vlm: VLMBackbone) -> None:
 
 
 def test_a_token_sees_the_place_that_its_position_names(vlm: VLMBackbone) -> None:
-    """Change the picture under one token (vision attention switched off by looking at the biggest change)."""
+    """Changes the image under one token. The largest change must be there: vision attention spreads smaller ones."""
     size = 2 * vlm.tile_size
     plain = torch.full((3, size, size), 0.5)
     for row, column in [(0.25, 0.75), (1 / 12, 5 / 12), (11 / 12, 1 / 12)]:
@@ -203,7 +205,7 @@ def test_a_token_sees_the_place_that_its_position_names(vlm: VLMBackbone) -> Non
 
 
 def test_qwen_patches_are_in_qwens_order(all_vlms: dict[str, VLMBackbone]) -> None:
-    """Told again from transformers' picture processor, whose order the vision tower's weights expect."""
+    """Written anew after transformers' image processor, whose order the vision tower's weights expect."""
     vlm = all_vlms["qwen2_5_vl"]
     tiles = torch.rand(2, 3, 24, 24)
     made = FAMILIES["qwen2_5_vl"].pixel_inputs(vlm.model.config, tiles)
@@ -244,9 +246,10 @@ def test_bad_pictures_and_long_chats_are_refused(vlm: VLMBackbone) -> None:
     with pytest.raises(ShapeError, match=r"give values in 0\.\.1"):
         vlm.prepare([Request(prompt="", images=[torch.full((3, 9, 9), 9.0)])])
     with pytest.raises(
-        PromptError, match=rf"this VLM takes {MAX_LENGTH}; .* 50 tiles of 5 picture.*Set max_tiles to "
+        PromptError, match=rf"this VLM takes {MAX_LENGTH}; .* 50 tiles of 5 image.*Set max_tiles to "
     ):
-        vlm.prepare([Request(prompt="", images=[picture(72, 72, 1)] * 5)])  # 3 x 3 tiles each
+        # 3 x 3 tiles each
+        vlm.prepare([Request(prompt="", images=[picture(72, 72, 1)] * 5)])
 
 
 def test_user_text_cannot_put_a_picture_into_the_chat(vlm: VLMBackbone) -> None:
@@ -267,6 +270,39 @@ def test_kept_features_of_a_real_batch(vlm: VLMBackbone) -> None:
         chat | {TokenRole.IMAGE},
         {TokenRole.IMAGE, TokenRole.SUFFIX, TokenRole.REWRITE},
     ]
+
+
+@pytest.mark.parametrize("token_selection", get_args(TokenSelection))
+def test_encode_chat_is_encode_and_select(vlm: VLMBackbone, token_selection: TokenSelection) -> None:
+    spec = spec_of(vlm, token_selection=token_selection)
+    inputs = vlm.prepare(mixed_requests(), spec.template)
+    features = encode_chat(vlm, spec, inputs)
+    expected = select_tokens(vlm.encode(inputs, spec), token_selection)
+    assert torch.equal(features.states, expected.states)
+    assert torch.equal(features.mask, expected.mask)
+    assert torch.equal(features.positions, expected.positions)
+    assert torch.equal(features.token_info.roles, expected.token_info.roles)
+    assert torch.equal(features.token_info.ids, expected.token_info.ids)
+    assert TokenRole.SYSTEM not in features.token_info.roles
+
+
+def test_encode_chat_keeps_the_states_of_images_if_asked(vlm: VLMBackbone) -> None:
+    vlm.prefix_cache = LRUCache(STATES_LIMIT)
+    spec = spec_of(vlm)
+    inputs = vlm.prepare([Request(prompt="a", images=[picture(24, 24, 1)])], spec.template)
+    plain = encode_chat(vlm, spec, inputs)
+    assert len(vlm.prefix_cache) == 0
+    for weights in (None, None, "patched"):
+        reused = encode_chat(vlm, spec, inputs, reuse_images=True, weights=weights)
+        assert (reused.states - plain.states).abs().amax() <= 1e-4 * plain.states.abs().amax()
+    assert len(vlm.prefix_cache) == 2
+
+
+def test_encode_chat_refuses_a_chat_without_a_token_for_the_condition(vlm: VLMBackbone) -> None:
+    spec = spec_of(vlm, template=replace(vlm.template, suffix=""))
+    empty = vlm.prepare([Request(prompt="")], spec.template)
+    with pytest.raises(PromptError, match="give a prompt, or a template with a suffix"):
+        encode_chat(vlm, spec, empty)
 
 
 # Text
@@ -356,7 +392,8 @@ def test_sampling_follows_the_distribution(internvl: VLMBackbone) -> None:
     inputs = internvl.prepare([Request(prompt="x")] * 500)
     with torch.no_grad():
         logits = internvl.model(input_ids=inputs.token_ids[:1]).logits[0, -1]
-    temperature = float(logits.std())  # spreads the lively model's certainty over several words
+    # spreads the lively model's certainty over several words
+    temperature = float(logits.std())
     probabilities = (logits / temperature).softmax(0)
     readable = {
         internvl.tokenizer.convert_tokens_to_ids(letter): letter for letter in map(chr, range(33, 127))
@@ -366,7 +403,8 @@ def test_sampling_follows_the_distribution(internvl: VLMBackbone) -> None:
     drawn = internvl.generate(inputs, max_new_tokens=1, temperature=temperature, seed=list(range(500)))
     share = sum(drawn.count(readable[token_id]) for token_id in likely) / 500
     assert share == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 500) ** 0.5)
-    assert expected > 2 * 30 / len(logits)  # so that a uniform draw would fail
+    # so that a uniform draw would fail
+    assert expected > 2 * 30 / len(logits)
 
 
 def test_writing_stops_at_the_end_token(internvl: VLMBackbone, caplog: pytest.LogCaptureFixture) -> None:
@@ -375,7 +413,8 @@ def test_writing_stops_at_the_end_token(internvl: VLMBackbone, caplog: pytest.Lo
     internvl.generate(inputs, max_new_tokens=6)
     assert "1 of 1 rewrites were cut off after 6 tokens" in caplog.text
     caplog.clear()
-    length = ids.index(ids[3])  # the fourth token that the model writes is the end token now
+    # the fourth token that the model writes is the end token now
+    length = ids.index(ids[3])
     steps: list[int] = []
     stopped = internvl.generate(replace(inputs, end_id=ids[3]), max_new_tokens=6, on_token=steps.append)
     assert stopped == [internvl.tokenizer.decode(ids[:length], skip_special_tokens=True)]
@@ -384,7 +423,7 @@ def test_writing_stops_at_the_end_token(internvl: VLMBackbone, caplog: pytest.Lo
 
 
 def answered(inputs: VLMInputs, row: int, token_ids: list[int]) -> VLMInputs:
-    """One chat of a batch without pictures' pixels, with these tokens in the assistant turn."""
+    """One chat of a batch, with these tokens in the assistant turn. Pixels are kept as they are."""
     length = int(inputs.mask[row].sum())
     ids = torch.tensor([token_ids], dtype=torch.long)
     roles = torch.full_like(ids, int(TokenRole.REWRITE))
@@ -398,7 +437,7 @@ def answered(inputs: VLMInputs, row: int, token_ids: list[int]) -> VLMInputs:
 
 
 def test_states_taken_while_writing_equal_those_of_one_pass_over_chat_and_answer(vlm: VLMBackbone) -> None:
-    """Chats of unequal lengths in one batch, with and without pictures, one of which ends early."""
+    """Chats of unequal lengths in one batch, with and without images, one of which ends early."""
     requests, taps = unanswered(), (0, 1, 3)
     inputs = vlm.prepare(requests)
 
@@ -411,12 +450,11 @@ def test_states_taken_while_writing_equal_those_of_one_pass_over_chat_and_answer
         assert written.features is not None
         return written.features.token_info.ids[row, inputs.token_ids.shape[1] :].tolist()
 
-    # random weights may write a picture token, which a forced pass would take for a picture
+    # random weights may write an image token, which a forced pass would take for an image
     image_id = vlm.model.config.image_token_id
     seed = next(s for s in range(50) if all(image_id not in words(write(s, -1), row) for row in range(3)))
-    written = write(
-        seed, words(write(seed, -1), 1)[4]
-    )  # the fifth token of the second chat ends a rewrite now
+    # the fifth token of the second chat ends a rewrite now
+    written = write(seed, words(write(seed, -1), 1)[4])
 
     assert written.features is not None
     lengths = []
@@ -436,7 +474,7 @@ def test_states_taken_while_writing_equal_those_of_one_pass_over_chat_and_answer
 def test_pictures_are_read_once_for_all_instructions_about_them(
     vlm: VLMBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same states and words, whether kept pictures served or were read just now."""
+    """States and words are the same on a cache hit and on a miss."""
     vlm.prefix_cache = LRUCache(STATES_LIMIT)
     own = [picture(24, 24, 1), picture(40, 24, 2)]
     first, second = (vlm.prepare([Request(prompt=prompt, images=own)]) for prompt in ("a", "other words"))
@@ -465,7 +503,8 @@ def test_pictures_are_read_once_for_all_instructions_about_them(
     changed = vlm.prepare([Request(prompt="a", images=[own[0], own[1] * 0.5])])
     vlm.encode(changed, taps, reuse_images=True)
     vlm.encode(first, taps, reuse_images=True, weights="patched")
-    assert len(vlm.prefix_cache) == 4  # to the last tap, through all layers, other pixels, other weights
+    # to the last tap, through all layers, other pixels, other weights
+    assert len(vlm.prefix_cache) == 4
 
 
 def test_kept_pictures_stay_within_their_limit(internvl: VLMBackbone) -> None:
@@ -480,7 +519,7 @@ def test_kept_pictures_stay_within_their_limit(internvl: VLMBackbone) -> None:
         assert torch.isfinite(internvl.encode(each, (0, 2), reuse_images=True).states).all()
     assert len(internvl.prefix_cache) == 2
     assert torch.equal(internvl.encode(inputs[0], (0, 2), reuse_images=True).states, unlimited)
-    internvl.prefix_cache = LRUCache(STATES_LIMIT, most=1)
+    internvl.prefix_cache = LRUCache(STATES_LIMIT, max_entries=1)
     for each in (*inputs, inputs[0]):
         internvl.encode(each, (0, 2), reuse_images=True)
     assert len(internvl.prefix_cache) == 1
@@ -526,8 +565,8 @@ def test_encoding_and_writing_do_not_disturb_each_other(vlm: VLMBackbone) -> Non
 @pytest.mark.parametrize(
     ("request_", "options", "error", "told"),
     [
-        (Request(prompt="x", rewrite="y"), {}, PromptError, "has its rewrite already"),
-        (Request(prompt="x", rewrite=""), {}, PromptError, "has its rewrite already"),
+        (Request(prompt="x", rewrite="y"), {}, PromptError, "has a rewrite already"),
+        (Request(prompt="x", rewrite=""), {}, PromptError, "has a rewrite already"),
         (Request(prompt="x"), {"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
         (
             Request(prompt="x"),
@@ -594,9 +633,12 @@ def test_another_vlm_is_refused(vlm: VLMBackbone, changes: dict[str, Any], told:
 
 def test_templates_of_another_family_are_refused(all_vlms: dict[str, VLMBackbone]) -> None:
     internvl, qwen = all_vlms["internvl"], all_vlms["qwen3_vl"]
-    with pytest.raises(VLMError, match=r"image_token .* the VLM puts pictures at token"):
+    with pytest.raises(VLMError, match=r"image_token .* and this VLM's image token is \d+: use the VLM that"):
         internvl.check_fits(spec_of(internvl, template=qwen.template))
-    with pytest.raises(VLMError, match="keep tiles apart"):
+    with pytest.raises(
+        VLMError,
+        match=r"neither image_prefix nor image_suffix, and qwen3_vl needs one .* to separate tiles",
+    ):
         qwen.check_fits(spec_of(qwen, template=replace(qwen.template, image_prefix="", image_suffix="")))
     with pytest.raises(VLMError, match="image_token"):
         internvl.prepare([Request(prompt="", images=[picture(9, 9, 1)])], qwen.template)
@@ -678,18 +720,24 @@ def half_downloaded(folder: Path) -> None:
 
 BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "There is no VLM folder"),
-    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json, so it is no VLM folder"),
+    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json, so it is not a VLM folder"),
     "damaged config": (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
     "no object": (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
     "other type": (
         lambda f: rewrite_config(f, model_type="llava"),
-        'type "llava"; supported are internvl, qwen2_5_vl, qwen3_vl',
+        'type "llava"; supported are internvl, qwen2_5_vl, qwen3_vl: update this pack, or use a supported VLM',
     ),
-    "not hf": (lambda f: rewrite_config(f, model_type="internvl_chat"), "ends in -hf"),
-    "own code": (lambda f: rewrite_config(f, auto_map={"AutoModel": "code.Model"}), '"auto_map".*never done'),
+    "not hf": (
+        lambda f: rewrite_config(f, model_type="internvl_chat"),
+        "qwen3_vl: use the version .* ends in -hf",
+    ),
+    "own code": (
+        lambda f: rewrite_config(f, auto_map={"AutoModel": "code.Model"}),
+        '"auto_map".*never run; use the version',
+    ),
     "own tokenizer": (
         lambda f: rewrite_config(f, "tokenizer_config.json", auto_map={"AutoTokenizer": ["code.Tok", None]}),
-        'tokenizer_config.json asks to run code .*"auto_map"',
+        'tokenizer_config.json requires code .*"auto_map"',
     ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
     "damaged tokenizer": (
@@ -710,7 +758,7 @@ BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other width": (
         lambda f: rewrite_config(f, image_seq_length=4),
-        "6 x 6 patches; with downsample_ratio 0.5 that makes 3 squared tokens, but image_seq_length is 4",
+        "6 x 6 patches; with downsample_ratio 0.5 that gives 3 squared tokens, but image_seq_length is 4",
     ),
     "other shape": (
         lambda f: break_weights(
@@ -743,7 +791,7 @@ def test_too_little_memory_is_not_called_damage(
 ) -> None:
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", Mock(side_effect=error))
     with pytest.raises(
-        VLMError, match=r"more memory than the system grants .*: take a smaller one, or end other"
+        VLMError, match=r"more memory than the system grants .*: use a smaller one, or close other"
     ):
         load_vlm(folders["internvl"])
 
@@ -752,6 +800,31 @@ def test_shards_open_as_one_file_does(folders: dict[str, Path], tmp_path: Path) 
     folder = shutil.copytree(folders["internvl"], tmp_path / "vlm")
     two_shards(folder)
     assert load_vlm(folder).model.num_parameters() == load_vlm(folders["internvl"]).model.num_parameters()
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_shows_no_bar_of_transformers_and_puts_its_setting_back(
+    folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], shown: bool
+) -> None:
+    folder = shutil.copytree(folders["internvl"], tmp_path / "vlm")
+    two_shards(folder)
+    before = hf_logging.is_progress_bar_enabled()
+    try:
+        (hf_logging.enable_progress_bar if shown else hf_logging.disable_progress_bar)()
+        load_vlm(folder)
+        assert "it/s" not in "".join(capfd.readouterr())
+        assert hf_logging.is_progress_bar_enabled() == shown
+
+        # the bar that would leak
+        AutoModelForImageTextToText.from_pretrained(folder)
+        assert ("it/s" in "".join(capfd.readouterr())) == shown
+
+        (folder / "model-00001-of-00002.safetensors").unlink()
+        with pytest.raises(VLMError):
+            load_vlm(folder)
+        assert hf_logging.is_progress_bar_enabled() == shown
+    finally:
+        (hf_logging.enable_progress_bar if before else hf_logging.disable_progress_bar)()
 
 
 def test_code_in_a_folder_is_never_run(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -767,7 +840,10 @@ def test_code_in_a_folder_is_never_run(folders: dict[str, Path], tmp_path: Path)
 def test_tile_size_is_free_only_where_the_family_leaves_it_free(folders: dict[str, Path]) -> None:
     assert load_vlm(folders["qwen3_vl"]).tile_size == 448
     assert load_vlm(folders["qwen3_vl"], tile_size=29).tile_size == 32
-    with pytest.raises(VLMError, match="tile_size 48 was asked for; this VLM's tiles have 24 pixels"):
+    with pytest.raises(
+        VLMError,
+        match=r"tile_size 48 was requested and .* tiles have 24 pixels; give 24, or no tile_size",
+    ):
         load_vlm(folders["internvl"], tile_size=48)
 
 

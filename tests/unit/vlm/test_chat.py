@@ -1,18 +1,19 @@
 """Chats: layout, roles, positions, what a user's text cannot do, and which tokens become the condition.
 
-PYTHONPATH=. python -m pytest --import-mode=importlib tests/unit/vlm/test_prompts.py
+pytest tests/unit/vlm/test_chat.py
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from unifusion_core.contracts import ChatTemplate, Features, Request, TokenRole
+from unifusion_core.contracts import ChatTemplate, Features, Request, TokenRole, TokenSelection
 from unifusion_core.errors import ConfigError, PromptError, VLMError
 from unifusion_core.vlm.chat import (
     ImageLayout,
@@ -51,7 +52,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def layout(num_tiles: int, block_per_tile: bool = False) -> ImageLayout:
-    """Tiles of 2 x 3 tokens each, every one over the whole picture."""
+    """Tiles of 2 x 3 tokens, each over the whole image."""
     centres = tuple(token_centres((0.0, 0.0, 1.0, 1.0), 2, 3) for _ in range(num_tiles))
     return ImageLayout(centres=centres, block_per_tile=block_per_tile)
 
@@ -148,7 +149,7 @@ def test_too_many_tiles_tell_how_many_fit(
     length = build_chat(tokenizer, TEMPLATE, [request], [too_many], 1000).token_ids.shape[1]
     limit = length - 20
     with pytest.raises(
-        PromptError, match=rf"{10 * num_pictures} tiles of {num_pictures} picture.*max_tiles to \d+"
+        PromptError, match=rf"{10 * num_pictures} tiles of {num_pictures} image.*max_tiles to \d+"
     ) as told:
         build_chat(tokenizer, TEMPLATE, [request], [too_many], limit)
     fitting = int(str(told.value).split("max_tiles to ")[1].split()[0])
@@ -157,7 +158,7 @@ def test_too_many_tiles_tell_how_many_fit(
         build_chat(
             tokenizer, TEMPLATE, [request], [[layout(fitting + 1, block_per_tile)] * num_pictures], limit
         )
-    with pytest.raises(PromptError, match="Even one tile per picture is too much"):
+    with pytest.raises(PromptError, match="Even one tile per image is too much"):
         build_chat(tokenizer, TEMPLATE, [request], [too_many], 27)
 
 
@@ -172,7 +173,7 @@ def test_templates_of_another_vlm_are_refused(tokenizer: PreTrainedTokenizerFast
 
 
 def chat_features(tokenizer: PreTrainedTokenizerFast) -> Features:
-    """Three chats (picture; picture and rewrite; nothing) with random states."""
+    """Three chats (image; image and rewrite; nothing) with random states."""
     requests = [
         Request(prompt="a red star"),
         Request(prompt="x", rewrite="big red"),
@@ -196,7 +197,7 @@ def chat_features(tokenizer: PreTrainedTokenizerFast) -> Features:
     ],
 )
 def test_kept_tokens_keep_order_and_content(
-    tokenizer: PreTrainedTokenizerFast, token_selection: str, kept_roles: list[set[TokenRole]]
+    tokenizer: PreTrainedTokenizerFast, token_selection: TokenSelection, kept_roles: list[set[TokenRole]]
 ) -> None:
     features = chat_features(tokenizer)
     kept = select_tokens(features, token_selection)
@@ -222,5 +223,37 @@ def test_kept_tokens_refuse_what_leaves_nothing(tokenizer: PreTrainedTokenizerFa
         select_tokens(features, "all")
     info = features.token_info
     nothing = replace(features, tokens=replace(info, roles=torch.full_like(info.roles, int(R.SYSTEM))))
-    with pytest.raises(PromptError, match="keeps no token"):
+    with pytest.raises(
+        PromptError, match="has no token for the condition; give a prompt, or a template with a suffix"
+    ):
         select_tokens(nothing, "rewrite")
+
+
+@pytest.mark.parametrize("token_selection", get_args(TokenSelection))
+def test_selected_tokens_of_a_chat_do_not_depend_on_its_neighbours(
+    tokenizer: PreTrainedTokenizerFast, token_selection: TokenSelection
+) -> None:
+    features = chat_features(tokenizer)
+    together = select_tokens(features, token_selection)
+    for row in range(3):
+        alone = select_tokens(features.row(row), token_selection)
+        length = alone.mask.shape[1]
+        assert alone.mask.all()
+        assert int(together.mask[row].sum()) == length
+        assert torch.equal(together.states[row, :length], alone.states[0])
+        assert torch.equal(together.token_info.ids[row, :length], alone.token_info.ids[0])
+
+
+def test_masked_tokens_are_never_selected(tokenizer: PreTrainedTokenizerFast) -> None:
+    features = chat_features(tokenizer)
+    blind = replace(features, mask=features.mask & (features.token_info.roles != R.IMAGE))
+    for token_selection in get_args(TokenSelection):
+        roles = select_tokens(blind, token_selection).token_info.roles
+        assert R.IMAGE not in roles
+        assert (roles == R.SUFFIX).any(dim=1).all()
+
+
+def test_tokens_are_selected_by_their_roles_only(tokenizer: PreTrainedTokenizerFast) -> None:
+    states_alone = replace(chat_features(tokenizer), tokens=None)
+    with pytest.raises(PromptError, match="take them from Encode or Rewrite"):
+        select_tokens(states_alone, "rewrite")

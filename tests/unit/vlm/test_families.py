@@ -26,9 +26,11 @@ from unifusion_core.vlm.families import FAMILIES
 from unifusion_core.vlm.tiling import Tiles
 from unifusion_core.zoo.krea_2 import KREA_2
 
-PARITY = 1e-4  # of the largest value, in float32
+# of the largest value, in float32
+PARITY = 1e-4
 TAPS = (0, 1, 2, 3)
-TOKENS = 9  # of a tile, as conftest.py builds the models
+# of a tile, as conftest.py builds the models
+TOKENS = 9
 
 
 def picture(height: int, width: int, seed: int) -> Tensor:
@@ -68,7 +70,7 @@ def picture_processor(vlm: VLMBackbone) -> Any:
 
 
 def chat(vlm: VLMBackbone, request: Request, pictures: Sequence[Tiles]) -> str:
-    """The chat as one text, every picture token written out."""
+    """The chat as one text, every image token written out."""
     template = vlm.template
     text = template.prefix
     for tiles in pictures:

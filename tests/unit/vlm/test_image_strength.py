@@ -1,6 +1,6 @@
-"""Strength of a picture: which tokens stay, what several copies of a token do, what is left alone.
+"""Strength of an image: which tokens stay, what several copies of a token do, what is left alone.
 
-pytest tests/unit/test_strength.py
+pytest tests/unit/vlm/test_image_strength.py
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from unifusion_core.models.unifusion import UniFusion
 from unifusion_core.vlm.chat import token_centres
 from unifusion_core.vlm.image_strength import with_strength
 
-SIDE = 6  # tokens along a tile
+# tokens along a tile
+SIDE = 6
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 QUARTERS = [(r / 2, c / 2, (r + 1) / 2, (c + 1) / 2) for r in (0, 1) for c in (0, 1)]
 
@@ -71,7 +72,8 @@ def test_a_share_of_the_tokens_stays(keep: float, count: int) -> None:
 def test_the_thumbnail_is_thinned_last(thumbnail_last: bool) -> None:
     whole = chat(5, thumbnail_last=thumbnail_last)
     thumbnail = whole.token_info.ids[0, 145:181] if thumbnail_last else whole.token_info.ids[0, 1:37]
-    for keep in (0.9, 0.5, 0.2):  # 36 of 180 are the thumbnail
+    # 36 of 180 are the thumbnail
+    for keep in (0.9, 0.5, 0.2):
         kept = with_strength(whole, 1, keep=keep, thumbnail_last=thumbnail_last)
         assert torch.isin(thumbnail, kept.token_info.ids).all()
     few = with_strength(whole, 1, keep=0.1, thumbnail_last=thumbnail_last)
@@ -80,7 +82,7 @@ def test_the_thumbnail_is_thinned_last(thumbnail_last: bool) -> None:
 
 @pytest.mark.parametrize("keep", [0.5, 0.25, 0.12])
 def test_what_stays_is_spread_evenly(keep: float) -> None:
-    """No place of the picture is farther from a kept token than in a square grid of so many tokens, but for its rounding."""
+    """No place of the image is farther from a kept token than in a square grid of so many tokens, but for its rounding."""
     places = kept_places(with_strength(chat(1), 1, keep=keep))
     farthest = torch.cdist(kept_places(chat(1)), places).amin(1).max()
     assert farthest <= 2**0.5 / 2 / len(places) ** 0.5 + 1 / SIDE
@@ -137,7 +139,8 @@ def test_copies_of_a_token_are_one_token_with_a_larger_share_of_the_attention(
     raised = torch.zeros(len(own)).masked_fill(own, float(torch.tensor(gain).log()))
 
     def biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        if k.shape[2] < len(raised):  # LAP: over layers
+        # LAP: over layers
+        if k.shape[2] < len(raised):
             return attend(q, k, v, bias)
         wider = torch.nn.functional.pad(raised, (0, k.shape[2] - len(raised)))[None, None, None]
         return attend(q, k, v, wider if bias is None else bias + wider)

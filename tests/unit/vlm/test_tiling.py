@@ -1,6 +1,6 @@
-"""Pictures to tiles: the grid rule, the cut, the boxes, what is refused.
+"""Images to tiles: the grid rule, the cut, the boxes, what is refused.
 
-PYTHONPATH=. python -m pytest --import-mode=importlib tests/unit/vlm/test_tiling.py
+pytest tests/unit/vlm/test_tiling.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TILE = 12
 
 
 def ramp(height: int, width: int) -> Tensor:
-    """A picture whose red channel is the row and whose green channel is the column, both in 0..1."""
+    """An image whose red channel is the row and whose green channel is the column, both in 0..1."""
     row = ((torch.arange(height) + 0.5) / height)[:, None].expand(height, width)
     column = ((torch.arange(width) + 0.5) / width)[None].expand(height, width)
     return torch.stack([row, column, torch.zeros(height, width)])
@@ -147,12 +147,12 @@ def test_small_overshoot_is_clamped() -> None:
 @pytest.mark.parametrize(
     ("picture", "told"),
     [
-        (torch.rand(8, 9), "give one picture as channels x height x width"),
-        (torch.rand(1, 3, 8, 9), "give one picture as channels x height x width"),
+        (torch.rand(8, 9), "give one image as channels x height x width"),
+        (torch.rand(1, 3, 8, 9), "give one image as channels x height x width"),
         (torch.rand(3, 0, 9), "has no pixels"),
         (torch.rand(1, 8, 9), "1 channels.*give RGB or RGBA"),
         (torch.rand(9, 8, 3), "9 channels.*channels x height x width"),
-        (torch.rand(3, 8, 9) * 255, "run from .* give values in 0..1"),
+        (torch.rand(3, 8, 9) * 255, "values are between .* give values in 0..1"),
         (torch.rand(3, 8, 9) * 2 - 1, "give values in 0..1"),
         (torch.full((3, 8, 9), float("nan")), "NaN or infinite"),
         (torch.full((3, 8, 9), float("inf")), "NaN or infinite"),

@@ -1,1 +1,1 @@
-"""Exact suites: the embedded model draws scenes, and every picture is judged by its pixels alone."""
+"""Exact suites: the embedded model generates scenes, and a scorer judges every image by its pixels alone."""

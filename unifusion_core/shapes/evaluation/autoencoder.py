@@ -1,6 +1,6 @@
-"""The autoencoder's gate: can the scorer still read a scene after encoding and decoding?
+"""Whether the scorer can still read a scene after the autoencoder.
 
-No drawn picture can be better than that.
+The result is an upper bound for every generated image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH = 16
 
 
 def evaluate_autoencoder(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """All named properties are required, the trained sizes come in turn; held-out pairs were in no training."""
+    """Held-out pairs, which were in no training, and seen pairs; the trained sizes take turns."""
     for pairs, held_out in (("held-out", True), ("seen", False)):
         rng = sampling.rng(f"autoencoder {pairs}")
         scenes = [sample_scene(rng, held_out=held_out) for _ in range(sampling.samples)]
@@ -39,18 +39,19 @@ def evaluate_autoencoder(subject: Subject, sampling: Sampling) -> Iterator[Row]:
 def reconstruct(
     autoencoder: Autoencoder, scenes: Sequence[Scene], size: tuple[int, int]
 ) -> list[tuple[Judgement, dict[str, float]]]:
-    """Judgement and errors of each scene's picture after the autoencoder."""
+    """Judgement and errors of each scene's image after the autoencoder."""
     originals = [render(scene, *size) for scene in scenes]
-    pixels = torch.from_numpy(np.stack(originals)).permute(0, 3, 1, 2).float() / 255  # B 3 H W
+    # B 3 H W
+    pixels = torch.from_numpy(np.stack(originals)).permute(0, 3, 1, 2).float() / 255
     device = next(autoencoder.parameters()).device
     with torch.no_grad():
         latents = autoencoder.encode(pixels.to(device))
         decoded = to_pixels(autoencoder.decode(latents))
     results = []
-    for scene, original, picture, latent in zip(scenes, originals, decoded, latents, strict=True):
-        reading = read_picture(picture)
+    for scene, original, image, latent in zip(scenes, originals, decoded, latents, strict=True):
+        reading = read_picture(image)
         judgement = judge_reading(reading, Requirement.of(scene))
-        errors = {"PSNR dB": psnr(picture, original), "largest latent": float(latent.abs().max())}
+        errors = {"PSNR dB": psnr(image, original), "largest latent": float(latent.abs().max())}
         matched = trait_errors(reading.scene, scene, size=size).matched
         if matched:
             errors["place error px"] = fmean(m.place for m in matched) * min(size)

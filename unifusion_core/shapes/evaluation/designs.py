@@ -1,4 +1,4 @@
-"""How the condition reaches the DiT: generators of equal small budgets side by side, each trained by a recipe of its own."""
+"""Comparisons of ways to give the condition to the DiT: generators of equal small budgets, each with its own recipe."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from ...pipeline import Pipeline
 from ...zoo.tiny import TINY
 from ..world import captions, edits
 from ..world.requirements import Requirement
-from .drawing import draw_as_they_are
-from .edits import draw_group, reconstruct
+from .drawing import generate_as_is
+from .edits import generate_group, reconstruct
 from .judging import Tally, score_pictures
 from .vlm import draw_scene
 
-RUNS = Path("runs")  # where `unifusion train` writes
-DESIGNS = {  # recipe: what it stands for
+# where `unifusion shapes train` writes
+RUNS = Path("runs")
+# recipe -> name of the row
+DESIGNS = {
     "tiny-short": "LAP over five layers, prefix",
     "tiny-short-joint": "LAP over five layers, joint",
     "tiny-short-last-layer": "last layer alone, prefix",
@@ -44,44 +46,43 @@ PICTURE_DESIGNS = {
 }
 PROPERTIES_RIGHT, PROPERTIES_INTERVAL = "properties right, %", "properties interval, %"
 BATCH = 16
-TIMED_PICTURES = 5
+TIMED_IMAGES = 5
 
 
 def evaluate_designs(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """How well every design follows captions (right properties); the training loss at the end; time per picture as a ratio to
-    the first design, taken in turns.
+    """Share of right properties, final training loss, and time per image relative to the first design.
 
     Raises ConfigError if a run is missing.
     """
     pipelines = {recipe: _pipeline(subject, recipe) for recipe in DESIGNS}
-    seconds = _seconds_per_picture(pipelines)
+    seconds = _seconds_per_image(pipelines)
     first = next(iter(DESIGNS))
-    for recipe, row in zip(DESIGNS, _draw_captions(pipelines, DESIGNS, sampling), strict=True):
+    for recipe, row in zip(DESIGNS, _generate_captions(pipelines, DESIGNS, sampling), strict=True):
         row.values["time"] = seconds[recipe] / seconds[first]
         yield row
 
 
 def evaluate_edit_training(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """What training on pictures does to text to image: the captions of `evaluate_designs`, drawn by two generators that had as
-    many steps, one of text alone, one of text in two of five batches.
+    """The effect of training on images on text to image: the captions of `evaluate_designs` for two generators.
 
+    Both had the same number of steps. One was trained on text alone, the other on text in two of five batches.
     Raises ConfigError if a run is missing.
     """
     pipelines = {recipe: _pipeline(subject, recipe) for recipe in EDIT_TRAINING}
-    yield from _draw_captions(pipelines, EDIT_TRAINING, sampling)
+    yield from _generate_captions(pipelines, EDIT_TRAINING, sampling)
 
 
-def _draw_captions(
+def _generate_captions(
     pipelines: dict[str, Pipeline], names: dict[str, str], sampling: Sampling
 ) -> Iterator[Row]:
-    """Full captions as rewrites on held-out pairs, the same scenes and seeds for every recipe."""
+    """Captions with held-out pairs as rewrites; every recipe has the same scenes and seeds."""
     rng = sampling.rng("designs")
     scenes = [draw_scene(rng, "full", 1 + i % 3, held_out=True) for i in range(sampling.samples)]
     requests = [Request(prompt="", rewrite=captions.caption(scene)) for scene in scenes]
     for recipe, pipeline in pipelines.items():
         pictures = []
         for group in chunks(list(enumerate(requests)), BATCH):
-            pictures += draw_as_they_are(
+            pictures += generate_as_is(
                 pipeline, [request for _, request in group], [seed for seed, _ in group]
             )
         tally = score_pictures(pictures, [Requirement.of(scene) for scene in scenes])
@@ -90,9 +91,9 @@ def _draw_captions(
 
 
 def evaluate_picture_designs(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """How pictures reach the DiT: edits of all kinds, the same ones and seeds for every design, and reconstruction at 10 tiles.
+    """Ways to give images to the DiT: edits of all kinds, and reconstruction at 10 tiles.
 
-    Raises ConfigError if a run is missing.
+    Every design has the same edits and seeds. Raises ConfigError if a run is missing.
     """
     rng = sampling.rng("picture designs")
     kinds = edits.EDIT_KINDS
@@ -102,7 +103,7 @@ def evaluate_picture_designs(subject: Subject, sampling: Sampling) -> Iterator[R
     scenes = [edit.sources[0] for edit in instructions]
     for recipe, name in PICTURE_DESIGNS.items():
         pipeline = _pipeline(subject, recipe)
-        group = draw_group(pipeline, instructions)
+        group = generate_group(pipeline, instructions)
         row = group.row(name)
         reconstruction, _ = reconstruct(pipeline, scenes, tiles=10)
         tally = Tally(tuple(side.judgement for side in group.seeing))
@@ -112,7 +113,7 @@ def evaluate_picture_designs(subject: Subject, sampling: Sampling) -> Iterator[R
 
 
 def properties_of(tally: Tally) -> dict[str, float]:
-    """Small budgets draw hardly any exact picture; what each gets right of its properties tells them apart."""
+    """Mean share of right properties in %; models of small budgets generate too few exact images to be compared by them."""
     share, reach = tally.properties()
     return {PROPERTIES_RIGHT: 100 * share, PROPERTIES_INTERVAL: 100 * reach}
 
@@ -125,7 +126,7 @@ def _pipeline(subject: Subject, recipe: str) -> Pipeline:
 
 
 def load_design(file: Path) -> UniFusion:
-    """The generator of a training run, in the form that its record names. The pack's own loader knows LAP alone."""
+    """The generator of a training run with the fusion that its record names; `load_generator` supports LAP alone."""
     tensors, metadata = read_tensors(file)
     config, training, _ = config_from_json(metadata[CONFIG_KEY])
     model = FUSIONS[training["phases"][-1]["task"]["fusion"]](config)
@@ -138,15 +139,18 @@ def _last_loss(recipe: str) -> float:
     return json.loads(lines[-1])["loss"]
 
 
-def _seconds_per_picture(pipelines: dict[str, Pipeline]) -> dict[str, float]:
-    """Median of several pictures by 20 guided steps; the designs take turns, so that a busy machine slows all alike."""
+def _seconds_per_image(pipelines: dict[str, Pipeline]) -> dict[str, float]:
+    """Median seconds per image with the default settings; the designs take turns, so that a busy machine slows all equally.
+
+    The first image of each design is not counted, since it includes allocations.
+    """
     request = Request(
         prompt="", rewrite="big red circle at top left, small blue star at center, black background."
     )
     taken: dict[str, list[float]] = {recipe: [] for recipe in pipelines}
-    for _ in range(TIMED_PICTURES + 1):
+    for _ in range(TIMED_IMAGES + 1):
         for recipe, pipeline in pipelines.items():
             started = time.perf_counter()
-            draw_as_they_are(pipeline, [request], [0])
+            generate_as_is(pipeline, [request], [0])
             taken[recipe].append(time.perf_counter() - started)
-    return {recipe: median(times[1:]) for recipe, times in taken.items()}  # the first one of each allocates
+    return {recipe: median(times[1:]) for recipe, times in taken.items()}

@@ -1,4 +1,4 @@
-"""Pictures for many requests, with what the VLM wrote for each; a rewrite that fails costs its own picture and no other."""
+"""Images for many requests, with the text that the VLM wrote for each. A failed rewrite loses its own image only."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from ...vlm.rewrite import Rewrite, attempt_rewrites
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """What became of a request: the VLM's words (or why there are none), and a picture unless that failed.
+    """The result of a request.
 
-    `blind` is the same picture drawn with the pictures' tokens removed from the condition, if it was asked for: what the words
-    alone can do.
+    words    the rewrite, or the error if it failed
+    picture  None if the rewrite failed
+    blind    the image from the same noise without image tokens, if asked for: it shows what the words alone achieve
     """
 
     words: str | None
@@ -25,7 +26,7 @@ class Attempt:
     blind: Pixels | None = None
 
 
-def draw_attempts(
+def generate_attempts(
     pipeline: Pipeline,
     requests: Sequence[Request],
     seeds: Sequence[int],
@@ -34,7 +35,7 @@ def draw_attempts(
     blind: bool = False,
     settings: SamplingSettings | None = None,
 ) -> list[Attempt]:
-    """One attempt per request, all drawn in one batch with the shipped default settings if no others are given."""
+    """One attempt per request, all in one batch; without `settings` those of the model."""
     settings = settings or pipeline.settings()
     spec = pipeline.model.config.vlm
     read: list[Rewrite | PromptError] = (
@@ -64,11 +65,11 @@ def draw_attempts(
     ]
 
 
-def draw_as_they_are(pipeline: Pipeline, requests: Sequence[Request], seeds: Sequence[int]) -> list[Pixels]:
-    """One picture per request, without rewriting, with the model's default settings."""
+def generate_as_is(pipeline: Pipeline, requests: Sequence[Request], seeds: Sequence[int]) -> list[Pixels]:
+    """One image per request, without rewriting, with the model's default settings."""
     return [each.pixels for each in pipeline.generate(requests, seeds, rewriting=False)]
 
 
 def without_pictures(features: Features) -> Features:
-    """The same features with every picture token masked."""
+    """The features with every image token masked."""
     return replace(features, mask=features.mask & (features.token_info.roles != TokenRole.IMAGE))

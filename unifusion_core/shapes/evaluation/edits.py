@@ -1,8 +1,8 @@
-"""Edits and references: does the picture show what the instruction asks for, and is the rest as it was?
+"""Edits and references: whether the image shows what the instruction asks for, and whether the rest is unchanged.
 
-Every row is drawn twice from the same noise, with the pictures' tokens and with them removed. The words carry all that is
-named, so only the unnamed traits of untouched objects (place, size, shade) can show that the pictures themselves reach the
-generator.
+Every image is generated twice from the same noise, with the image tokens and without them. The words contain all named
+properties, so only the unnamed traits of untouched objects (place, size, shade) can show that the generator uses the image
+tokens.
 """
 
 from __future__ import annotations
@@ -21,37 +21,44 @@ from ...evaluation.subject import Row, Sampling, Subject, chunks
 from ...images import Pixels
 from ...pipeline import Pipeline
 from ..world import edits
+from ..world.edit_wordings import Edit
 from ..world.render import object_geometry, render, render_tensor
 from ..world.requirements import Requirement
 from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene
 from ..world.scorer import TraitError, psnr, read_picture, trait_errors
-from .drawing import Attempt, draw_attempts
+from .drawing import Attempt, generate_attempts
 from .judging import Judgement, Tally, judge_failure, judge_reading
 
 BATCH = 16
 SIZE = ASPECT_SIZES[0]
-MARGIN = 3  # pixels around an object's box that belong to it: its soft edge
+# pixels around an object's bounding box that its soft edge covers
+MARGIN = 3
 REFERENCES = {
     "two references": ("object_on_background", "object_into"),
     "three references": ("two_objects_on_background",),
 }
 TRAITS = ("place", "radius", "shade")
-HALF_A_CELL = 1 / 6  # of the side: further off an object has another place by name, which is no unnamed trait
+# of the side; an object that is farther off has another named place, which is no unnamed trait
+HALF_A_CELL = 1 / 6
 TILE_COUNTS = (1, 5, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of the two drawings of an instruction: the judgement, and the traits of what should not have changed."""
+    """One of the two images of an instruction.
+
+    traits   errors of the objects that should not have changed
+    outside  PSNR (dB) against the source outside the objects that change
+    """
 
     judgement: Judgement
     traits: tuple[TraitError, ...] = ()
-    outside: float | None = None  # PSNR in dB against the source, outside the objects that change
+    outside: float | None = None
 
 
 @dataclass
 class Group:
-    """The drawings of several instructions, with pictures and without."""
+    """The images of several instructions, generated with image tokens (`seeing`) and without (`blind`)."""
 
     seeing: list[Side] = field(default_factory=list)
     blind: list[Side] = field(default_factory=list)
@@ -60,7 +67,7 @@ class Group:
         return Group(self.seeing + other.seeing, self.blind + other.blind)
 
     def row(self, name: str) -> Row:
-        """Rates of the drawings that see the pictures; of the blind ones the exact share; errors of traits, and their ratio."""
+        """Rates of the seeing side, exact share of the blind side, errors of traits of both, and the ratio of the errors."""
         values = {"exact without pictures %": 100 * _tally(self.blind).rate().share}
         ratios = []
         for trait, unit, scale in zip(TRAITS, ("% of the side", "%", "levels"), (100, 100, 1), strict=True):
@@ -76,7 +83,7 @@ class Group:
             values["error of traits / without pictures"] = fmean(ratios)
         outside = [side.outside for side in self.seeing if side.outside is not None]
         if outside:
-            # of the mean error: a flat background that comes back to the bit would make a mean of decibels infinite
+            # PSNR of the mean error, since the mean of PSNRs is infinite if one background is exact to the bit
             values["PSNR outside dB"] = -10 * math.log10(
                 max(fmean(10 ** (-each / 10) for each in outside), 1e-12)
             )
@@ -84,15 +91,19 @@ class Group:
 
 
 def evaluate_edits(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """`samples` edits of each group, all with a held-out pair in the target, rewritten by the VLM at 10 tiles: the seven kinds of
-    edits of one picture, references to two and three pictures (never trained), and reconstruction at 1, 5 and 10 tiles."""
+    """Edits of one image, references to two and three images (never trained), and reconstruction at 1, 5 and 10 tiles.
+
+    Each group has `samples` items, whose targets have a held-out pair. The VLM rewrites the instructions at 10 tiles.
+    """
     pipeline = subject.pipeline
     for title, kinds in {"edits": edits.EDIT_KINDS, **REFERENCES}.items():
         together = Group()
         for number, kind in enumerate(kinds):
             rng = sampling.rng(f"edits {kind}")
             count = len(range(number, sampling.samples, len(kinds)))
-            group = draw_group(pipeline, [edits.sample_instruction(rng, kind, True) for _ in range(count)])
+            group = generate_group(
+                pipeline, [edits.sample_instruction(rng, kind, True) for _ in range(count)]
+            )
             together += group
             if len(kinds) > 1:
                 yield group.row(f"  {kind}")
@@ -109,8 +120,8 @@ def evaluate_edits(subject: Subject, sampling: Sampling) -> Iterator[Row]:
         yield row
 
 
-def draw_group(pipeline: Pipeline, instructions: Sequence[edits.Edit]) -> Group:
-    """Both drawings of each instruction, number i from seed i."""
+def generate_group(pipeline: Pipeline, instructions: Sequence[Edit]) -> Group:
+    """Both images of each instruction, number i from seed i."""
     group = Group()
     bar = tqdm(total=len(instructions), desc="edits", leave=False, disable=None)
     for part in chunks(list(enumerate(instructions)), BATCH):
@@ -118,7 +129,9 @@ def draw_group(pipeline: Pipeline, instructions: Sequence[edits.Edit]) -> Group:
             Request(prompt=e.instruction, images=[render_tensor(s, *SIZE) for s in e.sources])
             for _, e in part
         ]
-        attempts = draw_attempts(pipeline, requests, [seed for seed, _ in part], rewriting=True, blind=True)
+        attempts = generate_attempts(
+            pipeline, requests, [seed for seed, _ in part], rewriting=True, blind=True
+        )
         for (_, edit), attempt in zip(part, attempts, strict=True):
             group.seeing.append(judge(edit, attempt.picture))
             group.blind.append(judge(edit, attempt.blind))
@@ -128,16 +141,16 @@ def draw_group(pipeline: Pipeline, instructions: Sequence[edits.Edit]) -> Group:
 
 
 def reconstruct(pipeline: Pipeline, scenes: Sequence[Scene], tiles: int) -> tuple[Row, list[float]]:
-    """Pictures drawn anew from their own tokens, without a word, and the PSNR of each in dB."""
+    """Images generated from their own image tokens without words, and the PSNR (dB) of each."""
     judgements, likeness = [], []
     settings = pipeline.settings(max_tiles=tiles)
     for part in chunks(list(enumerate(scenes)), BATCH):
         requests = [Request(prompt="", images=[render_tensor(scene, *SIZE)]) for _, scene in part]
-        attempts: list[Attempt] = draw_attempts(
+        attempts: list[Attempt] = generate_attempts(
             pipeline, requests, [seed for seed, _ in part], rewriting=False, settings=settings
         )
         for (_, scene), attempt in zip(part, attempts, strict=True):
-            assert attempt.picture is not None, "nothing was rewritten, so nothing can fail"
+            assert attempt.picture is not None, "only a rewrite can fail"
             judgements.append(judge_reading(read_picture(attempt.picture), Requirement.of(scene)))
             likeness.append(psnr(attempt.picture, render(scene, *SIZE)))
     values = {"PSNR dB": fmean(likeness), "PSNR interval dB": mean_interval(likeness)}
@@ -146,12 +159,12 @@ def reconstruct(pipeline: Pipeline, scenes: Sequence[Scene], tiles: int) -> tupl
 
 
 def mean_interval(values: Sequence[float]) -> float:
-    """Half the width of the 95 % interval of their mean."""
+    """Half the width of the 95 % interval of the mean; infinite for one value."""
     return Z_95 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
 
 
-def judge(edit: edits.Edit, picture: Pixels | None) -> Side:
-    """A drawing against its target; nothing drawn is all wrong."""
+def judge(edit: Edit, picture: Pixels | None) -> Side:
+    """Compare an image with its target; without an image everything is wrong."""
     if picture is None:
         return Side(judgement=judge_failure(edit.requirement))
     reading = read_picture(picture)
@@ -171,7 +184,7 @@ def judge(edit: edits.Edit, picture: Pixels | None) -> Side:
 
 
 def outside_of(objects: set[SceneObject]) -> np.ndarray:
-    """True where none of the objects stands, in a picture of `SIZE`."""
+    """True where none of the objects is, in an image of `SIZE`."""
     width, height = SIZE
     mask = np.ones((height, width), dtype=bool)
     for obj in objects:

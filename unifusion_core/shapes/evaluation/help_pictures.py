@@ -1,6 +1,6 @@
-"""The pictures of the nodes' help pages, drawn anew by the embedded model:
+"""Generate the images of the nodes' help pages with the embedded model:
 
-python -m unifusion_core.evaluation.help_pictures nodes/web/docs/pictures
+python -m unifusion_core.shapes.evaluation.help_pictures nodes/web/docs/pictures
 """
 
 from __future__ import annotations
@@ -38,67 +38,69 @@ EDIT = "make the circle blue"
 STYLE = "keep everything else"
 SEED = 1
 DOTS_PER_INCH = 90
-PANEL, TITLE_LINE = 1.75, 0.17  # inches
-TITLE_WIDTH = 26  # letters
+# inches
+PANEL, TITLE_LINE = 1.75, 0.17
+# letters
+TITLE_WIDTH = 26
 WEBP_QUALITY = 85
 
 Panels = Iterable[tuple[str, Pixels]]
 
 
 def text_to_image(pipeline: Pipeline) -> Pixels:
-    """What the embedded model knows: its little world, in three sizes."""
+    """Three images of the embedded model, in its three sizes."""
     prompts = {
         PROMPT: (128, 128),
         "two purple crosses on pink": (160, 112),
         "a huge yellow diamond at night": (112, 160),
     }
     return side_by_side(
-        (prompt, drawn(pipeline, rewritten(pipeline, prompt), pipeline.settings(size=size)))
+        (prompt, generated(pipeline, rewritten(pipeline, prompt), pipeline.settings(size=size)))
         for prompt, size in prompts.items()
     )
 
 
 def caption(pipeline: Pipeline) -> Pixels:
-    """A picture, and what the VLM says of it."""
-    source = drawn(pipeline, rewritten(pipeline, PROMPT))
+    """An image, and the VLM's caption of it."""
+    source = generated(pipeline, rewritten(pipeline, PROMPT))
     seen = rewritten(pipeline, "", source)
     return side_by_side([(f"the VLM sees: {seen.request.rewrite}", source)])
 
 
 def tiles(pipeline: Pipeline) -> Pixels:
-    """A picture, its tiles and its thumbnail."""
-    source = drawn(pipeline, rewritten(pipeline, PROMPT))
+    """An image, its tiles and its thumbnail."""
+    source = generated(pipeline, rewritten(pipeline, PROMPT))
     split = split_into_tiles(as_input(source), 5, pipeline.backbone.tile_size)
     names = [*(f"tile {number}" for number in range(1, len(split))), "thumbnail"]
-    cut = [as_picture(pixels) for pixels in split.pixels]
+    cut = [as_image(pixels) for pixels in split.pixels]
     return side_by_side([("the picture", source), *zip(names, cut, strict=True)])
 
 
 def verifi(pipeline: Pipeline) -> Pixels:
-    """A roundabout prompt as it is, and rewritten."""
+    """An indirect prompt without and with rewriting."""
     plain = Request(prompt=ROUNDABOUT)
     raw = Rewrite(request=plain, features=pipeline.encode([plain]))
     done = rewritten(pipeline, ROUNDABOUT)
     return side_by_side(
         [
-            (f"read as it is: {ROUNDABOUT}", drawn(pipeline, raw)),
-            (f"rewritten: {done.request.rewrite}", drawn(pipeline, done)),
+            (f"read as it is: {ROUNDABOUT}", generated(pipeline, raw)),
+            (f"rewritten: {done.request.rewrite}", generated(pipeline, done)),
         ]
     )
 
 
 def layer_gains(pipeline: Pipeline) -> Pixels:
-    """The same prompt and noise with the pooling turned."""
+    """The same prompt and noise with several layer gains."""
     done, taps = rewritten(pipeline, PROMPT), pipeline.model.config.vlm.taps
     return side_by_side(
-        (text or "empty: as trained", drawn(pipeline, done, gains=parse_layer_gains(text, taps)))
+        (text or "empty: as trained", generated(pipeline, done, gains=parse_layer_gains(text, taps)))
         for text in ("", "0: 0", "2: 0, 3: 0", "1, 0, 0, 0, 0", "0, 0, 0, 1, 0", "0: -1")
     )
 
 
-def layers_read(pipeline: Pipeline) -> Pixels:
-    """The map of an edit: its words, and the picture that it changes."""
-    source = as_input(drawn(pipeline, rewritten(pipeline, PROMPT)))
+def layer_map(pipeline: Pipeline) -> Pixels:
+    """The layer map of an edit: its words, and the image that it changes."""
+    source = as_input(generated(pipeline, rewritten(pipeline, PROMPT)))
     request = with_style(Request(prompt=EDIT, images=[source]), STYLE)
     features = pipeline.rewrite_requests([request])[0].features
     reading = read_layers(pipeline.model, features.to(pipeline.device, pipeline.dtype))
@@ -107,19 +109,19 @@ def layers_read(pipeline: Pipeline) -> Pixels:
 
 
 def strengths(pipeline: Pipeline) -> Pixels:
-    """A picture drawn anew from fewer and fewer of its tokens, and from each several times."""
-    source = drawn(pipeline, rewritten(pipeline, PROMPT))
+    """Images from fewer and fewer of an image's tokens, and from repeated tokens."""
+    source = generated(pipeline, rewritten(pipeline, PROMPT))
     request = Request(prompt="", images=[as_input(source)])
     read = pipeline.encode([request])
     panels = [("the picture", source)]
     for keep, gain in ((1.0, 1), (0.3, 1), (0.1, 1), (1.0, 3)):
         changed = Rewrite(request=request, features=with_strength(read, 1, keep=keep, gain=gain))
-        panels.append((f"keep {keep:g}, gain {gain}", drawn(pipeline, changed)))
+        panels.append((f"keep {keep:g}, gain {gain}", generated(pipeline, changed)))
     return side_by_side(panels)
 
 
 def layers_side_by_side(pipeline: Pipeline) -> Pixels:
-    """What travels to ComfyUI's Krea 2: for each token, the states of all layers in one row; here those of the embedded VLM."""
+    """The input of ComfyUI's Krea 2: one row per token with the states of all layers; here those of the embedded VLM."""
     features = pipeline.encode([Request(prompt=ROUNDABOUT)])
     states, taps = features.states[0].float(), pipeline.model.config.vlm.taps
     figure = Figure(figsize=(7, 2.6), dpi=DOTS_PER_INCH, layout="constrained")
@@ -139,16 +141,16 @@ def layers_side_by_side(pipeline: Pipeline) -> Pixels:
 
 
 def steps(pipeline: Pipeline) -> Pixels:
-    """The same noise in more and more steps."""
+    """The same prompt and noise with more and more steps."""
     done = rewritten(pipeline, PROMPT)
     return side_by_side(
-        (f"{count} steps", drawn(pipeline, done, pipeline.settings(steps=count)))
+        (f"{count} steps", generated(pipeline, done, pipeline.settings(steps=count)))
         for count in (1, 2, 4, 8, 20)
     )
 
 
 def schedules(pipeline: Pipeline) -> Pixels:
-    """At which times each schedule calls the model."""
+    """The times of each schedule."""
     figure = Figure(figsize=(5, 3.2), dpi=DOTS_PER_INCH, layout="constrained")
     plot = figure.subplots()
     for name in SCHEDULES:
@@ -163,63 +165,66 @@ def schedules(pipeline: Pipeline) -> Pixels:
 
 
 def edited_in_its_size(pipeline: Pipeline) -> Pixels:
-    """An edit in its picture's own size, and in another."""
+    """An edit in its image's own size, and in another."""
     wide = pipeline.settings(size=(160, 112))
-    source = drawn(pipeline, rewritten(pipeline, BIG), wide)
+    source = generated(pipeline, rewritten(pipeline, BIG), wide)
     edit = rewritten(pipeline, EDIT, source, STYLE)
     return side_by_side(
         [
             ("the picture, 160 x 112", source),
-            (f"{EDIT}: in the picture's size", drawn(pipeline, edit, wide)),
-            ("the same in 128 x 128: all has moved", drawn(pipeline, edit, replace(wide, size=(128, 128)))),
+            (f"{EDIT}: in the picture's size", generated(pipeline, edit, wide)),
+            (
+                "the same in 128 x 128: all has moved",
+                generated(pipeline, edit, replace(wide, size=(128, 128))),
+            ),
         ]
     )
 
 
+# by node id
 PICTURES: dict[str, Callable[[Pipeline], Pixels]] = {
     "UniFusionModelLoader": text_to_image,
     "UniFusionVLMLoader": caption,
     "UniFusionImageEncode": tiles,
     "UniFusionVerifiRewrite": verifi,
     "UniFusionLAPPool": layer_gains,
-    "UniFusionLAPInspect": layers_read,
+    "UniFusionLAPInspect": layer_map,
     "UniFusionPictureStrength": strengths,
     "UniFusionFeaturesToKrea2": layers_side_by_side,
     "UniFusionSampler": steps,
     "UniFusionSchedule": schedules,
     "UniFusionLatentFromReference": edited_in_its_size,
 }
-"""By node id: what its help page shows."""
 
 
 def rewritten(pipeline: Pipeline, prompt: str, source: Pixels | None = None, style: str = "") -> Rewrite:
-    """A prompt as the VLM rewrites it, about a picture or none."""
+    """The VLM's rewrite of a prompt, about one image or none."""
     pictures = [] if source is None else [as_input(source)]
     return pipeline.rewrite_requests([with_style(Request(prompt=prompt, images=pictures), style)])[0]
 
 
-def drawn(
+def generated(
     pipeline: Pipeline,
     of: Rewrite,
     settings: SamplingSettings | None = None,
     gains: Sequence[float] | None = None,
 ) -> Pixels:
-    """One picture, always from the same noise."""
+    """One image, always from the same noise."""
     return pipeline.sample(of.features, [SEED], settings, layer_gains=gains)[0]
 
 
 def as_input(picture: Pixels) -> Tensor:
-    """A drawn picture as the VLM takes it, 3 H W in 0..1."""
+    """An image as a tensor, 3 H W in 0..1."""
     return torch.from_numpy(picture).permute(2, 0, 1).float() / 255
 
 
-def as_picture(pixels: Tensor) -> Pixels:
-    """3 H W in 0..1 as 8 bits."""
+def as_image(pixels: Tensor) -> Pixels:
+    """A tensor, 3 H W in 0..1, as an image of 8 bits."""
     return (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def side_by_side(panels: Panels) -> Pixels:
-    """Pictures in a row, each with its title."""
+    """Images in a row, each with its title."""
     named = [("\n".join(textwrap.wrap(title, TITLE_WIDTH)), picture) for title, picture in panels]
     lines = max(title.count("\n") for title, _ in named) + 2
     tallest = max(1.0, *(picture.shape[0] / picture.shape[1] for _, picture in named))
@@ -233,14 +238,14 @@ def side_by_side(panels: Panels) -> Pixels:
 
 
 def rendered(figure: Figure) -> Pixels:
-    """A figure's pixels."""
+    """The pixels of a figure."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def main(folder: Path) -> None:
-    """Draw all of them into a folder."""
+    """Write all images into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = Pipeline.load(device="cpu")
     for node, make in PICTURES.items():

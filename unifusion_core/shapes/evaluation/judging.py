@@ -1,4 +1,4 @@
-"""Judging pictures and captions against what was asked for, and counting with confidence intervals."""
+"""Judge images and captions against requirements, and count with confidence intervals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNTED = ("exact", "readable", "count", "background", "shape", "color", "size",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """What one picture or caption got right. Unreadable is never exact, whatever the best guess at it says."""
+    """What one image or caption got right. An unreadable one is never exact, even if its best guess is."""
 
     requirement: Requirement
     verdict: Verdict
@@ -31,13 +31,14 @@ class Judgement:
 
     @property
     def exact(self) -> bool:
-        """All that was asked for holds, and nothing more is there."""
+        """Readable, everything required is there, and nothing more."""
         return self.readable and self.verdict.exact
 
     def counted(self, name: str) -> tuple[bool, ...]:
-        """The yes and no answers about one of `COUNTED`.
+        """Right or wrong for one of `COUNTED`.
 
-        Shape, colour, size and position have one per object that fixes it, background and relations none if open.
+        Shape, colour, size and position have one value per object that fixes them. A background that is left open and missing
+        relations have none.
         """
         if name in ("exact", "readable"):
             return (getattr(self, name),)
@@ -49,7 +50,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Judgements, in the order of what was judged, and the rates over them."""
+    """Judgements in order, and the rates over them."""
 
     judgements: tuple[Judgement, ...]
 
@@ -65,8 +66,10 @@ class Tally:
         return Rate(sum(answers), len(answers))
 
     def properties(self) -> tuple[float, float]:
-        """Share of the named properties that a picture got right, readable or not: the mean over pictures, and half the width of
-        its 95 % interval. It tells weak models apart, of which none draws a picture that is exact."""
+        """Mean share of right named properties per image, readable or not, and half the width of its 95 % interval.
+
+        It distinguishes weak models, which generate no exact images.
+        """
         shares = []
         for judgement in self.judgements:
             answers = [answer for name in PROPERTIES for answer in judgement.counted(name)]
@@ -75,24 +78,24 @@ class Tally:
         return fmean(shares), reach
 
     def rates(self) -> dict[str, Rate]:
-        """All rates of which anything was counted."""
+        """The rates of `COUNTED` that have at least one value."""
         return {name: rate for name in COUNTED if (rate := self.rate(name)).total}
 
 
 def judge_picture(pixels: np.ndarray, requirement: Requirement) -> Judgement:
-    """Read a picture (height, width, 3) of uint8 from its pixels alone, and compare."""
+    """Read an image (height, width, 3) of uint8, and compare it with a requirement."""
     return judge_reading(read_picture(pixels), requirement)
 
 
 def judge_reading(reading: Reading, requirement: Requirement) -> Judgement:
-    """For a picture that was read already."""
+    """Compare an image that is already read with a requirement."""
     return Judgement(
         requirement=requirement, verdict=check(requirement, reading.scene), readable=reading.readable
     )
 
 
 def judge_caption(text: str, requirement: Requirement) -> Judgement:
-    """Parse a caption strictly, and compare."""
+    """Parse a caption strictly, and compare it with a requirement."""
     scene = parse_caption(text.strip())
     return Judgement(
         requirement=requirement, verdict=check(requirement, scene or NOTHING), readable=scene is not None
@@ -100,17 +103,17 @@ def judge_caption(text: str, requirement: Requirement) -> Judgement:
 
 
 def judge_failure(requirement: Requirement) -> Judgement:
-    """Nothing came out at all: everything is wrong."""
+    """The judgement of a missing image: everything is wrong."""
     return judge_caption("", requirement)
 
 
 def score_pictures(pictures: Sequence[np.ndarray], requirements: Sequence[Requirement]) -> Tally:
-    """Judge pictures, each (height, width, 3) of uint8, against what was asked for."""
+    """Judge images (height, width, 3) of uint8, each against its requirement."""
     return Tally(tuple(judge_picture(p, r) for p, r in zip(pictures, requirements, strict=True)))
 
 
 def score_captions(texts: Sequence[str], requirements: Sequence[Requirement]) -> Tally:
-    """Judge captions against what was asked for."""
+    """Judge captions, each against its requirement."""
     return Tally(tuple(judge_caption(t, r) for t, r in zip(texts, requirements, strict=True)))
 
 

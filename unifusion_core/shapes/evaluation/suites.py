@@ -1,10 +1,11 @@
-"""The suites of `unifusion shapes evaluate`. Light to import: the command line lists the names.
+"""The suites of `unifusion shapes evaluate`, as strings, so that the command line can list them without heavy imports.
 
-A suite is one file with a function (Subject, Sampling) -> rows, and one line here.
+A suite is a file with a function (Subject, Sampling) -> rows, and a line here.
 """
 
 from __future__ import annotations
 
+# suites of the given model
 OF_THE_MODEL = {
     "text-to-image": "shapes.evaluation.text_to_image:evaluate_text_to_image",
     "verifi": "shapes.evaluation.verifi:evaluate_verifi",
@@ -14,9 +15,8 @@ OF_THE_MODEL = {
     "autoencoder": "shapes.evaluation.autoencoder:evaluate_autoencoder",
     "layers": "shapes.evaluation.layers:evaluate_layers",
 }
-"""These judge the model that is given."""
 
-# the others judge training runs, which must have been made before
+# the others compare training runs, which must exist
 SUITES = OF_THE_MODEL | {
     "designs": "shapes.evaluation.designs:evaluate_designs",
     "edit-training": "shapes.evaluation.designs:evaluate_edit_training",

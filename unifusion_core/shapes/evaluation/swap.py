@@ -1,7 +1,7 @@
-"""Does the picture follow the rewrite, or what the prompt made the VLM expect?
+"""Whether the image follows the rewrite, or the word that the prompt made the VLM expect.
 
-One word of a full rewrite is exchanged while the prompt goes on asking for the old one. A generator that reads
-the VLM's prediction instead of the word draws the old one: an edited rewrite would be ignored, unnoticed.
+One word of a full rewrite is exchanged, and the prompt keeps the old one. A generator that uses the VLM's prediction instead of
+the word generates the old one. Such a generator would silently ignore edits of a rewrite.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from ...contracts import Request
 from ...evaluation.subject import Row, Sampling, Subject, chunks
 from ..world import captions, prompts
-from ..world.edits import another
 from ..world.requirements import Requirement
 from ..world.scenes import (
     BACKGROUNDS,
@@ -23,10 +22,11 @@ from ..world.scenes import (
     SHAPES,
     SIZES,
     Scene,
+    another,
     sample_scene,
 )
 from ..world.scorer import read_picture
-from .drawing import draw_as_they_are
+from .drawing import generate_as_is
 from .judging import Tally, judge_reading, row_of
 
 BATCH = 16
@@ -35,7 +35,10 @@ WORDS = ("background", "color", "shape", "size", "place")
 
 @dataclass(frozen=True, kw_only=True)
 class Swap:
-    """A scene that the prompt asks for, and the one that the rewrite says, different in one word about one object."""
+    """The scenes of the prompt (`asked`) and of the rewrite (`said`), which differ in one word.
+
+    index  of the object that the word describes
+    """
 
     word: str
     asked: Scene
@@ -47,7 +50,7 @@ class Swap:
         return Request(prompt=prompt, rewrite=captions.caption(self.said))
 
     def followed(self, seen: Scene) -> tuple[bool, bool]:
-        """Whether the one word holds in a picture as the rewrite says it, and as the prompt asks for it."""
+        """Whether the image has the word of the rewrite, and whether it has the word of the prompt."""
         said, asked = (
             self._holds(seen, meant, other)
             for meant, other in ((self.said, self.asked), (self.asked, self.said))
@@ -65,15 +68,17 @@ class Swap:
 
 
 def evaluate_swap(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """How often the exchanged word holds as the rewrite says it and as the prompt asks for it (chance: one in their number);
-    exact pictures are those of the whole rewrite. Pairs seen in training, so that the contradiction alone is hard."""
+    """Shares of images with the word of the rewrite and with the word of the prompt, by word.
+
+    An image is exact if it is exact for the whole rewrite. All pairs were seen in training, so only the contradiction is hard.
+    """
     for word in WORDS:
         rng = sampling.rng(f"swap {word}")
         swaps = [draw_swap(rng, word) for _ in range(sampling.samples)]
         judgements, followed = [], []
         for group in chunks(list(enumerate(swaps)), BATCH):
             requests = [swap.request(rng) for _, swap in group]
-            pictures = draw_as_they_are(subject.pipeline, requests, [seed for seed, _ in group])
+            pictures = generate_as_is(subject.pipeline, requests, [seed for seed, _ in group])
             for (_, swap), picture in zip(group, pictures, strict=True):
                 reading = read_picture(picture)
                 judgements.append(judge_reading(reading, Requirement.of(swap.said)))
@@ -84,7 +89,7 @@ def evaluate_swap(subject: Subject, sampling: Sampling) -> Iterator[Row]:
 
 
 def draw_swap(rng: random.Random, word: str) -> Swap:
-    """A scene with one word of its caption exchanged, never into a held-out pair."""
+    """A random scene with one word of its caption exchanged, without held-out pairs."""
     scene = sample_scene(rng)
     i = rng.randrange(len(scene.objects))
     obj = scene.objects[i]

@@ -1,4 +1,4 @@
-"""From a prompt to a picture that the scorer judges: free prompts and full captions, held-out and seen pairs."""
+"""Text to image with free prompts and full captions, on held-out and seen pairs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from ...evaluation.subject import Row, Sampling, Subject, chunks
 from ...pipeline import Pipeline
 from ...zoo.tiny import TINY
 from ..world import prompts
-from .drawing import draw_attempts
+from .drawing import generate_attempts
 from .judging import Judgement, Tally, judge_failure, judge_picture, row_of
 from .vlm import draw_scene
 
 BATCH = 16
-CASES = [  # every kind of wording with every number of objects it can speak of
+# every kind of prompt with every number of objects that it allows
+CASES = [
     (kind, count)
     for kind, count in product(("full", "terse", "caption", "indirect", "relation", "count"), (1, 2, 3))
     if count > 1 or kind not in ("relation", "count")
@@ -33,8 +34,8 @@ RIGHT, WRONG = (30, 160, 60), (215, 40, 40)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """One prompt with what became of it; no picture where the rewriting failed."""
+class Generated:
+    """The result of a prompt; `picture` is None if the rewrite failed."""
 
     wording: prompts.Wording
     rewrite: str | None
@@ -43,20 +44,20 @@ class Drawn:
 
 
 def evaluate_text_to_image(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """`samples` pictures for each of held-out and seen pairs, with and without rewriting, the model's default first."""
+    """`samples` images each for held-out and seen pairs, with and without rewriting; the model's default first."""
     pipeline = subject.pipeline
     for pairs, held_out in (("held-out", True), ("seen", False)):
-        prompts = draw_prompts(sampling, held_out=held_out)
+        wordings = draw_prompts(sampling, held_out=held_out)
         for rewriting in (pipeline.spec.rewrites, not pipeline.spec.rewrites):
             title = f"{pairs} pairs, {'rewritten' if rewriting else 'prompt as it is'}"
-            drawn = draw_pictures(pipeline, prompts, rewriting=rewriting)
-            yield from rows(title, drawn)
+            results = generate_images(pipeline, wordings, rewriting=rewriting)
+            yield from rows(title, results)
             if sampling.pictures is not None:
-                save_sheet(drawn, sampling.pictures / f"{title.replace(', ', ' ').replace(' ', '-')}.png")
+                save_sheet(results, sampling.pictures / f"{title.replace(', ', ' ').replace(' ', '-')}.png")
 
 
 def draw_prompts(sampling: Sampling, *, held_out: bool) -> list[prompts.Wording]:
-    """Prompts of all `CASES` in turn; with `held_out` every picture has an object of a pair never trained on."""
+    """Prompts of all `CASES` in turn; with `held_out` every scene has a held-out pair."""
     rng = sampling.rng(f"text-to-image {'held-out' if held_out else 'seen'}")
     worded = []
     for number in range(sampling.samples):
@@ -65,17 +66,19 @@ def draw_prompts(sampling: Sampling, *, held_out: bool) -> list[prompts.Wording]
     return worded
 
 
-def draw_pictures(pipeline: Pipeline, prompts: Sequence[prompts.Wording], *, rewriting: bool) -> list[Drawn]:
-    """Pictures with the shipped default settings, picture number i from seed i."""
-    drawn: list[Drawn] = []
+def generate_images(
+    pipeline: Pipeline, wordings: Sequence[prompts.Wording], *, rewriting: bool
+) -> list[Generated]:
+    """Images with the model's default settings, number i from seed i."""
+    results: list[Generated] = []
     bar = tqdm(
-        total=len(prompts), desc="rewritten" if rewriting else "prompt as it is", leave=False, disable=None
+        total=len(wordings), desc="rewritten" if rewriting else "prompt as it is", leave=False, disable=None
     )
-    for group in chunks(list(enumerate(prompts)), BATCH):
+    for group in chunks(list(enumerate(wordings)), BATCH):
         requests = [Request(prompt=wording.text) for _, wording in group]
-        attempts = draw_attempts(pipeline, requests, [number for number, _ in group], rewriting=rewriting)
-        drawn += [
-            Drawn(
+        attempts = generate_attempts(pipeline, requests, [number for number, _ in group], rewriting=rewriting)
+        results += [
+            Generated(
                 wording=wording,
                 rewrite=attempt.words,
                 picture=attempt.picture,
@@ -87,29 +90,30 @@ def draw_pictures(pipeline: Pipeline, prompts: Sequence[prompts.Wording], *, rew
         ]
         bar.update(len(group))
     bar.close()
-    return drawn
+    return results
 
 
-def rows(title: str, drawn: Sequence[Drawn]) -> Iterator[Row]:
-    """All together, then by number of objects, then by kind of wording."""
+def rows(title: str, results: Sequence[Generated]) -> Iterator[Row]:
+    """Rows for all prompts, by number of objects, and by kind of prompt."""
 
-    def row(name: str, part: Sequence[Drawn]) -> Row:
+    def row(name: str, part: Sequence[Generated]) -> Row:
         return row_of(name, Tally(tuple(d.judgement for d in part)))
 
-    yield row(title, drawn)
+    yield row(title, results)
     sizes = {"1 object": (1,), "2 objects": (2,), "1 or 2 objects": (1, 2), "3 objects": (3,)}
     parts = {
-        name: [d for d in drawn if len(d.wording.target.objects) in counts] for name, counts in sizes.items()
+        name: [d for d in results if len(d.wording.target.objects) in counts]
+        for name, counts in sizes.items()
     }
-    parts |= {kind: [d for d in drawn if d.wording.kind == kind] for kind in dict(CASES)}
+    parts |= {kind: [d for d in results if d.wording.kind == kind] for kind in dict(CASES)}
     for name, part in parts.items():
         if part:
             yield row(f"  {name}", part)
 
 
-def save_sheet(drawn: Sequence[Drawn], path: Path) -> None:
-    """The first pictures with their prompts below; a green frame is exact, a red one is not."""
-    shown = drawn[: SHEET_COLUMNS * SHEET_ROWS]
+def save_sheet(results: Sequence[Generated], path: Path) -> None:
+    """Save the first images with their prompts; a green frame means exact, a red one not."""
+    shown = results[: SHEET_COLUMNS * SHEET_ROWS]
     width, height = TINY.size
     cell_width, cell_height = width + 4 * FRAME, height + 4 * FRAME + LABEL_HEIGHT
     num_rows = -(-len(shown) // SHEET_COLUMNS)

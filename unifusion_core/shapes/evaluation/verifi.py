@@ -1,4 +1,4 @@
-"""What rewriting is worth: the same worded drawn with it and without it, from the same noise."""
+"""The effect of rewriting: the same prompts with and without it, from the same noise."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ...evaluation.rates import Z_95
 from ...evaluation.subject import Row, Sampling, Subject
 from ..world import prompts
 from .judging import Tally, row_of
-from .text_to_image import Drawn, draw_pictures
+from .text_to_image import Generated, generate_images
 from .vlm import draw_scene
 
 KINDS = ("indirect", "full")
 
 
 def evaluate_verifi(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """`samples` indirect and as many full prompts, each with a held-out pair; the difference is taken picture by picture."""
+    """`samples` indirect and `samples` full prompts, each with a held-out pair; the difference is taken per prompt."""
     for kind in KINDS:
         rng = sampling.rng(f"verifi {kind}")
         worded = [
@@ -25,7 +25,7 @@ def evaluate_verifi(subject: Subject, sampling: Sampling) -> Iterator[Row]:
             for number in range(sampling.samples)
         ]
         on, off = (
-            draw_pictures(subject.pipeline, worded, rewriting=rewriting) for rewriting in (True, False)
+            generate_images(subject.pipeline, worded, rewriting=rewriting) for rewriting in (True, False)
         )
         yield _row(f"{kind} prompts, VERIFI on", on)
         yield _row(f"{kind} prompts, VERIFI off", off)
@@ -33,16 +33,16 @@ def evaluate_verifi(subject: Subject, sampling: Sampling) -> Iterator[Row]:
 
 
 def paired_difference(one: Sequence[bool], other: Sequence[bool]) -> dict[str, float]:
-    """How many points more of `one` than of `other` are right, pair by pair, with the bounds of a 95 % interval (normal)."""
+    """Mean difference of paired results in percentage points, with the bounds of its normal 95 % interval."""
     differences = [100.0 * (a - b) for a, b in zip(one, other, strict=True)]
     middle = fmean(differences)
     reach = Z_95 * math.sqrt(variance(differences) / len(differences)) if len(differences) > 1 else math.inf
     return {"points": middle, "lower bound": middle - reach, "upper bound": middle + reach}
 
 
-def _row(name: str, drawn: Sequence[Drawn]) -> Row:
-    return row_of(name, Tally(tuple(d.judgement for d in drawn)))
+def _row(name: str, results: Sequence[Generated]) -> Row:
+    return row_of(name, Tally(tuple(d.judgement for d in results)))
 
 
-def _exact(drawn: Sequence[Drawn]) -> list[bool]:
-    return [d.judgement.exact for d in drawn]
+def _exact(results: Sequence[Generated]) -> list[bool]:
+    return [d.judgement.exact for d in results]

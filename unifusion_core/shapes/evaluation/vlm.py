@@ -1,4 +1,4 @@
-"""The VLM's gate: does it write the caption that a prompt, an instruction or a picture asks for?"""
+"""Whether the VLM writes the caption that a prompt, an instruction or an image asks for."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from ..world.requirements import Requirement
 from ..world.scenes import ASPECT_SIZES, Scene, sample_scene
 from .judging import Tally, row_of, score_captions
 
-TILE_COUNTS = (1, 5, 10)  # max_tiles
+# max_tiles
+TILE_COUNTS = (1, 5, 10)
 BATCH = 32
-# a caption of three objects has fewer; what has not ended by then is wrong
+# more than a caption of three objects has; a longer answer is wrong
 MAX_NEW_TOKENS = 64
 REWRITE_KINDS = ("full", "terse", "indirect", "relation", "count")
 INSTRUCTIONS = {
@@ -31,22 +32,26 @@ INSTRUCTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One chat, and what the scene in its answer must fulfil."""
+    """One chat, and the requirement for the scene in its answer.
+
+    size  (width, height) of the source images
+    """
 
     prompt: str
     requirement: Requirement
     sources: tuple[Scene, ...] = ()
-    size: tuple[int, int] = ASPECT_SIZES[0]  # of the source pictures
+    size: tuple[int, int] = ASPECT_SIZES[0]
 
     def request(self) -> Request:
-        pictures = [render_tensor(s, *self.size) for s in self.sources]
-        return Request(prompt=self.prompt, images=pictures)
+        images = [render_tensor(s, *self.size) for s in self.sources]
+        return Request(prompt=self.prompt, images=images)
 
 
 def evaluate_vlm(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """Pictures and prompts are new; any pair may appear, since the VLM stands for a pretrained one.
+    """Rewrites by kind of prompt, captions and instructions by number of tiles.
 
-    The kinds of a group of instructions share its samples.
+    Images and prompts are new. They include held-out pairs, since the VLM takes the part of a pretrained one. The kinds of a
+    group of instructions share its samples.
     """
 
     def measure(
@@ -74,21 +79,21 @@ def evaluate_vlm(subject: Subject, sampling: Sampling) -> Iterator[Row]:
 
 
 def draw_rewrite(rng: random.Random, kind: str) -> Task:
-    """A prompt of this kind, to be rewritten into a caption."""
+    """A random prompt of this kind, to be rewritten as a caption."""
     scene = draw_scene(rng, kind, rng.randint(1, 3))
     wording = prompts.word_scene(rng, scene, kind)
     return Task(prompt=wording.text, requirement=wording.requirement)
 
 
 def draw_scene(rng: random.Random, kind: str, num_objects: int, *, held_out: bool | None = None) -> Scene:
-    """A scene that can be worded as this kind: relations and counts need two objects, counts two alike."""
+    """A random scene for this kind of prompt: relations and counts need two objects, counts two equal ones."""
     needed = 2 if kind in ("relation", "count") else 1
     scene = sample_scene(rng, num_objects=max(needed, num_objects), held_out=held_out)
     return prompts.with_equal_objects(rng, scene) if kind == "count" else scene
 
 
 def draw_caption(rng: random.Random) -> Task:
-    """A picture to be described."""
+    """A random image to be described."""
     scene = sample_scene(rng, held_out=None)
     return Task(
         prompt=edits.describe_request(rng),
@@ -99,9 +104,8 @@ def draw_caption(rng: random.Random) -> Task:
 
 
 def draw_instruction(rng: random.Random, kind: str) -> Task:
-    """An edit or a reference: pictures and an instruction, to be answered with the caption of the target."""
-    draw = edits.sample_edit if kind in edits.EDIT_KINDS else edits.sample_reference
-    edit = draw(rng, kind, None)
+    """A random edit or reference, to be answered with the caption of its target."""
+    edit = edits.sample_instruction(rng, kind, None)
     return Task(
         prompt=edit.instruction,
         requirement=edit.requirement,
@@ -111,7 +115,7 @@ def draw_instruction(rng: random.Random, kind: str) -> Task:
 
 
 def judge(backbone: VLMBackbone, tasks: Sequence[Task], max_tiles: int) -> Tally:
-    """Greedy answers, each parsed strictly and checked."""
+    """Greedy answers, parsed strictly and checked against the requirements."""
     tally = Tally(())
     for group in chunks(tasks, BATCH):
         chats = backbone.prepare([task.request() for task in group], TINY.config.vlm.template, max_tiles)

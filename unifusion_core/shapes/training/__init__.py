@@ -1,1 +1,1 @@
-"""What the embedded model is trained on: tasks for the loop in `training/`, and the recipes that made its weights."""
+"""Training of the embedded model: tasks for the loop in `unifusion_core/training`, and the recipes that made its weights."""

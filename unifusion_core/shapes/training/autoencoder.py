@@ -1,7 +1,7 @@
-"""Train the small autoencoder on crops of the small world.
+"""Train the embedded autoencoder on crops of shapes.
 
-The latents are what the DiT must learn to draw, so they are held near zero mean and unit spread per channel, inside the
-decoder's clamp; the decoder sees noisy latents, because drawn ones are never exact.
+A penalty keeps the latents, which the DiT must learn to generate, near zero mean and unit spread per channel and inside the
+decoder's clamp. The decoder is trained on noisy latents, since generated ones are never exact.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from ..world.render import object_geometry, render, render_tensor
 from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene, with_free_colors
 from ..world.scorer import read_picture
 
-HARDNESS = {"star": 3, "cross": 2}  # how much more often crops are centred on these shapes
+# how much more often crops are centred on these shapes
+HARDNESS = {"star": 3, "cross": 2}
 
 
 class AutoencoderTask(Task[Autoencoder]):
-    """Crops of `crop` pixels around the objects of crowded pictures, edges weighted."""
+    """Square crops of images with up to nine objects; the loss has a higher weight on edges."""
 
     name = "autoencoder"
     not_muon = ("taesd_encoder.0.", "taesd_decoder.1.", "taesd_encoder.14.", "taesd_decoder.19.")
@@ -50,11 +51,15 @@ class AutoencoderTask(Task[Autoencoder]):
         start: Path | None = None,
         decoder_only: bool = False,
     ) -> None:
-        """`object_share` of the crops are centred near an object (most often a small, a star or a cross: what is hardest to
-        draw), the others anywhere. `free_color_share` of the pictures have objects in colours between the named ones: a
-        decoder that knows the seven alone jumps between them, and a drawn latent that is a little off shows as a stain.
-        `size_shares`: how often each of `ASPECT_SIZES` is drawn. `start`: weights to go on from; `decoder_only` leaves the
-        latents as they are, so that a generator trained on them stays valid."""
+        """
+        crop              side in pixels
+        object_share      share of crops near an object, most often a small one, a star or a cross; the others are anywhere
+        free_color_share  share of images with free colours: a decoder that was trained on the named colours alone jumps between
+                          them, so that a slightly wrong latent becomes a stain
+        size_shares       of `ASPECT_SIZES`
+        start             a file to continue from
+        decoder_only      keep the encoder, so that a generator trained on its latents stays valid
+        """
         self.seed, self.crop = seed, crop
         self.object_share, self.free_color_share = object_share, free_color_share
         self.size_shares = size_shares
@@ -77,7 +82,8 @@ class AutoencoderTask(Task[Autoencoder]):
                 self.before = json.loads(file.metadata()["training"])
         model.taesd_encoder.requires_grad_(not decoder_only)
         model.taesd_decoder.requires_grad_(True)
-        self.model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack memory_format)
+        # torch's stubs lack memory_format
+        self.model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def item(self, index: int) -> Tensor:
         rng = random.Random(f"autoencoder-{self.seed}-{index}")
@@ -85,7 +91,7 @@ class AutoencoderTask(Task[Autoencoder]):
         scene = sample_scene(rng, max_objects=9)
         if rng.random() < self.free_color_share:
             scene = with_free_colors(rng, scene)
-        picture = render(scene, width, height)
+        image = render(scene, width, height)
         left, top = rng.randint(0, width - self.crop), rng.randint(0, height - self.crop)
         if rng.random() < self.object_share:
             x, y, _ = object_geometry(weighted_object(rng, scene), width, height)
@@ -94,7 +100,7 @@ class AutoencoderTask(Task[Autoencoder]):
                 min(max(round(at) - self.crop // 2 + rng.randint(-jitter, jitter), 0), length - self.crop)
                 for at, length in ((x, width), (y, height))
             )
-        crop = picture[top : top + self.crop, left : left + self.crop]
+        crop = image[top : top + self.crop, left : left + self.crop]
         return torch.from_numpy(crop.copy()).permute(2, 0, 1)
 
     def collate(self, items: list[Tensor]) -> Tensor:
@@ -123,7 +129,7 @@ class AutoencoderTask(Task[Autoencoder]):
         rng = random.Random("autoencoder-evaluation")
         scenes = [sample_scene(rng, held_out=True) for _ in range(24)]
         pixels = torch.stack([render_tensor(s) for s in scenes])
-        latents = encode_pictures(model, pixels)
+        latents = encode_images(model, pixels)
         decoded = model.decode(latents).clamp(0, 1).cpu()
         grid = torch.cat([pixels[:8], decoded[:8]], 0)
         save_grid(grid, out / f"{step:06d}.png", columns=8)
@@ -137,20 +143,20 @@ class AutoencoderTask(Task[Autoencoder]):
 
     @staticmethod
     def _exact(model: Autoencoder) -> dict[str, float]:
-        """Share of held-out pairs that come back exactly, as they are and with noise on their latents; PSNR of free colours."""
+        """Share of held-out pairs that are exact after the autoencoder, and PSNR of free colours, without and with noise."""
         rng = random.Random("autoencoder-evaluation-exact")
         scenes = [sample_scene(rng, held_out=True) for _ in range(48)]
         free = [with_free_colors(rng, sample_scene(rng)) for _ in range(16)]
         pixels = torch.stack([render_tensor(s) for s in scenes + free])
-        latents = encode_pictures(model, pixels)
+        latents = encode_images(model, pixels)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents.device)
         scores = {}
         for level in (0.0, 0.2):
-            pictures = model.decode(latents + level * noise).clamp(0, 1).cpu()
-            read = (pictures.permute(0, 2, 3, 1) * 255).round().byte().numpy()
-            right = [read_picture(p).shows(s) for p, s in zip(read[: len(scenes)], scenes, strict=True)]
+            images = model.decode(latents + level * noise).clamp(0, 1).cpu()
+            arrays = (images.permute(0, 2, 3, 1) * 255).round().byte().numpy()
+            right = [read_picture(a).shows(s) for a, s in zip(arrays[: len(scenes)], scenes, strict=True)]
             scores[f"exact_noise_{level}"] = round(sum(right) / len(right), 3)
-            mse = (pictures - pixels)[len(scenes) :].square().mean((1, 2, 3))
+            mse = (images - pixels)[len(scenes) :].square().mean((1, 2, 3))
             scores[f"psnr_free_noise_{level}"] = round(float(-10 * mse.log10().mean()), 2)
         return scores
 
@@ -158,33 +164,33 @@ class AutoencoderTask(Task[Autoencoder]):
         save_autoencoder(model, out / "vae.safetensors", record)
 
 
-def encode_pictures(model: Autoencoder, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-    """Latents, on the autoencoder's device, of pictures on any."""
+def encode_images(model: Autoencoder, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+    """Latents of images, on the autoencoder's device."""
     device = next(model.parameters()).device
     return model.encode(pixels.to(device, memory_format=torch.channels_last))
 
 
 def weighted_object(rng: random.Random, scene: Scene) -> SceneObject:
-    """One of the objects, most often one that is hard to draw."""
+    """A random object, most often one that is hard to reconstruct."""
     weights = [(2 if o.size == "small" else 1) * HARDNESS.get(o.shape, 1) for o in scene.objects]
     return rng.choices(scene.objects, weights)[0]
 
 
 def save_autoencoder(model: Autoencoder, path: Path, record: dict[str, Any]) -> None:
-    """16-bit weights in the stock layout; the recipe goes into the metadata."""
+    """Write 16-bit weights in the stock layout, with the record of the run as metadata."""
     weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(weights, str(path), {"format": "pt", "training": json.dumps(record)})
 
 
 def _edges(pixels: Tensor) -> Tensor:
-    """Where neighbouring pixels differ, spread by two pixels, 0..1, (B, 1, H, W)."""
+    """Edge strength 0..1, widened by two pixels, (B, 1, H, W)."""
     down = F.pad((pixels[..., 1:, :] - pixels[..., :-1, :]).abs().amax(1, keepdim=True), (0, 0, 0, 1))
     right = F.pad((pixels[..., 1:] - pixels[..., :-1]).abs().amax(1, keepdim=True), (0, 1))
     return (F.max_pool2d(torch.maximum(down, right), 5, 1, 2) * 3).clamp(max=1)
 
 
 def save_grid(pixels: Tensor, path: Path, *, columns: int) -> None:
-    """Pictures (B, 3, H, W) in 0..1 side by side as one PNG."""
+    """Write images (B, 3, H, W) in 0..1 as one PNG with `columns` columns."""
     rows = [torch.cat(list(row), 2) for row in pixels.float().cpu().split(columns)]
     width = max(r.shape[2] for r in rows)
     sheet = torch.cat([F.pad(r, (0, width - r.shape[2])) for r in rows], 1)

@@ -1,7 +1,7 @@
-"""The embedded VLM before training: its tokenizer, its size, its chat template. A real InternVL, only small.
+"""The embedded VLM before training: a small InternVL, with its tokenizer.
 
-Tiles of 48 pixels carry 9 tokens (patch 8, 2 x 2 patches per token), so that ten tiles show a 128 px
-picture with more detail than five, and five with more than one.
+A tile of 48 pixels becomes 9 tokens (patch 8, 2 x 2 patches per token). So ten tiles show a 128 px image in more detail than
+five, and five in more detail than one.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from ...zoo.tiny import TINY
 
 SPECIAL_TOKENS = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<img>", "</img>", "<IMG_CONTEXT>")
 TILE_SIZE = 48
-TOKENS_PER_SIDE = 3  # of a tile
-MAX_LENGTH = 1024  # tokens in a chat: ten pictures of ten tiles, or a very long prompt
+# of a tile
+TOKENS_PER_SIDE = 3
+# tokens of a chat: ten images of ten tiles, or a very long prompt
+MAX_LENGTH = 1024
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in lower case: every word of `texts` is seen as a unit, any other text falls back to pieces."""
+    """Byte-level BPE in lower case: words of `texts` become one token if the vocabulary has room, other text several."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Lowercase(), normalizers.Strip(), normalizers.Replace("\n", " ")]
@@ -52,16 +54,21 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def read_tokenizer(
     folder: Path, texts: Callable[[], Iterable[str]], vocab_size: int
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer in `folder`, built and written there by the first run: a run that is resumed after the wordings changed
-    must not number its words anew."""
+    """The tokenizer in `folder`, built from `texts` and written there if the folder has none.
+
+    A run that is resumed after the prompts changed keeps its token ids.
+    """
     if not (folder / "tokenizer.json").exists():
         build_tokenizer(texts(), vocab_size).save_pretrained(str(folder))
     return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
 
 
 def build_vlm(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForConditionalGeneration:
-    """The untrained VLM. HF starts position embeddings at zero and layer scales at 0.1, made for deep towers; here they start
-    so that a shallow one learns at once."""
+    """The untrained VLM.
+
+    transformers initializes position embeddings with 0 and layer scales with 0.1, for deep towers. Random embeddings and scales
+    of 1 let a shallow tower learn at once.
+    """
     end = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[0])
     torch.manual_seed(seed)
     config = InternVLConfig(
@@ -108,7 +115,7 @@ def save_vlm(
     folder: Path,
     training: dict[str, object],
 ) -> None:
-    """A folder as transformers writes it, weights in 16 bit; the recipe stands in training.json."""
+    """Write a folder in the layout of transformers, with 16-bit weights and the record of the run in training.json."""
     model.half().save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     normalisation = {"image_mean": MEAN, "image_std": STD, "size": {"height": TILE_SIZE, "width": TILE_SIZE}}

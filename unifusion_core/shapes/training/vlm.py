@@ -1,9 +1,12 @@
-"""Train the embedded VLM: captions of pictures, rewrites of prompts, edits and references, all into one target caption.
+"""Train the embedded VLM: captions of images, rewrites of prompts, edits and references. Every answer is the target's caption.
 
-It stands for a pretrained VLM that knows its world, so it may see held-out pairs and several pictures. Train-time heads teach
-what answers alone teach too slowly, or never. On the picture tokens, one must name what stands in the cell a token looks at, one
-must tell the pixels that it covers and the unnamed traits of what stands there: no answer speaks of those, but a real VLM's
-picture tokens hold them. On the token before the answer, one must tell which objects, of which picture, the instruction means.
+The VLM takes the part of a pretrained one, so it is trained on held-out pairs and on several images. Train-time heads teach what
+answers teach too slowly or never:
+
+cell_head    on image tokens: names of what is in the token's cell
+detail_head  on image tokens: the pixels that the token covers, and the unnamed traits of the object there; no answer mentions
+             them, but the image tokens of a real VLM contain them
+meant_head   on the token before the answer: the objects that the instruction refers to, per image
 """
 
 from __future__ import annotations
@@ -28,24 +31,34 @@ from ...vlm.chat import VLMInputs
 from ...vlm.folder import load_vlm
 from ...vlm.styles import STYLES
 from ...zoo.tiny import TINY
-from ..world import captions, edits, prompts
+from ..world import captions, edits, prompts, references
+from ..world.edit_wordings import Edit
 from ..world.german import german_prompt
 from ..world.render import render_tensor
 from ..world.restyle import RESTYLE_KINDS, restyle, restyled
 from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, COLORS, NUM_TRAITS, SHAPES, SIZES, Scene, sample_scene
 from .tiny_vlm import MEAN, STD, TOKENS_PER_SIDE, build_tokenizer, build_vlm, read_tokenizer, save_vlm
 
-TILE_COUNTS = (1, 5, 10)  # max_tiles: thumbnail alone, 2 x 2 and 3 x 3 tiles beside it
+# max_tiles: the thumbnail alone, with 2 x 2 tiles, with 3 x 3 tiles
+TILE_COUNTS = (1, 5, 10)
 NUM_CELLS, MAX_SOURCES = 9, 3
 REWRITE_SHARES = {"full": 4, "terse": 3, "relation": 2, "count": 1, "indirect": 4, "caption": 1}
-MEANT_LAYER = 4  # of 6: the layers behind it can use what the head asks for
-PIXELS_PER_SIDE = 4  # of a picture token's part of its tile, as the head must tell it
-CELL_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # 0 = an empty cell
+# of 6, so that the later layers can use what the head teaches
+MEANT_LAYER = 4
+# resolution of an image token's part of its tile in the detail head
+PIXELS_PER_SIDE = 4
+# classes of shape, colour, size (0 = empty cell) and background
+CELL_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One chat of the VLM's training: what is asked, about which scenes, and the scene to answer with."""
+    """One chat of the VLM's training.
+
+    sources  the scenes of its images
+    target   the scene of the answer, worded by `form`
+    meant    (source, object) of the objects that the instruction refers to
+    """
 
     kind: str
     prompt: str
@@ -53,24 +66,27 @@ class Sample:
     target: Scene
     max_tiles: int = 1
     style: str = ""
-    form: Callable[[Scene], str] = captions.caption  # how the answer is worded
-    meant: frozenset[tuple[int, int]] = frozenset()  # (source, object) that the instruction speaks of
+    form: Callable[[Scene], str] = captions.caption
+    meant: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
 class VLMBatch:
-    """A batch of chats with their answers."""
+    """A batch of chats with their answers.
+
+    cells   labels of each image token, in the order of the batch
+    traits  of the object in each image token's cell, NaN if the cell is empty
+    meant   1 for the cells, image by image, of objects that the instruction refers to
+    """
 
     chat: VLMInputs
-    cells: Int[Tensor, "P 4"]  # labels of each picture token, in the order of the batch
-    traits: Float[Tensor, "P 6"]  # of the object in each picture token's cell, NaN for an empty one
-    meant: Float[
-        Tensor, "B cells"
-    ]  # 1 for each cell of each picture with an object that the instruction means
+    cells: Int[Tensor, "P 4"]
+    traits: Float[Tensor, "P 6"]
+    meant: Float[Tensor, "B cells"]
     kind: str
 
     def to(self, device: torch.device, **how: Any) -> VLMBatch:
-        """On another device (accelerate calls it)."""
+        """The batch on another device; accelerate calls it."""
         return replace(
             self,
             chat=self.chat.to(device),
@@ -81,7 +97,7 @@ class VLMBatch:
 
 
 def sample_rewrite(rng: random.Random, kind: str, held_out: bool | None = None) -> Sample:
-    """A prompt of this kind and the caption it must become."""
+    """A prompt of this kind, to be rewritten."""
     scene = sample_scene(
         rng, held_out=held_out, num_objects=rng.choice((2, 3)) if kind in ("relation", "count") else None
     )
@@ -92,7 +108,7 @@ def sample_rewrite(rng: random.Random, kind: str, held_out: bool | None = None) 
 
 
 def sample_caption(rng: random.Random, max_tiles: int, held_out: bool | None = None) -> Sample:
-    """A picture to be captioned in raster order."""
+    """An image, to be captioned in raster order."""
     scene = sample_scene(rng, held_out=held_out).in_raster_order()
     return Sample(
         kind="describe",
@@ -104,7 +120,7 @@ def sample_caption(rng: random.Random, max_tiles: int, held_out: bool | None = N
 
 
 def sample_edit(rng: random.Random, kind: str, max_tiles: int, held_out: bool | None = None) -> Sample:
-    """An instruction about one or more pictures and the caption of the picture it asks for."""
+    """An edit, reference or look, to be answered with the caption of its target."""
     edit = edits.sample_instruction(rng, kind, held_out)
     return Sample(
         kind=kind,
@@ -116,21 +132,22 @@ def sample_edit(rng: random.Random, kind: str, max_tiles: int, held_out: bool | 
     )
 
 
-def meant_objects(edit: edits.Edit) -> frozenset[tuple[int, int]]:
-    """(source, object) of what an instruction changes, removes, or takes over into another picture."""
+def meant_objects(edit: Edit) -> frozenset[tuple[int, int]]:
+    """(source, object) of the objects that an instruction changes, removes, or copies into another image."""
     kept = frozenset(origin for origin in edit.origin if origin is not None)
     if edit.kind == "remove":
         return frozenset((0, i) for i in range(len(edit.sources[0].objects))) - kept
     if edit.kind in edits.EDIT_KINDS:
         return frozenset(origin for i in edit.touched if (origin := edit.origin[i]) is not None)
-    if edit.kind in edits.LOOK_KINDS:
+    if edit.kind in references.LOOK_KINDS:
         return kept if edit.kind != "in_order" else frozenset(origin for origin in edit.origin[:1] if origin)
-    last = len(edit.sources) - 1  # the picture that the objects are put into
+    # the image that the objects are put into
+    last = len(edit.sources) - 1
     return frozenset((source, i) for source, i in kept if source != last)
 
 
 def with_random_style(rng: random.Random, sample: Sample) -> Sample:
-    """The same chat behind a style that its answer follows."""
+    """The chat with a random style, which its answer follows."""
     name = rng.choice(("terse", "detailed", "keep everything else", "translate to English", "free", "free"))
     if name == "free":
         text, changes = restyle(rng, rng.choice(RESTYLE_KINDS))
@@ -145,7 +162,7 @@ def with_random_style(rng: random.Random, sample: Sample) -> Sample:
 
 
 class VLMTask(Task[nn.ModuleDict]):
-    """Batches of one kind each (so that lengths are alike); the mix is drawn per batch."""
+    """Batches of one task each, so that lengths are similar; the task is random per batch."""
 
     name = "vlm"
     not_muon = ("embed_tokens", "embeddings", "cell_head", "detail_head", "meant_head")
@@ -168,12 +185,17 @@ class VLMTask(Task[nn.ModuleDict]):
         style_share: float = 0.0,
         start: Path | None = None,
     ) -> None:
-        """`mix`: shares of the tasks; `detail_weight`: of the head that tells what a picture token
-        covers, `trait_weight`: of its traits, if they weigh otherwise than its pixels; `frozen_language_model`: train what
-        sees alone, so that texts keep their states; `rewrite_shares`: of the kinds of prompts (`REWRITE_SHARES` if not given);
-        `edit_shares`: of the kinds among edits, references and looks (1 if not named); `tile_shares`: how many
-        batches have each of `TILE_COUNTS`; `style_share`: of the chats, how many have a style;
-        `start`: a VLM folder to go on from."""
+        """
+        mix                    shares of the tasks
+        cell_weight            of the head's loss, like `meant_weight` and `detail_weight`
+        trait_weight           of the traits in the detail head, `detail_weight` if not given
+        frozen_language_model  train the vision part alone, so that the states of texts stay
+        rewrite_shares         of the kinds of prompts, `REWRITE_SHARES` if not given
+        edit_shares            of the kinds of edits, references and looks, 1 if not named
+        tile_shares            of `TILE_COUNTS` among the batches
+        style_share            share of chats with a style
+        start                  a VLM folder to continue from
+        """
         self.seed, self.batch_size, self.mix = seed, batch_size, mix
         self.cell_weight, self.meant_weight = cell_weight, meant_weight
         self.detail_weight = detail_weight
@@ -208,7 +230,8 @@ class VLMTask(Task[nn.ModuleDict]):
             self.backbone = VLMBackbone(
                 build_vlm(self.tokenizer, seed), self.tokenizer, normalisation=(MEAN, STD)
             )
-        vlm = self.backbone.model.requires_grad_(True)  # the backbone has frozen it
+        # the backbone has frozen it
+        vlm = self.backbone.model.requires_grad_(True)
         if frozen_language_model:
             vlm.model.language_model.requires_grad_(False)
         width = TINY.config.vlm.hidden_size
@@ -221,10 +244,8 @@ class VLMTask(Task[nn.ModuleDict]):
             }
         )
 
-    # ------------------------------------------------------------------ data
-
     def prepare(self, process: tuple[int, int]) -> None:
-        """Keep a tokenizer that is new: a run that is resumed after the prompts changed must not number its words anew."""
+        """Save a new tokenizer, so that a run that is resumed after the prompts changed keeps its token ids."""
         if process[0] == 0 and not (self.tokenizer_folder / "tokenizer.json").exists():
             self.tokenizer.save_pretrained(str(self.tokenizer_folder))
 
@@ -233,13 +254,14 @@ class VLMTask(Task[nn.ModuleDict]):
         task = group.choices(list(self.mix), list(self.mix.values()))[0]
         max_tiles = group.choices(TILE_COUNTS, self.tile_shares)[0]
         rng = random.Random(f"vlm-{self.seed}-{index}")
-        sample = self.draw(rng, task, max_tiles)
+        sample = self.sample(rng, task, max_tiles)
         return with_random_style(rng, sample) if rng.random() < self.style_share else sample
 
-    def draw(self, rng: random.Random, task: str, max_tiles: int, held_out: bool | None = None) -> Sample:
-        """One sample of a task: rewrite, describe, edit, reference, look, detail."""
+    def sample(self, rng: random.Random, task: str, max_tiles: int, held_out: bool | None = None) -> Sample:
+        """A random sample of a task: rewrite, describe, edit, reference, look, detail."""
         if task == "detail":
-            count = MAX_SOURCES if max_tiles == 1 else 1  # what is seen at once stays small
+            # bounds the number of tiles of a batch
+            count = MAX_SOURCES if max_tiles == 1 else 1
             scenes = tuple(sample_scene(rng, held_out=held_out) for _ in range(count))
             prompt = edits.describe_request(rng)
             return Sample(kind=task, prompt=prompt, sources=scenes, target=scenes[0], max_tiles=max_tiles)
@@ -248,25 +270,21 @@ class VLMTask(Task[nn.ModuleDict]):
             return sample_rewrite(rng, rng.choices(list(shares), list(shares.values()))[0], held_out)
         if task == "describe":
             return sample_caption(rng, max_tiles, held_out)
-        kinds = {"edit": edits.EDIT_KINDS, "reference": edits.REFERENCE_KINDS, "look": edits.LOOK_KINDS}[task]
+        kinds = {
+            "edit": edits.EDIT_KINDS,
+            "reference": references.REFERENCE_KINDS,
+            "look": references.LOOK_KINDS,
+        }[task]
         shares = [self.edit_shares.get(kind, 1.0) for kind in kinds]
         return sample_edit(rng, rng.choices(kinds, shares)[0], max_tiles, held_out)
 
     def collate(self, items: list[Sample]) -> VLMBatch:
         requests = []
         for sample in items:
-            pictures = []
-            for scene in sample.sources:
-                width, height = ASPECT_SIZES[len(sample.prompt) % len(ASPECT_SIZES)]
-                pictures.append(render_tensor(scene, width, height))
-            requests.append(
-                Request(
-                    prompt=sample.prompt,
-                    images=pictures,
-                    style=sample.style,
-                    rewrite=sample.form(sample.target),
-                )
-            )
+            size = ASPECT_SIZES[len(sample.prompt) % len(ASPECT_SIZES)]
+            images = [render_tensor(scene, *size) for scene in sample.sources]
+            text = sample.form(sample.target)
+            requests.append(Request(prompt=sample.prompt, images=images, style=sample.style, rewrite=text))
         chat = self.backbone.prepare(requests, TINY.config.vlm.template, items[0].max_tiles)
         cells, traits = [torch.zeros(0, 4, dtype=torch.long)], [torch.zeros(0, NUM_TRAITS)]
         for sample, roles, positions in zip(items, chat.roles, chat.positions, strict=True):
@@ -283,11 +301,9 @@ class VLMTask(Task[nn.ModuleDict]):
             chat=chat, cells=torch.cat(cells), traits=torch.cat(traits), meant=meant, kind=items[0].kind
         )
 
-    # ------------------------------------------------------------------ loss
-
     @staticmethod
-    def see(model: nn.ModuleDict, chat: VLMInputs) -> Float[Tensor, "P D"]:
-        """The picture tokens as the language model reads them."""
+    def image_tokens(model: nn.ModuleDict, chat: VLMInputs) -> Float[Tensor, "P D"]:
+        """The image tokens as the language model gets them."""
         return (
             cast(Any, model["vlm"]).model.get_image_features(**chat.pixel_inputs).pooler_output.flatten(0, -2)
         )
@@ -297,13 +313,13 @@ class VLMTask(Task[nn.ModuleDict]):
     ) -> tuple[
         Float[Tensor, "X V"], Int[Tensor, " X"], Tensor, Float[Tensor, "P D"] | None, Float[Tensor, "B D"]
     ]:
-        """Logits for every token of the answers (end included), the tokens themselves, which chat each belongs to, the picture
-        tokens as the language model reads them, and the state before each answer in `MEANT_LAYER`."""
+        """For every token of the answers (end included) logits, token id and row; the image tokens, if any; and the state of
+        `MEANT_LAYER` before each answer."""
         vlm, chat = cast(Any, model["vlm"]), batch.chat
         embedded = vlm.get_input_embeddings()(chat.token_ids)
         seen = None
         if chat.pixel_inputs:
-            seen = self.see(model, chat)
+            seen = self.image_tokens(model, chat)
             embedded = embedded.masked_scatter((chat.roles == TokenRole.IMAGE)[..., None], seen)
         output = vlm.model.language_model(
             inputs_embeds=embedded,
@@ -320,8 +336,9 @@ class VLMTask(Task[nn.ModuleDict]):
 
     def loss(self, model: nn.ModuleDict, batch: VLMBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         parts: dict[str, float] = {}
-        if batch.kind == "detail":  # nothing is asked of the language model
-            seen, decision = self.see(model, batch.chat), None
+        if batch.kind == "detail":
+            # without the language model
+            seen, decision = self.image_tokens(model, batch.chat), None
             loss = seen.new_zeros(())
         else:
             logits, target, _, seen, decision = self.answer_logits(model, batch)
@@ -329,10 +346,9 @@ class VLMTask(Task[nn.ModuleDict]):
             parts["loss_rewrite" if seen is None else "loss_picture"] = float(loss.detach())
         if seen is not None:
             guesses = model["cell_head"](seen).split(CELL_LABELS, -1)
-            cell = sum(F.cross_entropy(g, batch.cells[:, i]) for i, g in enumerate(guesses)) / len(
-                CELL_LABELS
-            )
-            parts["loss_cells"] = float(cell)
+            losses = [F.cross_entropy(g, batch.cells[:, i]) for i, g in enumerate(guesses)]
+            cell = cast(Tensor, sum(losses)) / len(CELL_LABELS)
+            parts["loss_cells"] = float(cell.detach())
             loss = loss + self.cell_weight * cell
             if self.detail_weight:
                 pixels, traits = detail_errors(model["detail_head"](seen), batch)
@@ -345,11 +361,11 @@ class VLMTask(Task[nn.ModuleDict]):
             loss = loss + self.meant_weight * meant
         return loss, parts
 
-    # ------------------------------------------------------------------ judging
-
     def evaluate(self, model: nn.ModuleDict, step: int, out: Path) -> dict[str, float]:
-        """Share of answers whose every token is the most likely one given the tokens before it: where only one answer is
-        right, that is the share that greedy decoding gets exactly right."""
+        """Share of answers of which every token is the most likely one after the tokens before it.
+
+        If only one answer is right, that is the share that greedy decoding gets exactly right.
+        """
         suites = [("rewrite", kind, 1) for kind in ("full", "indirect", "terse")]
         suites += [("describe", "describe", n) for n in TILE_COUNTS] + [
             ("edit", "edit", n) for n in TILE_COUNTS
@@ -362,7 +378,7 @@ class VLMTask(Task[nn.ModuleDict]):
             right = total = 0
             for _ in range(2):
                 items = [
-                    sample_rewrite(rng, kind) if task == "rewrite" else self.draw(rng, task, max_tiles)
+                    sample_rewrite(rng, kind) if task == "rewrite" else self.sample(rng, task, max_tiles)
                     for _ in range(32)
                 ]
                 logits, target, row, *_ = self.answer_logits(model, self.collate(items).to(device))
@@ -378,13 +394,13 @@ class VLMTask(Task[nn.ModuleDict]):
 
 
 def tokenizer_texts(seed: int) -> list[str]:
-    """What the tokenizer's vocabulary is made from."""
+    """Texts for the tokenizer's vocabulary."""
     rng = random.Random(f"tokenizer-{seed}")
     return [*prompts.corpus(rng, 8000), *edits.corpus(rng, 6000)]
 
 
 def cell_traits(scene: Scene, centres: Float[Tensor, "P 2"]) -> Float[Tensor, "P 6"]:
-    """Place, size and shade of the object in the cell that each picture token's centre lies in, each in -1..1; NaN if empty."""
+    """Traits (-1..1) of the object in each image token's cell, NaN if the cell is empty; `centres` (y, x) are in 0..1."""
     traits = torch.full((3, 3, NUM_TRAITS), math.nan)
     for obj in scene.objects:
         traits[obj.cell] = torch.tensor(obj.traits.relative)
@@ -393,19 +409,21 @@ def cell_traits(scene: Scene, centres: Float[Tensor, "P 2"]) -> Float[Tensor, "P
 
 
 def detail_errors(guesses: Float[Tensor, "P X"], batch: VLMBatch) -> tuple[Tensor, Tensor]:
-    """Mean squared errors of the pixels that each picture token covers, and of the traits of what stands there."""
-    tiles = batch.chat.pixel_inputs["pixel_values"]  # G 3 S S
+    """Mean squared errors of the pixels that each image token covers, and of the traits of the object there."""
+    # G 3 S S
+    tiles = batch.chat.pixel_inputs["pixel_values"]
     side = tiles.shape[-1] // TOKENS_PER_SIDE
-    told = F.avg_pool2d(tiles, side // PIXELS_PER_SIDE)
-    told = told.unfold(2, PIXELS_PER_SIDE, PIXELS_PER_SIDE).unfold(3, PIXELS_PER_SIDE, PIXELS_PER_SIDE)
-    told = told.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)  # P 3*4*4
-    pixels, traits = guesses.split((told.shape[1], NUM_TRAITS), 1)
+    covered = F.avg_pool2d(tiles, side // PIXELS_PER_SIDE)
+    covered = covered.unfold(2, PIXELS_PER_SIDE, PIXELS_PER_SIDE).unfold(3, PIXELS_PER_SIDE, PIXELS_PER_SIDE)
+    # P 3*4*4
+    covered = covered.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+    pixels, traits = guesses.split((covered.shape[1], NUM_TRAITS), 1)
     known = ~batch.traits.isnan()
-    return F.mse_loss(pixels, told), F.mse_loss(traits[known], batch.traits[known])
+    return F.mse_loss(pixels, covered), F.mse_loss(traits[known], batch.traits[known])
 
 
 def cell_labels(scene: Scene, centres: Float[Tensor, "P 2"]) -> Int[Tensor, "P 4"]:
-    """Shape, colour, size (0 = empty) and background of the cell that each picture token's centre lies in."""
+    """Shape, colour, size (0 = empty) and background of each image token's cell."""
     by_cell = {o.cell: (SHAPES.index(o.shape) + 1, list(COLORS).index(o.color) + 1, list(SIZES).index(o.size) + 1)
                for o in scene.objects}  # fmt: skip
     background = list(BACKGROUNDS).index(scene.background)

@@ -1,4 +1,4 @@
-"""The small world: scenes of coloured shapes, their pictures, wordings, edits, and an exact scorer.
+"""Scenes of coloured shapes: rendering, captions, prompts, edits, and an exact scorer.
 
-Everything here is made from a seed, so a claim about quality is arithmetic and needs no data set and no judge.
+Everything is made from a seed, so a claim about quality is arithmetic. It needs no data set and no judge.
 """

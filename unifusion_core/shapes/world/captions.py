@@ -7,27 +7,27 @@ from collections.abc import Sequence
 
 from .scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZES, Scene, SceneObject
 
-# of a caption: equal objects in words such as "three red circles" may be one more than a scene has
+# in a parsed caption; one more than a random scene has
 MAX_OBJECTS = 4
 
 
 def caption(scene: Scene) -> str:
-    """The canonical full caption, in the scene's order: "big red circle at top left, white background."."""
+    """The canonical caption, objects in the scene's order: "big red circle at top left, white background."."""
     return _list_objects(scene, [f"{o.size} {o.color} {o.shape}" for o in scene.objects])
 
 
 def brief_caption(scene: Scene) -> str:
-    """A caption that leaves the sizes open: "red circle at top left, white background."."""
+    """A caption without sizes: "red circle at top left, white background."."""
     return _list_objects(scene, [f"{o.color} {o.shape}" for o in scene.objects])
 
 
 def colorless_caption(scene: Scene) -> str:
-    """A caption for objects in colours without a name: "big circle at top left, white background."."""
+    """A caption without colours, for free colours: "big circle at top left, white background."."""
     return _list_objects(scene, [f"{o.size} {o.shape}" for o in scene.objects])
 
 
 def _list_objects(scene: Scene, names: Sequence[str]) -> str:
-    """Each object by its name and its place, then the background."""
+    """Name and place of each object, then the background."""
     placed = [f"{name} at {o.position}" for name, o in zip(names, scene.objects, strict=True)]
     return ", ".join([*placed, f"{scene.background} background."])
 
@@ -45,7 +45,7 @@ _BACKGROUND = re.compile(rf"({'|'.join(BACKGROUNDS)}) background\.")
 
 
 def parse_caption(text: str) -> Scene | None:
-    """The exact inverse of `caption`; None if the text is anything else, or two objects share a cell."""
+    """The exact inverse of `caption`; None for any other text and for two objects in one cell."""
     *parts, last = text.split(", ")
     background = _BACKGROUND.fullmatch(last)
     matches = [match for part in parts if (match := _OBJECT.fullmatch(part))]

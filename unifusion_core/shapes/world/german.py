@@ -1,4 +1,4 @@
-"""Prompts in German, for the style that translates: what the embedded VLM knows of another language."""
+"""Prompts in German, for the style "translate to English"."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import random
 
 from .scenes import Scene, SceneObject
 
-_NOUNS = {  # and the endings of adjectives before them
+# noun, indefinite article, ending of an adjective between them
+_NOUNS = {
     "circle": ("kreis", "ein", "er"),
     "square": ("quadrat", "ein", "es"),
     "triangle": ("dreieck", "ein", "es"),
@@ -25,7 +26,8 @@ _COLORS = {
 }
 _SIZES = {"small": "klein", "big": "groß"}
 _BACKGROUNDS = {"white": "weiß", "black": "schwarz", "gray": "grau", "brown": "braun", "pink": "rosa"}
-_UNBENT = ("orange", "rosa")  # colours without endings
+# colours that take no ending
+_INVARIABLE = ("orange", "rosa")
 _PLACES = {
     "top left": "oben links",
     "top": "oben",
@@ -40,7 +42,7 @@ _PLACES = {
 
 
 def german_prompt(rng: random.Random, scene: Scene) -> str:
-    """The whole scene in German, objects in the scene's order: "ein großer roter kreis oben links, weißer hintergrund"."""
+    """The whole scene in German, in the scene's order: "ein großer roter kreis oben links, weißer hintergrund"."""
     article = rng.random() < 0.7
     objects = [_describe(o, article=article) for o in scene.objects]
     listed = (
@@ -48,16 +50,16 @@ def german_prompt(rng: random.Random, scene: Scene) -> str:
     )
     text = listed or ", ".join(objects)
     bare = _BACKGROUNDS[scene.background]
-    bent = bare if bare in _UNBENT else f"{bare}er"
-    dative = bare if bare in _UNBENT else f"{bare}em"
+    nominative = bare if bare in _INVARIABLE else f"{bare}er"
+    dative = bare if bare in _INVARIABLE else f"{bare}em"
     return text + rng.choice(
-        (f", {bent} hintergrund", f" auf {dative} hintergrund", f", der hintergrund ist {bare}")
+        (f", {nominative} hintergrund", f" auf {dative} hintergrund", f", der hintergrund ist {bare}")
     )
 
 
 def _describe(obj: SceneObject, *, article: bool) -> str:
     noun, indefinite, ending = _NOUNS[obj.shape]
     color = _COLORS[obj.color]
-    bent = color if color in _UNBENT else color + ending
-    phrase = f"{_SIZES[obj.size]}{ending} {bent} {noun} {_PLACES[obj.position]}"
+    inflected = color if color in _INVARIABLE else color + ending
+    phrase = f"{_SIZES[obj.size]}{ending} {inflected} {noun} {_PLACES[obj.position]}"
     return f"{indefinite} {phrase}" if article else phrase

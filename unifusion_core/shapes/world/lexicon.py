@@ -1,10 +1,10 @@
-"""The words for shapes, colours, sizes, places and backgrounds, beside their names in `scenes`."""
+"""The words of prompts: synonyms and indirect words beside the names in `scenes`."""
 
 from __future__ import annotations
 
 from .scenes import POSITIONS, SHAPES
 
-# What only a rewriter can resolve. The list is fixed: the VLM knows these words and no others.
+# Words that only a rewriter can resolve. The embedded VLM was trained on these and no others.
 INDIRECT: dict[str, tuple[str, ...]] = {
     "red": ("blood", "a tomato"),
     "green": ("grass", "a leaf"),
@@ -77,7 +77,7 @@ def _corner_places(vertical: str, other: str, side: str) -> tuple[list[str], lis
 
 
 def _edge_places(side: str, *, upright: bool) -> tuple[list[str], list[str]]:
-    """Upright edges are "on the left", never "left of": that would be a relation."""
+    """Places along an edge; an upright edge is "on the left", since "left of" would be a relation."""
     if upright:
         bare = [side, f"center {side}", f"middle {side}"]
         return bare, [

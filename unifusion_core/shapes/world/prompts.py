@@ -1,6 +1,6 @@
 """Prompts for scenes in many wordings, each with what it fixes.
 
-A prompt is written from its `Requirement`, never the other way round, so that the two cannot disagree.
+A prompt is written from its `Requirement`, so the two cannot disagree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WORDING_KINDS = ("full", "terse", "relation", "count", "indirect", "caption")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wording:
-    """A prompt, what it fixes, and the scene it was written for, with objects in the order of mention."""
+    """A prompt, what it fixes, and the scene it was written for; objects are in the order of mention."""
 
     text: str
     target: Scene
@@ -29,7 +29,7 @@ class Wording:
 
 
 def word_scene(rng: random.Random, scene: Scene, kind: str) -> Wording:
-    """A prompt of this kind. What it leaves open stays in the target as it happens to be in the scene."""
+    """A prompt of this kind; what it leaves open is in the target as in the scene. Raises ValueError for an impossible kind."""
     if kind not in possible_kinds(scene):
         raise ValueError(
             f"a scene of {len(scene.objects)} objects cannot be worded as {kind!r}: choose one of "
@@ -49,7 +49,7 @@ def word_scene(rng: random.Random, scene: Scene, kind: str) -> Wording:
 
 
 def possible_kinds(scene: Scene) -> tuple[str, ...]:
-    """The kinds that can be written for this scene."""
+    """The kinds of prompts that can be written for this scene."""
     kinds = ["full", "terse", "indirect", "caption"]
     if 2 <= len(scene.objects) <= 3:
         kinds.append("relation")
@@ -59,15 +59,15 @@ def possible_kinds(scene: Scene) -> tuple[str, ...]:
 
 
 def word_any(rng: random.Random, scene: Scene, kinds: Sequence[str] = WORDING_KINDS) -> Wording:
-    """A prompt of one of `kinds`, evenly among those the scene allows."""
+    """A prompt of a random kind, uniform over those of `kinds` that are possible for the scene."""
     possible = possible_kinds(scene)
     return word_scene(rng, scene, rng.choice([kind for kind in kinds if kind in possible]))
 
 
 def with_equal_objects(rng: random.Random, scene: Scene) -> Scene:
-    """The scene with some objects given the same colour and shape, as "count" needs; at random it is rare.
+    """The scene with some objects given the same colour and shape, as "count" needs; random scenes rarely have any.
 
-    A scene with a held-out pair keeps one: that pair is then the one repeated.
+    If the scene has a held-out pair, that pair is the repeated one.
     """
     count = len(scene.objects)
     if count < 2:
@@ -81,7 +81,7 @@ def with_equal_objects(rng: random.Random, scene: Scene) -> Scene:
 
 
 def corpus(rng: random.Random, n: int) -> Iterator[str]:
-    """`n` sample texts of every kind, held-out pairs included: what a tokenizer must know."""
+    """`n` prompts of every kind, held-out pairs included, as texts for a tokenizer."""
     for _ in range(n):
         scene = sample_scene(rng, held_out=None)
         if rng.random() < 0.2:
@@ -90,15 +90,15 @@ def corpus(rng: random.Random, n: int) -> Iterator[str]:
 
 
 def choose_indirect(rng: random.Random, requirement: Requirement) -> frozenset[str]:
-    """Which required words are said indirectly: at least one. No word is said both ways in one prompt."""
+    """The required words that are replaced by indirect ones: at least one, and each throughout the prompt."""
     words = [w for o in requirement.objects for w in (o.color, o.shape)] + [requirement.background]
     usable = sorted({w for w in words if w is not None})
     return frozenset(w for w in usable if rng.random() < 0.4) or frozenset({rng.choice(usable)})
 
 
 def _leave_out(rng: random.Random, requirement: Requirement) -> Requirement:
-    """At least one of sizes, places, background and (rarely) colours left open."""
-    # for all objects alike, or for some
+    """The requirement with at least one of sizes, places, background and (rarely) colours left open."""
+    # for no object, for some, or for all
     sizes, places = (rng.choice((0.0, 0.5, 1.0)) for _ in range(2))
     objects = tuple(
         replace(
@@ -118,7 +118,8 @@ def _write(rng: random.Random, requirement: Requirement, indirect: Collection[st
     objects = requirement.objects
     article = rng.random() < 0.65
     places_first = rng.random() < 0.15 and all(o.cell is not None for o in objects)
-    commas = not places_first and rng.random() < 0.15  # "a circle, red and big, in the middle"
+    # "a circle, red and big, in the middle"
+    commas = not places_first and rng.random() < 0.15
     phrases = []
     style = rng.random()
     for obj in objects:
@@ -133,7 +134,7 @@ def _write(rng: random.Random, requirement: Requirement, indirect: Collection[st
             phrases.append(f"{phrase}, {rng.choice(PLACES[obj.cell])}")
         else:
             phrases.append(f"{phrase} {rng.choice((BARE_PLACES if style < 0.25 else PLACES)[obj.cell])}")
-    # objects with commas inside are told apart by stronger marks
+    # objects that contain commas are separated by semicolons
     separators = (
         ("; ",) if commas else (", ", " and ") if places_first else (", ", ", ", " and ", " with ", " plus ")
     )
@@ -157,7 +158,7 @@ def describe(
     commas: bool = False,
     plain: bool = False,
 ) -> str:
-    """A noun phrase for all that is required but the place. `plain` puts every adjective before the noun."""
+    """A noun phrase for all that is required except the place; `plain` puts every adjective before the noun."""
     noun = want.shape or "shape"
     if noun in indirect:
         noun = rng.choice(INDIRECT[noun])
@@ -199,12 +200,12 @@ def with_article(phrase: str) -> str:
 
 
 def color_word(rng: random.Random) -> str:
-    """Either spelling of "color"."""
+    """The word for colour in a random spelling."""
     return rng.choice(("color", "colour"))
 
 
 def background_word(rng: random.Random, background: str) -> str:
-    """The name of a background; gray in either spelling."""
+    """The name of a background; "gray" may become "grey"."""
     return "grey" if background == "gray" and rng.random() < 0.4 else background
 
 
@@ -216,7 +217,7 @@ def assemble(
     indirect: Collection[str] = (),
     opening: bool = True,
 ) -> str:
-    """Objects, perhaps an opening, and the background first or last."""
+    """The whole prompt: an optional opening, the objects, and the background before or after them."""
     start = rng.choice(OPENINGS) if opening else ""
     text = f"{start} {objects}".strip()
     if background is None:
@@ -257,17 +258,14 @@ def assemble(
 
 
 def finish(rng: random.Random, text: str) -> str:
-    """Sometimes a capital letter at the start and a full stop at the end."""
+    """The text with a capital letter at the start and a full stop at the end, each at random."""
     if rng.random() < 0.15:
         text = text[0].upper() + text[1:]
     return text + "." if rng.random() < 0.3 else text
 
 
-# ---------------------------------------------------------------------------------------------- relations
-
-
 def _word_relation(rng: random.Random, scene: Scene) -> Wording:
-    """Two objects placed by a relation that holds; a third joins by a relation, its place, or neither."""
+    """Two objects placed by a relation that holds; a third is placed by a relation, by its place, or not at all."""
     target = replace(scene, objects=tuple(rng.sample(scene.objects, len(scene.objects))))
     wants = [_partly(rng, o) for o in target.objects]
     names = [_definite(i, wants) for i in range(len(wants))]
@@ -276,7 +274,7 @@ def _word_relation(rng: random.Random, scene: Scene) -> Wording:
     opening = True
     forms = ["of", "reverse", "with"]
     if names[0] and names[1]:
-        forms.append("told after")
+        forms.append("after")
     form = rng.choice(forms)
     words = rng.choice(RELATION_WORDS[relation[1]])
     if form == "of":
@@ -331,7 +329,7 @@ def _partly(rng: random.Random, obj: SceneObject) -> ObjectRequirement:
 
 
 def _definite(index: int, wants: Sequence[ObjectRequirement]) -> str | None:
-    """What comes after "the" to mean this object of the prompt and no other; None if nothing short does."""
+    """The words after "the" that identify this object of the prompt; None if no short ones do."""
     want = wants[index]
     same = [w for i, w in enumerate(wants) if i != index and w.shape == want.shape]
     if not same:
@@ -342,15 +340,12 @@ def _definite(index: int, wants: Sequence[ObjectRequirement]) -> str | None:
 
 
 def _true_relation(rng: random.Random, objects: Sequence[SceneObject], i: int, j: int) -> Relation:
-    """A relation that holds between two objects; in distinct cells there is always one."""
+    """A random relation that holds between two objects; objects in distinct cells always have one."""
     return (
         i,
         rng.choice([name for name, holds in RELATIONS.items() if holds(objects[i].cell, objects[j].cell)]),
         j,
     )
-
-
-# ---------------------------------------------------------------------------------------------- counts
 
 
 def _word_count(rng: random.Random, scene: Scene) -> Wording:
@@ -371,8 +366,8 @@ def _word_count(rng: random.Random, scene: Scene) -> Wording:
         ordered += group
         wants += group_wants
         phrases.append(phrase)
-    told_apart = any("," in p or ":" in p for p in phrases)
-    text = _join(rng, phrases, ("; ", ", and ", ", plus ") if told_apart else (", ", " and ", " plus "))
+    nested = any("," in p or ":" in p for p in phrases)
+    text = _join(rng, phrases, ("; ", ", and ", ", plus ") if nested else (", ", " and ", " plus "))
     background = scene.background if rng.random() < 0.6 else None
     return Wording(
         text=assemble(rng, text, background),
@@ -385,7 +380,7 @@ def _word_count(rng: random.Random, scene: Scene) -> Wording:
 def _word_group(
     rng: random.Random, group: Sequence[SceneObject], *, with_places: bool
 ) -> tuple[str, list[ObjectRequirement]]:
-    """Size once for all if it is the same, or one by one; places for all of them or only for the first."""
+    """A group of equal objects: a common size or one each; places for all, for the first one, or for none."""
     shared = len({o.size for o in group}) == 1 and rng.random() < 0.6
     one_by_one = len({o.size for o in group}) > 1 and rng.random() < 0.6
     num_placed = rng.choice((1, len(group), len(group))) if with_places else 0

@@ -1,4 +1,4 @@
-"""Draw a scene: anti-aliased shapes from signed distances, exact to a fraction of a pixel."""
+"""Render a scene: anti-aliased shapes from signed distances, exact to a fraction of a pixel."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from torch import Tensor
 
 from .scenes import BACKGROUNDS, CELL_CENTERS, SIZES, Scene, SceneObject
 
-STAR_INNER_RADIUS = 0.45  # of the outer radius
-DIAMOND_HALF_WIDTH = 0.72  # of its half height
-CROSS_ARM = 0.34  # half width of an arm, of the half side
+# inner radius / outer radius
+STAR_INNER_RADIUS = 0.45
+# half width / half height
+DIAMOND_HALF_WIDTH = 0.72
+# half width of an arm / half side
+CROSS_ARM = 0.34
 
 Array = np.ndarray
 _HALF_SQRT3 = math.sqrt(3) / 2
@@ -34,21 +37,24 @@ def _triangle(x: Array, y: Array) -> Array:
 
 
 def _star(x: Array, y: Array) -> Array:
-    outer = 1 / math.sin(math.radians(72))  # the bounding box is 2 wide
+    # the bounding box is 2 wide
+    outer = 1 / math.sin(math.radians(72))
     height = outer * (1 + math.cos(math.radians(36)))
-    y = y - outer + height / 2  # from the box's centre to the star's
-    angle = np.arctan2(x, -y)  # 0 at the upper tip
+    # from the centre of the box to the centre of the star
+    y = y - outer + height / 2
+    # 0 at the upper tip
+    angle = np.arctan2(x, -y)
     sector = math.radians(72)
-    angle = abs(
-        (angle + sector / 2) % sector - sector / 2
-    )  # mirror into half a spike: 0 at a tip, 36 deg at a notch
+    # mirrored into half a spike: 0 at a tip, 36 degrees at a notch
+    angle = abs((angle + sector / 2) % sector - sector / 2)
     radius = np.hypot(x, y)
     u, v = radius * np.cos(angle), radius * np.sin(angle)
     half = math.radians(36)
     inner = outer * STAR_INNER_RADIUS
     du, dv = inner * math.cos(half) - outer, inner * math.sin(half)
     length = math.hypot(du, dv)
-    return (dv * (u - outer) - du * v) / length  # signed distance to the edge from tip to notch
+    # signed distance to the edge from tip to notch
+    return (dv * (u - outer) - du * v) / length
 
 
 def _diamond(x: Array, y: Array) -> Array:
@@ -73,7 +79,7 @@ DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def shape_coverage(shape: str, *, radius: float, center: tuple[float, float], size: tuple[int, int]) -> Array:
-    """Share of each pixel that the shape covers, 0..1, (height, width). `radius` and `center` (x, y) in pixels."""
+    """Share of each pixel that the shape covers, 0..1, (height, width). `radius` and `center` (x, y) are in pixels."""
     width, height = size
     x = (np.arange(width) + 0.5 - center[0]) / radius
     y = (np.arange(height) + 0.5 - center[1]) / radius
@@ -82,7 +88,7 @@ def shape_coverage(shape: str, *, radius: float, center: tuple[float, float], si
 
 
 def object_geometry(obj: SceneObject, width: int, height: int) -> tuple[float, float, float]:
-    """Centre x, centre y and radius (half of the longer side of the bounding box) in pixels, traits included."""
+    """Centre x, centre y and radius (half the longer side of the bounding box) in pixels, traits included."""
     short = min(width, height)
     row, column = obj.cell
     x = CELL_CENTERS[column] * width + obj.traits.dx * short
@@ -91,7 +97,7 @@ def object_geometry(obj: SceneObject, width: int, height: int) -> tuple[float, f
 
 
 def render(scene: Scene, width: int = 128, height: int = 128) -> Array:
-    """The picture of a scene: (height, width, 3) uint8."""
+    """The image of a scene, (height, width, 3) uint8."""
     canvas = np.empty((height, width, 3), np.float32)
     canvas[:] = BACKGROUNDS[scene.background]
     for obj in scene.objects:
@@ -107,5 +113,5 @@ def render(scene: Scene, width: int = 128, height: int = 128) -> Array:
 
 
 def render_tensor(scene: Scene, width: int = 128, height: int = 128) -> Float[Tensor, "3 H W"]:
-    """The picture of a scene as models read it, 0..1."""
+    """The image of a scene as models take it, 0..1."""
     return torch.from_numpy(render(scene, width, height)).permute(2, 0, 1).float() / 255

@@ -1,4 +1,4 @@
-"""What a prompt fixes about a scene, and whether a scene fulfils it: the arithmetic of quality claims."""
+"""What a prompt fixes about a scene, and whether a scene fulfils it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ATTRIBUTES = ("shape", "color", "size", "cell")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectRequirement:
-    """What is fixed about one object; None leaves an attribute open."""
+    """What is fixed about one object; None = open."""
 
     shape: str | None = None
     color: str | None = None
@@ -44,16 +44,16 @@ class Requirement:
 
     @classmethod
     def of(cls, scene: Scene) -> Requirement:
-        """Everything named about the scene is fixed."""
+        """All named properties of the scene, fixed."""
         return cls(objects=tuple(ObjectRequirement.of(o) for o in scene.objects), background=scene.background)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What of a requirement holds. Tuples have one entry per required object that fixes the attribute.
+    """Which parts of a requirement hold. Tuples have one entry per required object that fixes the attribute.
 
-    `background` and `relations` are None where the requirement says nothing about them. `count` says that
-    neither more nor fewer objects stand in the scene.
+    count                  the scene has exactly the required number of objects
+    background, relations  None if the requirement leaves them open
     """
 
     exact: bool
@@ -67,7 +67,7 @@ class Verdict:
 
 
 def check(requirement: Requirement, scene: Scene) -> Verdict:
-    """Compare under the assignment of required objects to the scene's objects that fulfils most."""
+    """Compare under the assignment of required objects to objects of the scene that fulfils the most."""
     wanted = requirement.objects
     candidates: list[SceneObject | None] = [*scene.objects]
     candidates += [None] * (len(wanted) - len(candidates))

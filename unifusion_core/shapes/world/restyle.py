@@ -1,4 +1,4 @@
-"""Changes of a whole scene that a style asks for, whatever the prompt says: everything red, everything big, at night."""
+"""Styles that change the whole scene, whatever the prompt says: everything red, everything big, at night."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESTYLE_KINDS = ("color", "size", "background")
 
 
 def restyle(rng: random.Random, kind: str) -> tuple[str, dict[str, str]]:
-    """A style's text and what it sets: {"color": "red"}, {"size": "big"} or {"background": "black"}."""
+    """The text of a random style, and what it sets: {"color": "red"}, {"size": "big"} or {"background": "black"}."""
     if kind == "background":
         value = rng.choice(tuple(BACKGROUNDS))
         forms = (f"on a {value} background", f"use a {value} background", *INDIRECT[value])
@@ -31,7 +31,7 @@ def restyle(rng: random.Random, kind: str) -> tuple[str, dict[str, str]]:
 
 
 def restyled(wanted: T, changes: dict[str, str]) -> T:
-    """The scene, or what a prompt fixes about one, with what a style sets."""
+    """A scene or requirement with the changes of a style applied."""
     objects = {key: value for key, value in changes.items() if key != "background"}
     return replace(
         wanted,

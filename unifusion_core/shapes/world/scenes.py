@@ -1,7 +1,7 @@
-"""Scenes of the small world: what may stand in a picture, and how scenes are drawn at random.
+"""Scenes of coloured shapes: their properties, and how they are drawn at random.
 
-A scene has *named* properties (shape, colour, size, place, background), which wordings speak of, and
-*unnamed traits* (exact place, exact size, shade), which no wording ever mentions: only picture tokens can carry them.
+A scene has *named* properties (shape, colour, size, place, background), which prompts mention, and *unnamed traits* (exact place,
+exact size, shade), which no prompt mentions. Only image tokens can carry the traits.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import colorsys
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
@@ -28,10 +29,8 @@ BACKGROUNDS = {
     "brown": (100, 62, 30),
     "pink": (255, 190, 205),
 }
-SIZES = {
-    "small": 0.10,
-    "big": 0.14,
-}  # half of the longer side of the bounding box / shorter side of the picture
+# half of the bounding box's longer side / shorter side of the image
+SIZES = {"small": 0.10, "big": 0.14}
 POSITIONS = {
     "top left": (0, 0),
     "top": (0, 1),
@@ -55,20 +54,28 @@ HELD_OUT_PAIRS = frozenset(
         ("orange", "diamond"),
     }
 )
-ASPECT_SIZES = ((128, 128), (160, 112), (112, 160))  # (width, height) the embedded model is trained on
+# (width, height) in pixels that the embedded model is trained on
+ASPECT_SIZES = ((128, 128), (160, 112), (112, 160))
 
-MAX_OFFSET = 0.014  # of the shorter side
+# share of the shorter side
+MAX_OFFSET = 0.014
 MAX_SCALE = 0.04
-MAX_SHADE = 20  # per channel, of 255
-NUM_TRAITS = 6  # `Traits.relative`
-MIN_DISTANCE = (
-    65  # of a free colour from the background, in RGB: that of purple from gray, the weakest legal contrast
-)
+# per channel, 0..255
+MAX_SHADE = 20
+# length of `Traits.relative`
+NUM_TRAITS = 6
+# RGB distance of a free colour from the background: that of purple from gray, the weakest contrast of named colours
+MIN_DISTANCE = 65
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What no wording mentions: `dx, dy` (of the shorter side), `scale` (factor), `shade` (added to the colour, 0..255)."""
+    """The unnamed traits of an object.
+
+    dx, dy  offset from the cell's centre, share of the shorter side
+    scale   factor on the size
+    shade   added to the colour, per channel, 0..255
+    """
 
     dx: float = 0.0
     dy: float = 0.0
@@ -77,14 +84,14 @@ class Traits:
 
     @property
     def relative(self) -> tuple[float, ...]:
-        """dx, dy, scale and the three of shade as shares of their largest values, -1..1."""
+        """dx, dy, scale and the channels of shade, each divided by its maximum: -1..1."""
         place_and_size = (self.dx / MAX_OFFSET, self.dy / MAX_OFFSET, (self.scale - 1) / MAX_SCALE)
         return (*place_and_size, *(part / MAX_SHADE for part in self.shade))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneObject:
-    """One object: its named properties and its unnamed traits. `cell` is (row, column) on the 3 x 3 grid."""
+    """One object with its named properties and unnamed traits; `cell` is (row, column) on the 3 x 3 grid."""
 
     shape: str
     color: str
@@ -102,7 +109,7 @@ class SceneObject:
 
     @property
     def rgb(self) -> tuple[int, int, int]:
-        """The colour as drawn, shade included, 0..255."""
+        """The rendered colour, shade included, 0..255."""
         r, g, b = (
             max(0, min(255, base + shade))
             for base, shade in zip(COLORS[self.color], self.traits.shade, strict=True)
@@ -119,7 +126,7 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """True if any object is a (colour, shape) pair that the generator never trains on."""
+        """True if any object is a (colour, shape) pair that the generator is never trained on."""
         return any(o.held_out for o in self.objects)
 
     def in_raster_order(self) -> Scene:
@@ -127,7 +134,7 @@ class Scene:
 
 
 def sample_traits(rng: random.Random) -> Traits:
-    """Unnamed traits within their limits, all equally likely."""
+    """Random traits, uniform within their limits."""
 
     def shade() -> int:
         return rng.randint(-MAX_SHADE, MAX_SHADE)
@@ -146,8 +153,11 @@ def nearest_color(rgb: tuple[int, int, int]) -> str:
 
 
 def with_free_colors(rng: random.Random, scene: Scene) -> Scene:
-    """The scene with its objects in any colours, most of them between the named ones: as a name (the nearest one's) and a
-    shade far beyond `MAX_SHADE`. No object is a held-out pair by its nearest name, none is hard to see."""
+    """The scene with its objects in random colours, most of them between the named ones.
+
+    A free colour is stored as the nearest name and a shade beyond `MAX_SHADE`. No object is a held-out pair by that name, and
+    none is hard to see.
+    """
     ground = BACKGROUNDS[scene.background]
     objects = []
     for obj in scene.objects:
@@ -164,7 +174,7 @@ def with_free_colors(rng: random.Random, scene: Scene) -> Scene:
 
 
 def sample_object(rng: random.Random, cell: tuple[int, int], *, held_out: bool | None = False) -> SceneObject:
-    """A random object; `held_out` False: never a held-out pair, True: always one, None: any pair."""
+    """A random object; `held_out` False: not a held-out pair, True: a held-out pair, None: any pair."""
     if held_out:
         color, shape = rng.choice(sorted(HELD_OUT_PAIRS))
     else:
@@ -179,10 +189,10 @@ def sample_object(rng: random.Random, cell: tuple[int, int], *, held_out: bool |
 def sample_scene(
     rng: random.Random, *, num_objects: int | None = None, held_out: bool | None = False, max_objects: int = 3
 ) -> Scene:
-    """A random scene of 1 to 3 objects in random order.
+    """A random scene of 1 to `max_objects` objects in random order.
 
-    `held_out` False: no held-out pair (what the generator trains on); True: at least one object is a held-out pair
-    (what is evaluated); None: any pair (what the VLM, which stands for a pretrained one, may see).
+    held_out  False: no held-out pair, as in the generator's training; True: at least one, as in evaluation; None: any pair, as in
+              the VLM's training
     """
     count = num_objects or rng.randint(1, max_objects)
     cells = rng.sample(tuple(POSITION_NAMES), count)
@@ -191,3 +201,26 @@ def sample_scene(
         i = rng.randrange(count)
         objects[i] = sample_object(rng, cells[i], held_out=True)
     return Scene(objects=tuple(objects), background=rng.choice(tuple(BACKGROUNDS)))
+
+
+def sample_source(rng: random.Random, held_out: bool | None, num_objects: int | None = None) -> Scene:
+    """A random scene in raster order, as an instruction's image; `held_out` False: no held-out pair, else any pair."""
+    pairs = False if held_out is False else None
+    return sample_scene(rng, num_objects=num_objects, held_out=pairs).in_raster_order()
+
+
+def free_cell(rng: random.Random, scene: Scene) -> tuple[int, int]:
+    """A random cell without an object."""
+    taken = {o.cell for o in scene.objects}
+    return rng.choice([cell for cell in POSITION_NAMES if cell not in taken])
+
+
+def moved(rng: random.Random, obj: SceneObject, cell: tuple[int, int]) -> SceneObject:
+    """The object in another cell, at a new random offset from the cell's centre."""
+    fresh = sample_traits(rng)
+    return replace(obj, cell=cell, traits=replace(obj.traits, dx=fresh.dx, dy=fresh.dy))
+
+
+def another(rng: random.Random, values: Iterable[str], value: str) -> str:
+    """Any of the values but this one."""
+    return rng.choice([v for v in values if v != value])

@@ -1,9 +1,8 @@
-"""Read a picture of the small world back into a scene, from its pixels alone.
+"""Read an image back into a scene, from its pixels alone.
 
-The scorer never sees a model, a prompt or the scene that was asked for. It segments what differs from the
-background, fits the six shapes to each blob, draws its own answer and counts the pixels that this leaves
-unexplained. Softness of a decoder (blur, noise, a colour slightly off) is forgiven; whatever is doubtful
-makes a picture unreadable, and a picture that is not readable is never exact.
+The scorer sees no model, no prompt and no target. It segments what differs from the background, fits the six shapes to each
+blob, renders its own answer, and counts the pixels that this leaves unexplained. It tolerates a decoder's softness (blur, noise,
+slightly wrong colours). Anything doubtful makes an image unreadable, and an unreadable image is never exact.
 """
 
 from __future__ import annotations
@@ -31,96 +30,133 @@ from .scenes import (
 )
 
 Array = np.ndarray
-Place = tuple[float, float, float]  # centre x, centre y and radius, in pixels
+# centre x, centre y and radius, in pixels
+Place = tuple[float, float, float]
 
-# Unless said otherwise, lengths are in pixels at 128 px (scaled for larger pictures), colours in levels.
-MIN_CONTRAST = 30  # seen as "not background": half of the weakest legal contrast (purple on gray, about 65)
-GAP = 5  # two objects whose soft edges meet are parted along a gap narrower than this (legal ones leave 1.6),
-VALLEY = 0.7  # if contrast in it drops below this share of what encloses it,
-MIN_CORE = 40  # and if both parts have a core of this area: the smallest legal star has 140, its legs have 10
-SOFT_EDGE = 2  # within this distance of a fitted outline a pixel may be anything
-MAX_RESIDUAL = 40  # further away, a pixel this far from the drawn answer is unexplained
-MAX_LEFTOVER = 12  # unexplained pixels that are forgiven
-MIN_MATCH = 0.87  # IoU with the best template: an outline half a pixel astray passes, a mix of two does not
-MIN_LEAD = 0.08  # of that IoU over the runner-up's; between clean shapes at least 0.13 (square, circle)
-CLEAR_LEAD = 0.25  # at the first guess; refinement could not make up for it
-SOFTNESS = (0.0, 0.7, 1.2)  # blur that a decoder may add, in pixels: a template is tried with each
-MAX_COLOR_ERROR = MAX_SHADE + 25  # per channel, from the named colour: legal shade and error of a decoder
-MAX_BACKGROUND_ERROR = 30  # per channel, from the named background: it has no shade
-MAX_BACKGROUND_SPREAD = 12  # mean deviation of background pixels from their own median
-MAX_DOUBT = 0.85  # distance to the nearest name over distance to the next one; 1 is exactly between two names
-MAX_PLACE_ERROR = 0.06  # of the shorter side, from the cell's centre; 0.167 is exactly between two cells
-MAX_BLOBS = 9  # more are not looked at, so that noise does not take long
-RADIUS_RANGE = (0.08, 0.17)  # of the shorter side
+# Lengths are in pixels at 128 px (scaled for larger images) and colours in levels 0..255, unless noted otherwise.
+
+# from the background; half of the weakest contrast of named colours (purple on gray, about 65)
+MIN_CONTRAST = 30
+# Two objects whose soft edges meet are separated along a gap narrower than GAP (scenes leave at least 1.6), if the contrast
+# inside drops below VALLEY of what encloses it and both parts have a core of MIN_CORE pixels (the smallest star has 140, its legs
+# have 10).
+GAP = 5
+VALLEY = 0.7
+MIN_CORE = 40
+# within this distance of a fitted outline, any colour is accepted
+SOFT_EDGE = 2
+# farther away, a pixel that differs this much from the rendered answer is unexplained
+MAX_RESIDUAL = 40
+# number of unexplained pixels that are tolerated
+MAX_LEFTOVER = 12
+# IoU with the best template: an outline half a pixel off passes, a mix of two shapes does not
+MIN_MATCH = 0.87
+# of that IoU over the second best; between clean shapes it is at least 0.13 (square, circle)
+MIN_LEAD = 0.08
+# a lead at the first guess that refinement cannot reverse
+CLEAR_LEAD = 0.25
+# blur that a decoder may add: each template is tried with all of them
+SOFTNESS = (0.0, 0.7, 1.2)
+# per channel, from the named colour: the shade and a decoder's error
+MAX_COLOR_ERROR = MAX_SHADE + 25
+# per channel, from the named background, which has no shade
+MAX_BACKGROUND_ERROR = 30
+# mean deviation of background pixels from their median
+MAX_BACKGROUND_SPREAD = 12
+# distance to the nearest name / distance to the next one; 1 = halfway between two names
+MAX_DOUBT = 0.85
+# from the cell's centre, share of the shorter side; 0.167 = halfway between two cells
+MAX_PLACE_ERROR = 0.06
+# further blobs are ignored, so that noise does not take long
+MAX_BLOBS = 9
+# share of the shorter side
+RADIUS_RANGE = (0.08, 0.17)
 SIZE_BORDER = sum(SIZES.values()) / len(SIZES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What the scorer saw. `scene` is its best guess, to be trusted only if `readable`."""
+    """What the scorer found in an image.
 
-    scene: Scene  # objects in raster order, traits as measured
-    matches: tuple[float, ...]  # per object: IoU of its best template
-    leftover: float  # share of the picture that the guess does not explain
-    background_clean: bool  # flat and close to its name
-    problems: tuple[str, ...]  # why it is not readable, in words
+    scene             the best guess, reliable only if `readable`; objects in raster order, traits as measured
+    matches           IoU of the best template, per object
+    leftover          share of the pixels that the guess does not explain
+    background_clean  the background is flat and close to a named one
+    problems          why the image is not readable, in words
+    """
+
+    scene: Scene
+    matches: tuple[float, ...]
+    leftover: float
+    background_clean: bool
+    problems: tuple[str, ...]
 
     @property
     def readable(self) -> bool:
         return not self.problems
 
     def shows(self, scene: Scene) -> bool:
-        """True if the picture is readable and agrees with `scene` in every named property (is "exact")."""
+        """True if the image is exact: readable, and equal to `scene` in every named property."""
         return self.readable and named(self.scene) == named(scene)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraitError:
-    """How far one object's unnamed traits are from the reference."""
+    """Difference of one object's unnamed traits from the reference.
 
-    place: float  # distance, of the shorter side
-    radius: float  # relative
-    shade: float  # levels, mean over channels
+    place   distance, share of the shorter side
+    radius  relative
+    shade   levels 0..255, mean over channels
+    """
+
+    place: float
+    radius: float
+    shade: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraitErrors:
-    """Errors of the objects that both scenes have, in the reference's order, and how many had no partner."""
+    """Errors of the objects that both scenes have, in the reference's order, and the number of the others.
+
+    missing  objects of the reference without a partner
+    extra    objects of the image without a partner
+    """
 
     matched: tuple[TraitError, ...]
-    missing: int  # objects of the reference that were not seen
-    extra: int  # objects seen that the reference lacks
+    missing: int
+    extra: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """One blob as the best template explains it, in pixels of the picture."""
+    """The best template for one blob, in pixels of the image; `match` and `runner_up` have the IoU of the best two shapes."""
 
     shape: str
     x: float
     y: float
     radius: float
     rgb: tuple[float, float, float]
-    match: float  # IoU
-    runner_up: tuple[float, str]  # IoU of the second best shape
+    match: float
+    runner_up: tuple[float, str]
 
 
 def named(scene: Scene) -> tuple[str, tuple[tuple[tuple[int, int], str, str, str], ...]]:
-    """The named properties only, in raster order: equal for two scenes that no wording can tell apart."""
+    """The named properties in raster order: equal for two scenes that no prompt can distinguish."""
     return scene.background, tuple(sorted((o.cell, o.color, o.shape, o.size) for o in scene.objects))
 
 
 def read_picture(pixels: Array) -> Reading:
-    """Read a picture, (height, width, 3) uint8."""
+    """The scene in an image, (height, width, 3) uint8."""
     height, width = pixels.shape[:2]
     short = min(width, height)
     unit = max(1, round(short / 128))
-    picture = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)  # channels first
-    ground = _border_color(picture, unit)
-    cores, owners = _segment(np.sqrt(np.square(_minus(picture, ground)).sum(0)), unit)
+    # channels first
+    image = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
+    ground = _border_color(image, unit)
+    cores, owners = _segment(np.sqrt(np.square(_minus(image, ground)).sum(0)), unit)
     windows = ndimage.find_objects(cores)
     fits = [
-        _fit_blob(picture, ground, cores, owners, index, window, unit)
+        _fit_blob(image, ground, cores, owners, index, window, unit)
         for index, window in enumerate(windows[:MAX_BLOBS], start=1)
     ]
 
@@ -135,7 +171,7 @@ def read_picture(pixels: Array) -> Reading:
         if count > 1
     ]
     background, ground_problem = _name_color(ground, BACKGROUNDS)
-    unexplained, spread = _compare_with_drawing(picture, ground, fits, unit)
+    unexplained, spread = _compare_with_fits(image, ground, fits, unit)
     if np.abs(ground - BACKGROUNDS[background]).max() > MAX_BACKGROUND_ERROR:
         ground_problem = f"background is not quite {background}"
     if spread > MAX_BACKGROUND_SPREAD:
@@ -153,9 +189,9 @@ def read_picture(pixels: Array) -> Reading:
     )
 
 
-def _border_color(picture: Array, unit: int) -> Array:
-    """The median colour of the border, which no object of a legal scene touches."""
-    edges = (picture[:, :unit], picture[:, -unit:], picture[:, :, :unit], picture[:, :, -unit:])
+def _border_color(image: Array, unit: int) -> Array:
+    """The median colour of the border, which no object of a scene touches."""
+    edges = (image[:, :unit], image[:, -unit:], image[:, :, :unit], image[:, :, -unit:])
     return np.median(np.concatenate([edge.reshape(3, -1) for edge in edges], axis=1), axis=1)
 
 
@@ -164,7 +200,7 @@ def _minus(colors: Array, color: Array) -> Array:
 
 
 def _segment(contrast: Array, unit: int) -> tuple[Array, Array]:
-    """Label the cores of all blobs 1..n (0 elsewhere), and name for each pixel its nearest core."""
+    """The cores of all blobs, labelled 1..n (0 elsewhere), and the label of the nearest core for each pixel."""
     enclosing = ndimage.grey_closing(contrast, size=(GAP - 1) * unit + 1)
     mask = contrast > MIN_CONTRAST
     parted = mask & (contrast > VALLEY * enclosing)
@@ -184,12 +220,12 @@ def _segment(contrast: Array, unit: int) -> tuple[Array, Array]:
 
 
 def _label(mask: Array, structure: Array | None = None) -> tuple[Array, int]:
-    """Connected parts numbered from 1, and how many there are."""
+    """Connected parts labelled from 1, and their number."""
     return cast("tuple[Array, int]", ndimage.label(mask, structure))
 
 
 def _fit_blob(  # noqa: PLR0917  (one caller)
-    picture: Array,
+    image: Array,
     ground: Array,
     cores: Array,
     owners: Array,
@@ -197,24 +233,26 @@ def _fit_blob(  # noqa: PLR0917  (one caller)
     window: tuple[slice, slice],
     unit: int,
 ) -> _Fit:
-    """Fit every shape by its moments, refine the most promising ones, and keep the best."""
-    margin = 8 * unit  # the tips of a star are lost in its core
+    """Fit every shape by its moments, refine the best ones, and return the best fit."""
+    # a star's core lacks its tips
+    margin = 8 * unit
     top, left = (max(0, s.start - margin) for s in window)
     crop = (slice(top, window[0].stop + margin), slice(left, window[1].stop + margin))
-    colors, owned = picture[:, *crop], owners[crop] == index
+    colors, owned = image[:, *crop], owners[crop] == index
 
     rgb = np.median(colors[:, cores[crop] == index], axis=1)
     alpha = _alpha(colors, ground, rgb, owned)
     guesses = {shape: _guess_by_moments(alpha, shape) for shape in SHAPES}
     first, second = _two_best({shape: _overlap(alpha, shape, place) for shape, place in guesses.items()})
     inside = (_distance(first[1], guesses[first[1]], alpha.shape) < -SOFT_EDGE * unit) & owned
-    if inside.any():  # the core of a small object holds some of its soft edge: measure again without it
+    # the core of a small object contains part of its soft edge: measure the colour again without it
+    if inside.any():
         rgb = np.median(colors[:, inside], axis=1)
         alpha = _alpha(colors, ground, rgb, owned)
 
-    hopeful = (first, second) if first[0] - second[0] < CLEAR_LEAD else (first,)
-    places = guesses | {shape: _refine(alpha, shape, guesses[shape]) for _, shape in hopeful}
-    matches = {s: max(_overlap(alpha, s, places[s], blur * unit) for blur in SOFTNESS) for _, s in hopeful}
+    candidates = (first, second) if first[0] - second[0] < CLEAR_LEAD else (first,)
+    places = guesses | {shape: _refine(alpha, shape, guesses[shape]) for _, shape in candidates}
+    matches = {s: max(_overlap(alpha, s, places[s], blur * unit) for blur in SOFTNESS) for _, s in candidates}
     (match, shape), runner_up = _two_best({second[1]: second[0]} | matches)
     x, y, radius = places[shape]
     return _Fit(shape, left + x, top + y, radius, tuple(rgb.tolist()), match, runner_up)
@@ -226,14 +264,14 @@ def _two_best(matches: dict[str, float]) -> tuple[tuple[float, str], tuple[float
 
 
 def _alpha(colors: Array, ground: Array, rgb: Array, owned: Array) -> Array:
-    """How far each pixel is on the way from the background (0) to the object's colour (1)."""
+    """Position of each pixel between the background (0) and the object's colour (1)."""
     way = rgb - ground
     share = np.tensordot(way / max(float(way @ way), 1.0), _minus(colors, ground), 1)
     return np.clip(share, 0, 1) * owned
 
 
 def _sharpen(alpha: Array) -> Array:
-    """Steepen soft edges about their middle: blur then costs little, a half-drawn area still counts half."""
+    """Steepen soft edges about their middle, so that blur costs little and a half-transparent area still counts half."""
     return np.clip(3 * alpha - 1, 0, 1)
 
 
@@ -250,7 +288,7 @@ def _distance(shape: str, place: Place, size: tuple[int, ...]) -> Array:
 
 
 def _overlap(alpha: Array, shape: str, place: Place, blur: float = 0.0) -> float:
-    """Soft IoU of what was seen and a template."""
+    """Soft IoU of the measured alpha and a template."""
     cover = _coverage(shape, place, alpha.shape)
     seen, template = _sharpen(alpha), _sharpen(ndimage.gaussian_filter(cover, blur) if blur else cover)
     shared = float(np.minimum(seen, template).sum())
@@ -269,7 +307,7 @@ def _moments(shape: str) -> tuple[float, float, float]:
 
 
 def _guess_by_moments(alpha: Array, shape: str) -> Place:
-    """Centre and radius that give a shape the area and the centroid of what was seen."""
+    """Centre and radius at which a shape has the area and the centroid of the measured alpha."""
     seen = _sharpen(alpha)
     total = max(float(seen.sum()), 1.0)
     area, dx, dy = _moments(shape)
@@ -280,7 +318,7 @@ def _guess_by_moments(alpha: Array, shape: str) -> Place:
 
 
 def _refine(alpha: Array, shape: str, place: Place, steps: int = 4) -> Place:
-    """Least squares over centre and radius (Gauss-Newton, all derivatives from the template's gradient)."""
+    """Gauss-Newton least squares over centre and radius; the derivatives come from the template's gradient."""
     x, y, radius = place
     for _ in range(steps):
         cover = _coverage(shape, (x, y, radius), alpha.shape)
@@ -297,7 +335,7 @@ def _refine(alpha: Array, shape: str, place: Place, steps: int = 4) -> Place:
 
 
 def _name_color(rgb: Array, names: dict[str, tuple[int, int, int]]) -> tuple[str, str]:
-    """The nearest name, and a complaint if the next one is almost as near."""
+    """The nearest name, and a problem (or "") if the next name is almost as near."""
     distances = sorted(
         (float(np.linalg.norm(np.subtract(rgb, color))), name) for name, color in names.items()
     )
@@ -306,7 +344,7 @@ def _name_color(rgb: Array, names: dict[str, tuple[int, int, int]]) -> tuple[str
 
 
 def _name_object(fit: _Fit, width: int, height: int, problems: list[str]) -> SceneObject:
-    """Name a fitted blob, measure its traits, and add to `problems` whatever is doubtful about it."""
+    """The object of a fitted blob with its measured traits; doubts about it are added to `problems`."""
     short = min(width, height)
     color, complaint = _name_color(np.array(fit.rgb), COLORS)
     row, dy = _nearest_cell(fit.y, height, short)
@@ -333,14 +371,14 @@ def _name_object(fit: _Fit, width: int, height: int, problems: list[str]) -> Sce
 
 
 def _nearest_cell(at: float, length: int, short: int) -> tuple[int, float]:
-    """Index of the nearest cell along one axis, and the offset from its centre, of the shorter side."""
+    """Index of the nearest cell along one axis, and the offset from its centre, share of the shorter side."""
     index = min(range(len(CELL_CENTERS)), key=lambda i: abs(at - CELL_CENTERS[i] * length))
     return index, (at - CELL_CENTERS[index] * length) / short
 
 
-def _compare_with_drawing(picture: Array, ground: Array, fits: list[_Fit], unit: int) -> tuple[int, float]:
-    """Count the pixels that a drawing of the fits does not explain, and measure the background's spread."""
-    residual = np.abs(_minus(picture, ground)).max(0)
+def _compare_with_fits(image: Array, ground: Array, fits: list[_Fit], unit: int) -> tuple[int, float]:
+    """The number of pixels that the rendered fits do not explain, and the spread of the background."""
+    residual = np.abs(_minus(image, ground)).max(0)
     behind = np.ones(residual.shape, bool)
     soft = SOFT_EDGE * unit
     for fit in fits:
@@ -349,7 +387,7 @@ def _compare_with_drawing(picture: Array, ground: Array, fits: list[_Fit], unit:
         window = (slice(top, int(fit.y + reach) + 1), slice(left, int(fit.x + reach) + 1))
         outside = residual[window]
         distance = _distance(fit.shape, (fit.x - left, fit.y - top, fit.radius), outside.shape)
-        inside = np.abs(_minus(picture[:, *window], np.array(fit.rgb))).max(0)
+        inside = np.abs(_minus(image[:, *window], np.array(fit.rgb))).max(0)
         residual[window] = np.where(distance > soft, outside, np.where(distance < -soft, inside, 0))
         behind[window] &= distance > soft
     spread = float(residual[behind].mean()) if behind.any() else 0.0
@@ -357,9 +395,9 @@ def _compare_with_drawing(picture: Array, ground: Array, fits: list[_Fit], unit:
 
 
 def trait_errors(reading: Scene, reference: Scene, *, size: tuple[int, int] = (128, 128)) -> TraitErrors:
-    """Compare unnamed traits object by object, each with the nearest one of the same shape and colour.
+    """Differences of unnamed traits, each object paired with the nearest one of the same shape and colour.
 
-    `size` (width, height) matters only where the two objects stand in different cells.
+    `size` (width, height) matters only for objects in different cells.
     """
     short = min(size)
 
@@ -396,7 +434,7 @@ def trait_errors(reading: Scene, reference: Scene, *, size: tuple[int, int] = (1
 
 
 def psnr(a: Array, b: Array, mask: Array | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 pictures, within `mask` (height, width) if given."""
+    """Peak signal-to-noise ratio of two uint8 images in dB, within `mask` (height, width) if given."""
     squares = np.square(a.astype(np.float64) - b.astype(np.float64))
     error = float((squares if mask is None else squares[mask.astype(bool)]).mean())
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))

@@ -1,7 +1,6 @@
-"""What differs between VLM families; everything else in `vlm/` is the same for all.
+"""What differs between VLM families. The rest of `vlm/` is the same for all of them.
 
-To add a family, describe it with `VLMFamily` in a file of its own and name it in `FAMILIES`, keyed by transformers'
-`model_type`.
+To add a family, describe it as a `VLMFamily` in a new file, and add it to `FAMILIES` under transformers' `model_type`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from .internvl import INTERNVL
 from .qwen_vl import QWEN2_5_VL, QWEN3_VL
 
 if TYPE_CHECKING:
-    # for annotations alone: it takes seconds to import
+    # for annotations only: the import takes seconds
     from transformers import PreTrainedModel
 
 FAMILIES: dict[str, VLMFamily] = {
@@ -27,17 +26,19 @@ FAMILIES: dict[str, VLMFamily] = {
 
 
 def find_family(model_type: str) -> VLMFamily:
-    """The family of a transformers `model_type`; VLMError naming the supported ones if there is none."""
+    """The family with transformers' `model_type`. Raises VLMError for a family that is not supported."""
     if model_type not in FAMILIES:
-        hint = (
-            " Take the version of this model whose name ends in -hf." if model_type == "internvl_chat" else ""
+        remedy = (
+            "use the version of this model whose name ends in -hf"
+            if model_type == "internvl_chat"
+            else "update this pack, or use a supported VLM"
         )
         raise VLMError(
-            f'The VLM is of type "{model_type}"; supported are {", ".join(sorted(FAMILIES))}.{hint}'
+            f'The VLM is of type "{model_type}"; supported are {", ".join(sorted(FAMILIES))}: {remedy}.'
         )
     return FAMILIES[model_type]
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The language model's layers in their order; what each of them reads is a tap."""
+    """The decoder layers of the language model, in order. Their inputs are the taps."""
     return cast(nn.ModuleList, cast(Any, model).model.language_model.layers)

@@ -1,4 +1,4 @@
-"""What this package needs to know of a VLM family, and what several families share."""
+"""The description of a VLM family, and a helper for several families."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ...contracts import ChatTemplate
 from ...errors import VLMError
 
 if TYPE_CHECKING:
-    # for annotations alone: it takes seconds to import
+    # for annotations only: the import takes seconds
     from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VLMFamily:
-    """One family of VLMs, as this package needs to know it.
+    """The properties of a VLM family.
 
-    template         its own chat format, used where the generator does not bring another
-    block_per_tile   True = each tile has picture marks of its own; False = all tiles of a picture share them
-    normalisation    (mean, std) per channel where the folder has no preprocessor file
-    tokens_per_tile  of a tile of the usual size, its marks counted: for estimates of memory
-    tile_size        (config, wanted side or None) -> side of a tile in pixels; VLMError if that is impossible
-    token_grid       (config, tile size) -> (rows, columns) of the tokens of one tile, in raster order
-    pixel_inputs     (config, normalised tiles) -> the model's arguments for all tiles in one vision batch
-    position_ids     (base model, token ids, mask, mask of image tokens, pixel inputs) -> position ids
+    template          chat format where the generator has none of its own
+    block_per_tile    True = image marks around each tile, False = around all tiles of an image
+    normalisation     (mean, std) per channel, for folders without a preprocessor file
+    tokens_per_tile   tokens of a tile of default size, marks included; for memory estimates
+    tile_size         (config, requested side or None) -> side of a tile in pixels; raises VLMError for an unsupported side
+    token_grid        (config, tile size) -> (rows, columns) of the tokens of one tile, in raster order
+    pixel_inputs      (config, normalised tiles) -> the model's arguments for all tiles, as one vision batch
+    position_ids      (base model, token ids, mask, mask of image tokens, pixel inputs) -> position ids
     """
 
     template: ChatTemplate
@@ -45,8 +45,8 @@ class VLMFamily:
 
 
 def square_side(size: int | list[int] | tuple[int, ...], name: str) -> int:
-    """The side of a size that must be square, given as one number or two."""
+    """The side of a square size, given as one number or two. Raises VLMError for a size that is not square."""
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
-        raise VLMError(f"The VLM's {name} is {size}; only square ones are supported.")
+        raise VLMError(f"The VLM's {name} is {size} and only square sizes are supported; use another VLM.")
     return sides.pop()

@@ -1,4 +1,4 @@
-"""InternVL: square tiles of a fixed size, which share the marks of their picture."""
+"""InternVL: square tiles of a fixed size, with one pair of image marks around all tiles of an image."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ...errors import VLMError
 from .family import VLMFamily, square_side
 
 
-def _tile_size(config: Any, wanted: int | None) -> int:
+def _tile_size(config: Any, requested: int | None) -> int:
     size = square_side(config.vision_config.image_size, "image_size")
-    if wanted not in (None, size):
+    if requested not in (None, size):
         raise VLMError(
-            f"tile_size {wanted} was asked for; this VLM's tiles have {size} pixels and no other size."
+            f"tile_size {requested} was requested and this VLM's tiles have {size} pixels; give {size}, or no tile_size."
         )
     return size
 
@@ -28,7 +28,7 @@ def _token_grid(config: Any, tile_size: int) -> tuple[int, int]:
     if side != patches * config.downsample_ratio or side**2 != config.image_seq_length:
         raise VLMError(
             f"A tile of {tile_size} pixels has {patches} x {patches} patches; with downsample_ratio "
-            f"{config.downsample_ratio} that makes {patches * config.downsample_ratio:g} squared tokens, but "
+            f"{config.downsample_ratio} that gives {patches * config.downsample_ratio:g} squared tokens, but "
             f"image_seq_length is {config.image_seq_length}; correct the VLM's config.json."
         )
     return side, side
@@ -45,7 +45,7 @@ def _position_ids(
     is_image: Bool[Tensor, "B T"],
     pixel_inputs: dict[str, Tensor],
 ) -> Int[Tensor, "B T"]:
-    """Every token counts one; padding stands at the end, so it needs no care."""
+    """Counts all tokens. Padding is at the end, so it shifts no position."""
     return torch.arange(token_ids.shape[1], device=token_ids.device).expand(token_ids.shape)
 
 
@@ -59,7 +59,8 @@ INTERNVL = VLMFamily(
         end="<|im_end|>",
     ),
     block_per_tile=False,
-    normalisation=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
+    # ImageNet's
+    normalisation=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     tokens_per_tile=256,
     tile_size=_tile_size,
     token_grid=_token_grid,

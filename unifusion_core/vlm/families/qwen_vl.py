@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL: no tiles of their own, so each tile is a picture block of its own, in whole tokens."""
+"""Qwen2.5-VL and Qwen3-VL. They have no tiles of their own, so each tile is a separate image to them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from ...contracts import ChatTemplate
 from .family import VLMFamily, square_side
 
-USUAL_TILE_SIZE = 448  # InternVL's, rounded to whole tokens
+# InternVL's
+DEFAULT_TILE_SIZE = 448
 
 
-def _tile_size(config: Any, wanted: int | None) -> int:
-    """The side nearest to the wanted one that gives whole tokens."""
+def _tile_size(config: Any, requested: int | None) -> int:
+    """The multiple of a token's side that is nearest to the requested size."""
     vision = config.vision_config
     token = square_side(vision.patch_size, "patch_size") * vision.spatial_merge_size
-    return max(1, round((wanted or USUAL_TILE_SIZE) / token)) * token
+    return max(1, round((requested or DEFAULT_TILE_SIZE) / token)) * token
 
 
 def _token_grid(config: Any, tile_size: int) -> tuple[int, int]:
@@ -31,7 +32,7 @@ def _token_grid(config: Any, tile_size: int) -> tuple[int, int]:
 
 
 def _pixel_inputs(config: Any, tiles: Float[Tensor, "G C S S"]) -> dict[str, Tensor]:
-    """Flattened patches, those of one token (merge x merge) together; a still repeats along the time axis."""
+    """Flattened patches, grouped by token (merge x merge). An image is repeated along the time axis."""
     vision = config.vision_config
     patch = square_side(vision.patch_size, "patch_size")
     patches = repeat(
@@ -55,13 +56,13 @@ def _position_ids(
     is_image: Bool[Tensor, "B T"],
     pixel_inputs: dict[str, Tensor],
 ) -> Int[Tensor, "3 B T"]:
-    """Qwen's three-axis positions, counted by the model's own function (padding gets 0)."""
+    """M-RoPE positions (time, row, column) from the model's own function. Positions of padding have no effect."""
     if not pixel_inputs:
         return repeat(
             torch.arange(token_ids.shape[1], device=token_ids.device), "T -> 3 B T", B=len(token_ids)
         )
     count = cast(Any, base).get_rope_index
-    # transformers 5 wants to be told which tokens are pictures; 4 finds them by itself
+    # transformers 5 requires the types of the tokens, 4 derives them from the ids
     marks = (
         {"mm_token_type_ids": is_image.int()}
         if "mm_token_type_ids" in inspect.signature(count).parameters
@@ -83,7 +84,8 @@ QWEN2_5_VL = VLMFamily(
         end="<|im_end|>",
     ),
     block_per_tile=True,
-    normalisation=((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),  # CLIP's
+    # CLIP's
+    normalisation=((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     tokens_per_tile=258,
     tile_size=_tile_size,
     token_grid=_token_grid,

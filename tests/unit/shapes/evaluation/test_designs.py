@@ -1,4 +1,4 @@
-"""Runs of equal budgets are compared on the same questions: pytest tests/unit/evaluation/test_designs.py"""
+"""Runs of equal budgets are compared on the same questions."""
 
 from __future__ import annotations
 

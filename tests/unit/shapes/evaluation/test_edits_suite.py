@@ -1,4 +1,4 @@
-"""Edits are judged by what changes and by what stays: pytest tests/unit/evaluation/test_edits_suite.py"""
+"""The suite of edits judges what changes and what stays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unifusion_core.images import Pixels
 from unifusion_core.pipeline import Pipeline
 from unifusion_core.shapes.evaluation import drawing
 from unifusion_core.shapes.evaluation import edits as suite
-from unifusion_core.shapes.world import edits
+from unifusion_core.shapes.world import edits, references
 from unifusion_core.shapes.world.render import render
 from unifusion_core.shapes.world.scenes import Scene, sample_traits
 
@@ -24,11 +24,11 @@ def drawn(scene: Scene) -> Pixels:
 
 
 def redrawn(scene: Scene, rng: random.Random) -> Scene:
-    """The same by name, in every unnamed trait another."""
+    """The same scene with other unnamed traits."""
     return replace(scene, objects=tuple(replace(o, traits=sample_traits(rng)) for o in scene.objects))
 
 
-@pytest.mark.parametrize("kind", [*edits.EDIT_KINDS, *edits.REFERENCE_KINDS])
+@pytest.mark.parametrize("kind", [*edits.EDIT_KINDS, *references.REFERENCE_KINDS])
 def test_a_faithful_drawing_keeps_traits_and_surroundings_and_a_new_one_does_not(kind: str) -> None:
     rng = random.Random(kind)
     group = suite.Group()
@@ -89,14 +89,15 @@ def test_the_suite_draws_every_kind_with_and_without_pictures(
     one, ten = (rows[f"reconstruction, {n} tiles"].values for n in (1, 10))
     assert ten["dB above 1 tile"] == pytest.approx(ten["PSNR dB"] - one["PSNR dB"])
     assert "dB above 1 tile" not in one
-    assert masks.count(False) == 5  # one blind drawing for each kind
+    # one blind image for each kind
+    assert masks.count(False) == 5
     assert masks.count(True) == 5 + 3
 
 
 def _locked(
     backbone: object, spec: object, requests: list, *_: object, **__: object
 ) -> list[drawing.Rewrite]:
-    """Rewrites that random weights would never end."""
+    """Fixed rewrites, since random weights never end one."""
     from unifusion_core.vlm.rewrite import encode_requests
 
     done = [replace(request, rewrite="big red star at top, white background.") for request in requests]

@@ -1,7 +1,4 @@
-"""Judging and counting: Wilson's interval, pictures and captions that are right, wrong, or nothing at all.
-
-PYTHONPATH=. python -m pytest --import-mode=importlib tests/unit/evaluation/test_tally.py
-"""
+"""Judging and counting: Wilson's interval, and images and captions that are right, wrong or missing."""
 
 from __future__ import annotations
 

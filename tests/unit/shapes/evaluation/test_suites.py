@@ -1,7 +1,4 @@
-"""The suites, on random weights and on parts that are perfect by construction.
-
-pytest tests/unit/shapes/evaluation/test_suites.py
-"""
+"""The suites, on random weights and on parts that are perfect by construction."""
 
 from __future__ import annotations
 
@@ -30,8 +27,8 @@ from unifusion_core.shapes.evaluation import drawing, layers, swap, text_to_imag
 from unifusion_core.shapes.evaluation.autoencoder import evaluate_autoencoder
 from unifusion_core.shapes.evaluation.judging import Tally, judge_caption
 from unifusion_core.shapes.evaluation.suites import SUITES
-from unifusion_core.shapes.world import edits
 from unifusion_core.shapes.world.captions import caption
+from unifusion_core.shapes.world.references import REFERENCE_KINDS
 from unifusion_core.shapes.world.scenes import sample_scene
 from unifusion_core.vlm.rewrite import Rewrite
 
@@ -42,7 +39,7 @@ def subject(random_weights: SimpleNamespace) -> Subject:
 
 
 def draw_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the steps that the model draws best with."""
+    """Sample with one step, to save time."""
     settings = Pipeline.settings
     monkeypatch.setattr(Pipeline, "settings", lambda self, **how: settings(self, **{"steps": 1} | how))
 
@@ -97,7 +94,7 @@ def test_the_vlm_suite_shares_samples_among_kinds_and_draws_the_same_again(
 def test_random_weights_write_nothing_right(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vlm, "MAX_NEW_TOKENS", 4)
     rng = random.Random(0)
-    tasks = [vlm.draw_instruction(rng, kind) for kind in edits.REFERENCE_KINDS]
+    tasks = [vlm.draw_instruction(rng, kind) for kind in REFERENCE_KINDS]
     assert [len(task.request().images) for task in tasks] == [2, 2, 3]
     tally = vlm.judge(subject.backbone, tasks, max_tiles=1)
     assert (len(tally), tally.rate("readable").right) == (3, 0)
@@ -147,7 +144,8 @@ def test_a_swap_changes_one_word_and_asks_for_no_held_out_pair() -> None:
             assert drawn.followed(drawn.said) == (True, False)
             assert drawn.followed(drawn.asked) == (False, True)
             before, after = caption(drawn.asked).split(), caption(drawn.said).split()
-            if word != "place":  # places have one or two words
+            # places have one or two words
+            if word != "place":
                 assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
 
 
@@ -199,10 +197,10 @@ def test_rewriting_is_compared_picture_by_picture(subject: Subject, monkeypatch:
 
     asked: list[tuple[list[str], bool]] = []
 
-    def draw(pipeline: object, prompts: list, *, rewriting: bool) -> list[text_to_image.Drawn]:
+    def draw(pipeline: object, prompts: list, *, rewriting: bool) -> list[text_to_image.Generated]:
         asked.append(([p.text for p in prompts], rewriting))
         return [
-            text_to_image.Drawn(
+            text_to_image.Generated(
                 wording=p,
                 rewrite=None,
                 picture=None,
@@ -211,7 +209,7 @@ def test_rewriting_is_compared_picture_by_picture(subject: Subject, monkeypatch:
             for p in prompts
         ]
 
-    monkeypatch.setattr(verifi, "draw_pictures", draw)
+    monkeypatch.setattr(verifi, "generate_images", draw)
     rows = list(verifi.evaluate_verifi(subject, Sampling(samples=6)))
     assert [rows[i].rates["exact"].share for i in (0, 1, 3, 4)] == [1.0, 0.0, 1.0, 0.0]
     assert rows[2].values["points"] == rows[5].values["points"] == 100.0

@@ -1,4 +1,4 @@
-"""What the tasks draw and how they judge it, without training: pytest tests/unit/training/test_tasks.py"""
+"""Samples, labels and losses of the training tasks, without training."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 from unifusion_core.checkpoints.vae_file import load_autoencoder
 from unifusion_core.contracts import Request, TokenRole
-from unifusion_core.shapes.training import autoencoder, generator, vlm
-from unifusion_core.shapes.world import captions, edits
+from unifusion_core.shapes.training import autoencoder, generator, heads, pool, vlm
+from unifusion_core.shapes.world import captions, edits, references
 from unifusion_core.shapes.world.render import render_tensor
 from unifusion_core.shapes.world.scenes import ASPECT_SIZES, COLORS, sample_scene
 from unifusion_core.shapes.world.scorer import read_picture
@@ -44,7 +44,7 @@ def test_crops_lie_around_objects_hard_ones_above_all() -> None:
     assert covered(1.0) > covered(0.0) + 0.2
 
 
-@pytest.mark.parametrize("kind", [*edits.EDIT_KINDS, *edits.REFERENCE_KINDS])
+@pytest.mark.parametrize("kind", [*edits.EDIT_KINDS, *references.REFERENCE_KINDS])
 def test_what_an_instruction_means_is_what_it_changes_or_takes_over(kind: str) -> None:
     rng = random.Random(kind)
     for _ in range(20):
@@ -83,26 +83,27 @@ def test_styles_change_how_the_answer_is_worded_or_what_it_shows() -> None:
 def test_a_pool_is_encoded_once_by_all_processes_and_a_damaged_file_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(generator, "ENCODED_AT_ONCE", 4)
+    monkeypatch.setattr(pool, "ENCODED_AT_ONCE", 4)
     path = tmp_path / "pool.safetensors"
 
-    def pool(count: int = 10) -> generator.Pool:
-        return generator.Pool(load_autoencoder(BUILT_IN.vae), 7, count, path, generator.pool_scene)
+    def new_pool(count: int = 10) -> pool.Pool:
+        return pool.Pool(load_autoencoder(BUILT_IN.vae), 7, count, path, pool.pool_scene)
 
-    alone = pool()
-    alone.read()
+    alone = new_pool()
+    alone.load()
     whole = path.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert sorted(alone.latents) == list(range(10))
-    scene, latents = pool().draw(random.Random(5), ASPECT_SIZES[0])  # not read: encoded where it is drawn
+    # not loaded, so encoded on demand
+    scene, latents = new_pool().draw(random.Random(5), ASPECT_SIZES[0])
     assert scene == alone.draw(random.Random(5), ASPECT_SIZES[0])[0]
     torch.testing.assert_close(latents, alone.draw(random.Random(5), ASPECT_SIZES[0])[1], atol=5e-3, rtol=0)
 
     encoded: list[object] = []
-    encode = generator.encode_scenes
-    monkeypatch.setattr(generator, "encode_scenes", lambda *given: encoded.append(given) or encode(*given))
-    fewer = pool(3)
-    fewer.read()
+    encode = pool.encode_scenes
+    monkeypatch.setattr(pool, "encode_scenes", lambda *given: encoded.append(given) or encode(*given))
+    fewer = new_pool(3)
+    fewer.load()
     assert not encoded, "a longer file has what a shorter pool needs"
     assert all(torch.equal(fewer.latents[number], alone.latents[number]) for number in range(3))
 
@@ -113,16 +114,16 @@ def test_a_pool_is_encoded_once_by_all_processes_and_a_damaged_file_again(
         shares.append(mine)
         return [part for share in shares for part in share]
 
-    monkeypatch.setattr(generator, "gather_object", gather)
+    monkeypatch.setattr(pool, "gather_object", gather)
     with caplog.at_level("WARNING"):
-        pool().read((1, 2))
+        new_pool().load((1, 2))
         assert path.read_bytes() == whole[:-100], "the first process alone writes"
-        together = pool()
-        together.read((0, 2))
+        together = new_pool()
+        together.load((0, 2))
     assert "the pool is encoded again" in caplog.text
     assert [[first for first, _ in share] for share in shares] == [[4], [0, 8]]
-    from_file = pool()
-    from_file.read()
+    from_file = new_pool()
+    from_file.load()
     for each in (together, from_file):
         assert all(torch.equal(each.latents[number], alone.latents[number]) for number in range(10))
 
@@ -153,7 +154,7 @@ def test_with_a_frozen_language_model_only_what_sees_learns() -> None:
     )
     rng = random.Random(5)
     for kind, answered in (("detail", False), ("edit", True)):
-        batch = task.collate([task.draw(rng, kind, max_tiles=5) for _ in range(2)])
+        batch = task.collate([task.sample(rng, kind, max_tiles=5) for _ in range(2)])
         task.model.zero_grad()
         loss, parts = task.loss(task.model, batch, 0)
         loss.backward()
@@ -169,25 +170,21 @@ def test_with_a_frozen_language_model_only_what_sees_learns() -> None:
 
 
 def test_colours_without_a_name_are_neither_named_nor_guessed(tmp_path: Path) -> None:
-    pool = generator.Pool(
-        load_autoencoder(BUILT_IN.vae), 7, 3, tmp_path / "pool.safetensors", generator.free_pool_scene
-    )
-    size = next(size for size, numbers in pool.numbers.items() if numbers)
-    scene, latents = pool.draw(random.Random(0), size)
+    path = tmp_path / "pool.safetensors"
+    free = pool.Pool(load_autoencoder(BUILT_IN.vae), 7, 3, path, pool.free_pool_scene)
+    size = next(size for size, numbers in free.numbers.items() if numbers)
+    scene, latents = free.draw(random.Random(0), size)
     assert latents.shape == (16, size[1] // 8, size[0] // 8)
     assert not scene.held_out
     rng = random.Random(0)
     for _ in range(20):
-        request = generator.GeneratorTask.draw_picture_request(rng, scene, "free colors", size)
+        request = generator.GeneratorTask.sample_image_request(rng, scene, "free colors", size)
         assert not set((request.rewrite or "").replace(",", "").split()) & set(COLORS)
         assert request.images or request.rewrite
-    sample = generator.Sample(
-        request=request, max_tiles=1, latents=latents, scene=scene, size=size, colors_named=False
-    )
-    labels = generator.sample_labels(sample, 2)
+    labels = heads.patch_labels(scene, size, 2, colors_named=False)
     drawn = labels[:, 0] > 0
     assert drawn.any()
-    assert (labels[drawn, 1] == generator.IGNORED).all()
+    assert (labels[drawn, 1] == heads.IGNORED).all()
     assert (labels[~drawn, 1] == 0).all()
 
 
@@ -195,17 +192,11 @@ def test_traits_are_asked_where_an_object_stands_and_a_picture_can_tell_them() -
     rng = random.Random(3)
     size = ASPECT_SIZES[1]
     scene = sample_scene(rng, num_objects=1)
-    obj = replace(scene.objects[0], shape="square")  # fills its box
+    # a square fills its bounding box
+    obj = replace(scene.objects[0], shape="square")
     scene = replace(scene, objects=(obj,))
     picture = render_tensor(scene, *size)
-    shown = generator.Sample(
-        request=Request(prompt="", images=[picture]),
-        max_tiles=1,
-        latents=torch.zeros(16, size[1] // 8, size[0] // 8),
-        scene=scene,
-        size=size,
-    )
-    traits = generator.sample_traits(shown, 2)
+    traits = heads.patch_traits(scene, size, 2, image_shown=True)
     known = ~traits.isnan().any(1)
     assert torch.equal(traits[known], torch.tensor(obj.traits.relative).expand(int(known.sum()), -1))
     patches = torch.nn.functional.unfold(
@@ -213,11 +204,40 @@ def test_traits_are_asked_where_an_object_stands_and_a_picture_can_tell_them() -
     )
     assert torch.equal(known, patches[0].amax(0) > 0), "known in each patch that shows some of the object"
 
-    free = generator.sample_traits(replace(shown, colors_named=False), 2)
+    free = heads.patch_traits(scene, size, 2, image_shown=True, colors_named=False)
     assert torch.equal(free[known][:, :3], traits[known][:, :3])
     assert free[:, 3:].isnan().all()
-    words = generator.sample_traits(replace(shown, request=Request(prompt="one circle")), 2)
+    words = heads.patch_traits(scene, size, 2, image_shown=False)
     assert words.isnan().all()
+
+
+def test_a_batch_has_the_labels_of_its_samples(tmp_path: Path) -> None:
+    task = generator.GeneratorTask(
+        generator.GeneratorSettings(seed=7, pool_size=1),
+        batch_size=3,
+        config=TINY.config,
+        backbone=load_vlm(BUILT_IN.vlm),
+        autoencoder=load_autoencoder(BUILT_IN.vae),
+        pool_path=tmp_path / "pool.safetensors",
+    )
+    scene, size = sample_scene(random.Random(4), num_objects=2), ASPECT_SIZES[0]
+    shown = generator.Sample(
+        request=Request(prompt="", images=[render_tensor(scene, *size)]),
+        max_tiles=1,
+        latents=torch.zeros(16, size[1] // 8, size[0] // 8),
+        scene=scene,
+        size=size,
+    )
+    free = replace(shown, colors_named=False)
+    words = replace(shown, request=Request(prompt="two objects"))
+    batch = task.collate([shown, free, words])
+    assert batch.shows_images
+    assert (batch.labels[1] == heads.IGNORED).any()
+    assert not (batch.labels[[0, 2]] == heads.IGNORED).any()
+    known = ~batch.traits.isnan()
+    assert known[0].any(0).all()
+    assert known[1].any(0).tolist() == [True] * 3 + [False] * 3
+    assert not known[2].any()
 
 
 def test_a_hidden_thumbnail_leaves_the_tiles_and_the_words() -> None:
@@ -234,7 +254,8 @@ def test_a_hidden_thumbnail_leaves_the_tiles_and_the_words() -> None:
         assert (features.token_info.roles[gone] == TokenRole.IMAGE).all()
         places[max_tiles] = features.positions[gone][:, 1:]
     assert len(places[1]) == 0, "where there is a thumbnail alone, it stays"
-    thirds = torch.tensor([1, 3, 5]) / 6  # a thumbnail's 3 x 3 tokens; those of 2 x 2 tiles stand elsewhere
+    # the 3 x 3 tokens of a thumbnail; those of 2 x 2 tiles have other positions
+    thirds = torch.tensor([1, 3, 5]) / 6
     torch.testing.assert_close(places[5], torch.cartesian_prod(thirds, thirds))
 
 
@@ -244,7 +265,7 @@ def test_pictures_of_the_generators_training_ask_for_the_scene_and_hold_no_held_
     kinds: Counter[str] = Counter()
     for _ in range(60):
         scene = sample_scene(rng)
-        request = generator.GeneratorTask.draw_picture_request(rng, scene, task, ASPECT_SIZES[1])
+        request = generator.GeneratorTask.sample_image_request(rng, scene, task, ASPECT_SIZES[1])
         assert [p.shape for p in request.images] == [(3, 112, 160)]
         kinds[
             "rewrite" if request.rewrite else "instruction alone" if request.prompt else "picture alone"

@@ -1,6 +1,4 @@
-"""Instructions about pictures, read back by an independent reader:
-`python -m pytest --import-mode=importlib tests/unit/world`.
-"""
+"""Instructions about images, parsed by an independent reader."""
 
 import random
 import re
@@ -9,18 +7,16 @@ from dataclasses import replace
 
 import pytest
 
+from unifusion_core.shapes.world.edit_wordings import Edit, name_object
 from unifusion_core.shapes.world.edits import (
     EDIT_KINDS,
-    LOOK_KINDS,
-    REFERENCE_KINDS,
-    Edit,
     corpus,
     describe_request,
-    name_object,
     sample_edit_into,
     sample_instruction,
 )
 from unifusion_core.shapes.world.lexicon import INDIRECT
+from unifusion_core.shapes.world.references import LOOK_KINDS, REFERENCE_KINDS
 from unifusion_core.shapes.world.requirements import Requirement, check
 from unifusion_core.shapes.world.scenes import (
     BACKGROUNDS,

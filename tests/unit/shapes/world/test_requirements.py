@@ -1,4 +1,4 @@
-"""Requirements and verdicts: `python -m pytest --import-mode=importlib tests/unit/world`."""
+"""Requirements and verdicts."""
 
 import random
 from dataclasses import replace

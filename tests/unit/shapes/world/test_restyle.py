@@ -1,4 +1,4 @@
-"""What styles do to scenes, and prompts in another language: pytest tests/unit/world/test_restyle.py"""
+"""Styles that change scenes, and prompts in German."""
 
 import random
 

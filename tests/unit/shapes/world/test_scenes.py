@@ -1,4 +1,4 @@
-"""Scenes in colours without a name: pytest tests/unit/world/test_scenes.py"""
+"""Scenes with free colours."""
 
 import math
 import random

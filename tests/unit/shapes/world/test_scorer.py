@@ -1,7 +1,4 @@
-"""The scorer reads rendered scenes back, forgives a decoder's softness, and sees every deliberate error.
-
-Run: python -m pytest --import-mode=importlib tests/unit/world/test_scorer.py -m "not slow"
-"""
+"""The scorer reads rendered scenes, tolerates the softness of a decoder, and detects every deliberate error."""
 
 from __future__ import annotations
 

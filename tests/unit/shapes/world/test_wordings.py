@@ -1,4 +1,4 @@
-"""Captions, prompts and what they fix: `python -m pytest --import-mode=importlib tests/unit/world`."""
+"""Captions, prompts and what they fix."""
 
 import random
 import re

@@ -1,0 +1,104 @@
+"""Train-time heads on the DiT's blocks, and their labels.
+
+The patch head names what is in each patch. Near t = 1 only the text can tell, so the head teaches the blocks before it to use
+the text. It is a close relative of representation alignment (REPA), with the scene in place of an encoder. The trait heads must
+predict the unnamed traits, which only image tokens carry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ...models.autoencoder import DOWNSCALE
+from ..world.render import object_geometry
+from ..world.scenes import BACKGROUNDS, COLORS, NUM_TRAITS, SHAPES, SIZES, Scene
+
+# classes of shape, colour, size (0 = no object) and background
+PATCH_LABELS = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, len(BACKGROUNDS))
+# the label that cross_entropy ignores
+IGNORED = -100
+
+
+def build_heads(width: int) -> dict[str, nn.Module]:
+    """The patch head and the two trait heads, on tokens of `width`."""
+    patch_head = nn.Linear(width, sum(PATCH_LABELS))
+    trait_heads = nn.ModuleList(nn.Linear(width, NUM_TRAITS) for _ in range(2))
+    return {"patch_head": patch_head, "trait_heads": trait_heads}
+
+
+def naming_loss(head: nn.Module, tokens: Float[Tensor, "B L D"], labels: Int[Tensor, "B N 4"]) -> Tensor:
+    """Mean cross entropy of the four labels of each patch; the last N tokens are those of the patches."""
+    guesses = head(tokens[:, -labels.shape[1] :]).split(PATCH_LABELS, -1)
+    losses = [F.cross_entropy(g.flatten(0, 1), labels[..., i].flatten()) for i, g in enumerate(guesses)]
+    return cast(Tensor, sum(losses)) / len(PATCH_LABELS)
+
+
+def trait_loss(
+    heads: nn.ModuleList, tokens: Sequence[Float[Tensor, "B L D"]], traits: Float[Tensor, "B N 6"]
+) -> Tensor:
+    """Squared error of the known (not NaN) traits, summed over the heads, each on its block's tokens."""
+    known = ~traits.isnan()
+    guesses = [
+        head(F.rms_norm(each[:, -traits.shape[1] :], each.shape[-1:]))[known]
+        for head, each in zip(heads, tokens, strict=True)
+    ]
+    return cast(Tensor, sum((each - traits[known]).square().sum() for each in guesses)) / max(1, known.sum())
+
+
+def patch_labels(
+    scene: Scene, size: tuple[int, int], patch_size: int, *, colors_named: bool = True
+) -> Int[Tensor, "N 4"]:
+    """Shape, colour and size (0 = none) of the object whose bounding box has a patch's centre inside, and the background.
+
+    colors_named  False: the colours of objects are ignored
+    """
+    distances = distances_from_patches(scene, size, patch_size)
+    labels = torch.zeros(*distances.shape[1:], 4, dtype=torch.long)
+    labels[..., 3] = list(BACKGROUNDS).index(scene.background)
+    for obj, distance in zip(scene.objects, distances, strict=True):
+        names = (SHAPES.index(obj.shape), list(COLORS).index(obj.color), list(SIZES).index(obj.size))
+        labels[..., :3] = torch.where(distance[..., None] <= 0, torch.tensor(names) + 1, labels[..., :3])
+    if not colors_named:
+        labels[..., 1] = torch.where(labels[..., 1] > 0, IGNORED, labels[..., 1])
+    return labels.flatten(0, 1)
+
+
+def patch_traits(
+    scene: Scene, size: tuple[int, int], patch_size: int, *, image_shown: bool, colors_named: bool = True
+) -> Float[Tensor, "N 6"]:
+    """Traits (`Traits.relative`) of the object whose bounding box overlaps a patch; NaN = unknown.
+
+    image_shown   False: all traits are unknown, since the condition has no image to take them from
+    colors_named  False: shades are unknown, since a free colour is not a shade of a named one
+    """
+    distances = distances_from_patches(scene, size, patch_size)
+    traits = torch.full((*distances.shape[1:], NUM_TRAITS), math.nan)
+    if image_shown:
+        for obj, distance in zip(scene.objects, distances, strict=True):
+            traits[distance <= DOWNSCALE * patch_size / 2] = torch.tensor(obj.traits.relative)
+    if not colors_named:
+        traits[..., 3:] = math.nan
+    return traits.flatten(0, 1)
+
+
+def distances_from_patches(
+    scene: Scene, size: tuple[int, int], patch_size: int
+) -> Float[Tensor, "objects rows columns"]:
+    """Distance of each patch's centre from the bounding box of each object, along the farther axis, in pixels; <= 0 inside."""
+    width, height = size
+    side = DOWNSCALE * patch_size
+    y, x = torch.meshgrid(
+        (torch.arange(height // side) + 0.5) * side, (torch.arange(width // side) + 0.5) * side, indexing="ij"
+    )
+    distances = []
+    for obj in scene.objects:
+        center_x, center_y, radius = object_geometry(obj, width, height)
+        distances.append(torch.maximum((x - center_x).abs(), (y - center_y).abs()) - radius)
+    return torch.stack(distances) if distances else torch.zeros(0, *x.shape)
