@@ -1,4 +1,4 @@
-"""The demo: coloured shapes, on which the embedded model was trained and is judged exactly. README.md tells more.
+"""The demo: the embedded model is trained and judged exactly on coloured shapes, see README.md.
 
-Nothing of the library imports this package; the command line does.
+The library does not import this package; the command line does.
 """

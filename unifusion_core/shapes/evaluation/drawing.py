@@ -38,30 +38,30 @@ def generate_attempts(
     """One attempt per request, all in one batch; without `settings` those of the model."""
     settings = settings or pipeline.settings()
     spec = pipeline.model.config.vlm
-    read: list[Rewrite | PromptError] = (
+    rewrites: list[Rewrite | PromptError] = (
         attempt_rewrites(
             pipeline.backbone, spec, requests, pipeline.spec.rewriting, max_tiles=settings.max_tiles
         )
         if rewriting
         else [Rewrite(request=r, features=pipeline.encode([r], settings.max_tiles)) for r in requests]
     )
-    good = {i: each for i, each in enumerate(read) if isinstance(each, Rewrite)}
-    pictures: dict[int, Pixels] = {}
+    good = {i: each for i, each in enumerate(rewrites) if isinstance(each, Rewrite)}
+    images: dict[int, Pixels] = {}
     without: dict[int, Pixels] = {}
     if good:
         features = Features.cat([each.features for each in good.values()])
         of_these = [seeds[i] for i in good]
-        pictures = dict(zip(good, pipeline.sample(features, of_these, settings), strict=True))
+        images = dict(zip(good, pipeline.sample(features, of_these, settings), strict=True))
         if blind:
-            drawn = pipeline.sample(without_pictures(features), of_these, settings)
-            without = dict(zip(good, drawn, strict=True))
+            blind_images = pipeline.sample(without_pictures(features), of_these, settings)
+            without = dict(zip(good, blind_images, strict=True))
     return [
         Attempt(
             words=good[i].request.rewrite if i in good else str(each),
-            picture=pictures.get(i),
+            picture=images.get(i),
             blind=without.get(i),
         )
-        for i, each in enumerate(read)
+        for i, each in enumerate(rewrites)
     ]
 
 

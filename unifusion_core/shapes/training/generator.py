@@ -79,6 +79,8 @@ class GeneratorSettings:
     fusion              how the VLM's layers reach the DiT, a key of `FUSIONS`
     start               a generator file to continue from, even if the VLM or the autoencoder has been trained further since
     tile_shares         of `TILE_COUNTS` among the batches; `size_shares`: of `ASPECT_SIZES`
+
+    `harder`, `chats` and `picture_chats` are constants of this file, recorded with the rest.
     """
 
     seed: int
