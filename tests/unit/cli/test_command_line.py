@@ -406,7 +406,7 @@ def test_inspect_tells_each_kind_of_file(
     ("where", "value", "sentence"),
     [
         ("vlm.family", "qwen9", 'of type "qwen9"; supported are internvl, qwen2_5_vl, qwen3_vl'),
-        ("vlm.hidden_size", -160, "a VLM of width -160"),
+        ("vlm.hidden_size", -160, "the VLM's width is -160: it must be at least 1"),
         ("lap.num_layer_blocks", -1, "LAP with -1 blocks"),
         ("dit.num_heads", 0, "num_heads is 0: it must be above 0"),
         ("dit.num_kv_heads", 0, "num_kv_heads is 0: it must be above 0"),
