@@ -81,6 +81,6 @@ def _(found: dict[str, Any]) -> None:
     assert min(height, width) > 500
     assert 0 <= found["range"][0] < found["range"][1] <= 1
     lines = found["lines"]
-    assert lines.count(["picture", "1:"]) == lines.count(["picture", "2:"]) == 1
+    assert lines.count(["image", "1:"]) == lines.count(["image", "2:"]) == 1
     assert ["$", "prompt"] in lines
     assert ["blue", "prompt"] in lines
