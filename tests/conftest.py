@@ -1,4 +1,4 @@
-"""What many tests share: small models and features of unequal sizes, so that swapped axes cannot pass. Nothing magic."""
+"""Fixtures of many tests: a small model and features. All axes differ in size, so that a swap cannot pass."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SMALL_CONFIG = UniFusionConfig(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Pictures in the repository that tests compare are made by the same tests."""
+    """Options that record images and golden values again, instead of comparing them."""
     parser.addoption(
         "--write-pictures",
         action="store_true",
@@ -59,7 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What was skipped and why, just above the last line: one line for each reason."""
+    """One line for each reason of skipped tests, just above the last line."""
     skipped = terminalreporter.stats.get("skipped", [])
     for reason, count in Counter(report.longrepr[2] for report in skipped).items():
         terminalreporter.write_line(f"{count} tests skipped: {reason.removeprefix('Skipped: ')}")
@@ -67,13 +67,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def small_config() -> UniFusionConfig:
-    """B T L D = any, any, 3, 24; DiT width 64, two heads that share one key head, latents of 3 channels."""
+    """L = 3, D = 24, M = 64, C = 3; two attention heads share one key head."""
     return SMALL_CONFIG
 
 
 @pytest.fixture
 def build_model() -> Callable[..., UniFusion]:
-    """`build_model(condition_attention="joint", ...)`: the small model with random weights, every part of it at work."""
+    """`build_model(condition_attention="joint", ...)`: the small model with random weights, none of them 0."""
 
     def build(seed: int = 0, **changes: object) -> UniFusion:
         generator = torch.Generator().manual_seed(seed)
@@ -88,8 +88,8 @@ def build_model() -> Callable[..., UniFusion]:
 
 @pytest.fixture
 def build_features() -> Callable[..., Features]:
-    """`build_features(5, 3)`: features of two chats with 5 and 3 real tokens; the first `num_image` of them are picture
-    tokens in a column. Padding holds large numbers, so that a leak is seen."""
+    """`build_features(5, 3)`: features of two chats with 5 and 3 real tokens. The first `num_image` of them are image tokens in
+    one column. The states of padding are 1000, so that a leak is noticed."""
 
     def build(*lengths: int, num_image: int = 0, seed: int = 0) -> Features:
         generator = torch.Generator().manual_seed(seed)
@@ -110,9 +110,9 @@ def build_features() -> Callable[..., Features]:
 
 @pytest.fixture(scope="session")
 def random_weights(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """`model`, `vlm`, `vae`: paths; `options`: as the command line takes them.
+    """Files with random weights. `model`, `vlm`, `vae`: paths; `options`: the same for the command line.
 
-    No weight is zero, so every word of a prompt has its effect on the picture.
+    No weight is 0, so that every word of a prompt has an effect on the image.
     """
     from unifusion_core.checkpoints.generator_file import save_generator
     from unifusion_core.models.autoencoder import Autoencoder

@@ -2,7 +2,8 @@
 
 Axis names used throughout the package (ARCHITECTURE.md has the full table):
     B batch                 T VLM tokens            L tapped layers         D VLM width
-    E DiT width             N latent tokens         S condition and latent tokens together
+    E conditioning width    N latent tokens         M DiT width
+    S condition and latent tokens together          P patch size
     A attention heads       K head size             C channels
     H W pixels              h w latent grid         G tiles
 """

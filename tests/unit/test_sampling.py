@@ -36,7 +36,7 @@ def noise_for(seeds: list[int]) -> Tensor:
     return make_noise(seeds, 3, 8, 6)
 
 
-def test_a_picture_depends_on_its_own_seed_alone(
+def test_an_image_depends_on_its_own_seed_alone(
     model: UniFusion, conditions: tuple[Conditioning, ...]
 ) -> None:
     together = sample(model, conditions[0], noise_for([7, 8, 9]), SCHEDULE, negative=conditions[1], cfg=3.0)
@@ -64,7 +64,7 @@ def test_one_condition_per_latent(model: UniFusion, build_features: Callable[...
         )
 
 
-def test_prepared_condition_gives_the_same_picture(
+def test_a_prepared_condition_gives_the_same_latents(
     model: UniFusion, conditions: tuple[Conditioning, ...]
 ) -> None:
     prepared = model.prepare(conditions[0], (4, 3))
@@ -88,10 +88,12 @@ def test_cfg_one_does_not_use_the_negative(model: UniFusion, conditions: tuple[C
     assert not torch.allclose(one, unguided, atol=1e-3)
 
 
-def test_picture_only_branch_is_guided_apart(model: UniFusion, conditions: tuple[Conditioning, ...]) -> None:
-    positive, negative, picture = conditions
+def test_the_image_only_branch_has_its_own_scale(
+    model: UniFusion, conditions: tuple[Conditioning, ...]
+) -> None:
+    positive, negative, images = conditions
 
-    def draw(picture_only: Conditioning | None, image_cfg: float) -> Tensor:
+    def latents_for(image_only: Conditioning | None, image_cfg: float) -> Tensor:
         return sample(
             model,
             positive,
@@ -99,12 +101,12 @@ def test_picture_only_branch_is_guided_apart(model: UniFusion, conditions: tuple
             SCHEDULE,
             negative=negative,
             cfg=3.0,
-            image_only=picture_only,
+            image_only=image_only,
             image_cfg=image_cfg,
         )
 
-    torch.testing.assert_close(draw(picture, 3.0), draw(None, 1.0), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(draw(picture, 5.0), draw(None, 1.0), atol=1e-3)
+    torch.testing.assert_close(latents_for(images, 3.0), latents_for(None, 1.0), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(latents_for(images, 5.0), latents_for(None, 1.0), atol=1e-3)
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
@@ -113,7 +115,7 @@ def test_callback_sees_every_step_and_ends_at_the_result(
 ) -> None:
     seen: list[tuple[int, int, Tensor]] = []
 
-    drawn = sample(
+    latents = sample(
         model,
         conditions[0],
         noise_for([7, 8]),
@@ -123,8 +125,8 @@ def test_callback_sees_every_step_and_ends_at_the_result(
     )
 
     assert [(done, steps) for done, steps, _ in seen] == [(1, 3), (2, 3), (3, 3)]
-    assert all(clean.shape == drawn.shape for _, _, clean in seen)
-    torch.testing.assert_close(seen[-1][2], drawn, atol=1e-5, rtol=1e-4)
+    assert all(clean.shape == latents.shape for _, _, clean in seen)
+    torch.testing.assert_close(seen[-1][2], latents, atol=1e-5, rtol=1e-4)
 
 
 def test_callback_may_interrupt(model: UniFusion, conditions: tuple[Conditioning, ...]) -> None:
@@ -169,8 +171,8 @@ def test_times_and_sums_are_exact_where_the_model_computes_in_16_bits(
     condition = model.pool(features.to("cpu", torch.bfloat16))
     schedule, given = torch.tensor([1.0, 0.987, 0.5, 0.0]), []
     handle = model.register_forward_pre_hook(lambda module, args: given.append((args[0].dtype, args[1])))
-    drawn = sample(model, condition, torch.randn(2, 3, 4, 6).to(torch.bfloat16), schedule)
+    latents = sample(model, condition, torch.randn(2, 3, 4, 6).to(torch.bfloat16), schedule)
     handle.remove()
     assert [dtype for dtype, _ in given] == [torch.bfloat16] * 3
     torch.testing.assert_close(torch.stack([t[0] for _, t in given]), schedule[:-1])
-    assert drawn.dtype == torch.float32
+    assert latents.dtype == torch.float32

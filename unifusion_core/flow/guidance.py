@@ -15,9 +15,8 @@ def guide(
 ) -> Float[Tensor, "B C h w"]:
     """The guided velocity, out of those for the request, for the empty prompt and, optionally, for its images alone.
 
-    Without `image_only`: negative + cfg (positive - negative). The scale of Krea 2's public code is
-    cfg - 1.
-    With it, text and images have separate scales, as in InstructPix2Pix (arXiv 2211.09800, section 3.2.1):
+    Without `image_only`: negative + cfg (positive - negative). The scale of Krea 2's public code is cfg - 1.
+    With `image_only`, text and images have separate scales, as in InstructPix2Pix (arXiv 2211.09800, section 3.2.1):
     negative + image_cfg (image_only - negative) + cfg (positive - image_only).
     """
     if image_only is None:

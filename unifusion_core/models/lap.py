@@ -50,7 +50,7 @@ class LAPConfig:
         if self.num_layer_blocks < 0 or self.num_refiner_blocks < 0:
             raise ConfigError(
                 f"LAP with {self.num_layer_blocks} blocks and refiner with {self.num_refiner_blocks} blocks: "
-                f"neither may be below 0"
+                "neither may be below 0"
             )
 
 

@@ -29,7 +29,8 @@ def test_a_larger_shift_spends_more_steps_on_the_noisy_end() -> None:
     assert torch.equal(shifted(times, 1.0), times)
     assert (shifted(times, 3.0)[1:-1] > shifted(times, 2.0)[1:-1]).all()
     assert (shifted(times, 2.0)[1:-1] > times[1:-1]).all()
-    torch.testing.assert_close(shifted(shifted(times, 2.0), 1.5), shifted(times, 3.0))  # shifts multiply
+    # shifts multiply
+    torch.testing.assert_close(shifted(shifted(times, 2.0), 1.5), shifted(times, 3.0))
 
 
 def test_krea_schedules_follow_the_public_formula() -> None:

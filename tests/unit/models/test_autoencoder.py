@@ -28,6 +28,7 @@ def test_latents_beyond_the_limit_are_squashed() -> None:
 def test_the_stock_loader_finds_the_layers_that_it_recognises() -> None:
     keys = Autoencoder().state_dict()
 
-    assert keys["taesd_decoder.1.weight"].shape == (64, 16, 3, 3)  # ComfyUI's sign of a TAESD file
+    # ComfyUI recognises a TAESD file by this layer
+    assert keys["taesd_decoder.1.weight"].shape == (64, 16, 3, 3)
     assert {"vae_scale", "vae_shift"} <= keys.keys()
     assert "tae_latent_channels" not in keys

@@ -1,4 +1,4 @@
-"""The ways to condition that LAP is compared with: pytest tests/unit/evaluation/test_fusion.py"""
+"""The designs that LAP is compared with: pytest tests/unit/models/test_fusion_designs.py"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def features(seed: int = 0, length: int = 7) -> Features:
 
 
 def trained_a_little(fusion: str) -> UniFusion:
-    """Start values draw zero whatever is asked; a little noise on all weights gives everything a voice."""
+    """Initial weights give a velocity of 0 for every condition; a little noise on all weights makes every input matter."""
     torch.manual_seed(0)
     model = FUSIONS[fusion](TINY.config)
     initialize(model, torch.Generator().manual_seed(0))
@@ -45,14 +45,14 @@ def velocity(model: UniFusion, given: Features) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_every_layer_and_token_reaches_the_picture_and_padding_does_not(fusion: str) -> None:
+def test_layers_and_tokens_have_an_effect_and_padding_has_none(fusion: str) -> None:
     model, given = trained_a_little(fusion), features()
-    drawn = velocity(model, given)
-    assert torch.isfinite(drawn).all()
+    plain = velocity(model, given)
+    assert torch.isfinite(plain).all()
     for tap in range(NUM_TAPS):
         changed = given.states.clone()
         changed[:, 3, tap] += 1
-        assert (velocity(model, replace(given, states=changed)) - drawn).abs().amax() > 1e-4, tap
+        assert (velocity(model, replace(given, states=changed)) - plain).abs().amax() > 1e-4, tap
     hidden = replace(given, mask=given.mask & (torch.arange(7) < 5))
     changed = given.states.clone()
     changed[:, 5:] += 1
@@ -60,7 +60,7 @@ def test_every_layer_and_token_reaches_the_picture_and_padding_does_not(fusion: 
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_run_is_opened_in_the_form_that_it_was_trained_in(fusion: str, tmp_path: Path) -> None:
+def test_a_file_is_loaded_as_the_design_that_it_was_trained_as(fusion: str, tmp_path: Path) -> None:
     model, given = trained_a_little(fusion), features()
     record = {"phases": [{"task": {"fusion": fusion}}]}
     save_generator(model, tmp_path / "generator.safetensors", record, dtype=torch.float32)
@@ -69,16 +69,16 @@ def test_a_run_is_opened_in_the_form_that_it_was_trained_in(fusion: str, tmp_pat
     torch.testing.assert_close(velocity(again, given), velocity(model, given), rtol=1e-4, atol=1e-4)
 
 
-def test_pictures_are_pooled_by_their_own_lap() -> None:
+def test_image_tokens_have_their_own_lap() -> None:
     model, given = trained_a_little("lap per modality"), features()
     positions = given.positions.clone()
     positions[:, :3] = torch.tensor([1.0, 0.5, 0.5])
-    with_pictures = replace(given, positions=positions)
-    before = model.pool(with_pictures).tokens
+    with_images = replace(given, positions=positions)
+    before = model.pool(with_images).tokens
     with torch.no_grad():
         for parameter in model.image_lap.parameters():
             parameter.mul_(1.5)
-    after = model.pool(with_pictures).tokens
+    after = model.pool(with_images).tokens
     assert (after - before).abs().amax() > 1e-3
     torch.testing.assert_close(
         model.pool(given).tokens, trained_a_little("lap per modality").pool(given).tokens

@@ -50,7 +50,7 @@ def test_every_layer_is_read(lap: LayerwiseAttentionPooling, states: Tensor) -> 
         assert not torch.allclose(lap(changed), lap(states), atol=1e-2)
 
 
-def test_layers_are_told_apart_by_the_pooling_weights_alone(
+def test_only_the_pooling_weights_distinguish_the_layers(
     lap: LayerwiseAttentionPooling, states: Tensor
 ) -> None:
     order = torch.tensor([2, 0, 1])
@@ -100,7 +100,7 @@ def test_a_lap_without_heads_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_many_tokens_of_many_layers_need_little_memory(dtype: torch.dtype) -> None:
-    """At true size, on the device that has shapes but no numbers: 10 taps x 2,560 tokens x 4096."""
+    """10 taps x 2560 tokens x 4096 on the meta device."""
     config = LAPConfig(num_heads=32, mlp_size=11008, tap_scales=(1.0,) * 10)
     lap = LayerwiseAttentionPooling(
         config, num_taps=10, size=4096, factory=LayerFactory(device="meta", dtype=dtype)
@@ -109,7 +109,8 @@ def test_many_tokens_of_many_layers_need_little_memory(dtype: torch.dtype) -> No
     with torch.no_grad(), LiveBytes() as memory:
         pooled = lap(states)
     print(f"{dtype}: {memory.peak / states.nbytes:.2f} of the taps")
-    assert memory.now == pooled.nbytes  # the counter lets go of what is gone
+    # freed tensors are not counted
+    assert memory.now == pooled.nbytes
     assert memory.peak < 1.5 * states.nbytes
 
 

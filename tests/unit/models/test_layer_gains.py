@@ -1,4 +1,4 @@
-"""How layer gains are read, and what they do: pytest tests/unit/models/test_layer_gains.py"""
+"""Layer gains, parsed and applied: pytest tests/unit/models/test_layer_gains.py"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TAPS = (0, 1, 3)
         ("3:-1, 0 : 0", (0.0, 1.0, -1.0)),
     ],
 )
-def test_both_ways_of_writing_are_read(text: str, gains: tuple[float, ...] | None) -> None:
+def test_both_notations_are_parsed(text: str, gains: tuple[float, ...] | None) -> None:
     assert parse_layer_gains(text, TAPS) == gains
 
 

@@ -112,7 +112,7 @@ def test_grouped_queries_equal_full_attention_with_repeated_keys() -> None:
     torch.testing.assert_close(grouped(x), full(x), atol=1e-5, rtol=1e-5)
 
 
-def test_prefix_keys_stand_before_the_own_ones() -> None:
+def test_prefix_keys_come_before_the_own_keys() -> None:
     attention = Attention(64, 4, 2, LayerFactory())
     randomize(attention)
     x = torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(1))
@@ -130,7 +130,8 @@ def test_rms_norm_scale_is_zero_centred_and_computed_in_float32() -> None:
     torch.testing.assert_close(norm(x).square().mean(-1), torch.ones(2, 3), atol=1e-4, rtol=1e-4)
     norm.scale.data.fill_(1)
     torch.testing.assert_close(norm(x).square().mean(-1), torch.full((2, 3), 4.0), atol=1e-3, rtol=1e-4)
-    huge = (x * 100).half()  # its squares overflow 16 bit
+    # the squares overflow 16 bits
+    huge = (x * 100).half()
     assert norm(huge).dtype == torch.float16
     assert torch.isfinite(norm(huge)).all()
 

@@ -1,4 +1,4 @@
-"""The Qwen-Image VAE out of a folder of diffusers: pytest tests/unit/models/test_qwen_image_vae.py"""
+"""The Qwen-Image VAE, loaded from a folder of diffusers' layout: pytest tests/unit/models/test_qwen_image_vae.py"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "vae"
 
 
-def test_what_was_encoded_is_decoded_as_by_diffusers(folder: Path) -> None:
+def test_decoding_equals_diffusers(folder: Path) -> None:
     whole = diffusers.AutoencoderKLQwenImage.from_pretrained(folder)
     ours = load_qwen_image_vae(folder)
     assert (ours.latent_channels, ours.latent_format) == (16, "qwen-image")
@@ -46,7 +46,7 @@ def test_what_was_encoded_is_decoded_as_by_diffusers(folder: Path) -> None:
         MemoryError("Cannot allocate memory (os error 12)"),
     ],
 )
-def test_too_little_memory_is_not_called_damage(
+def test_too_little_memory_is_not_reported_as_damage(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(diffusers.AutoencoderKLQwenImage, "from_pretrained", Mock(side_effect=error))
@@ -54,7 +54,7 @@ def test_too_little_memory_is_not_called_damage(
         load_qwen_image_vae(folder)
 
 
-def test_folders_that_are_no_such_vae(folder: Path, tmp_path: Path) -> None:
+def test_other_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no VAE folder of diffusers"):
         load_qwen_image_vae(tmp_path)
     (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")

@@ -212,6 +212,11 @@ def test_unknown_switches_name_the_choices(small_config: UniFusionConfig, name: 
         replace(small_config, **{name: "other"})
 
 
+def test_heads_that_do_not_divide_the_vlms_width_are_refused(small_config: UniFusionConfig) -> None:
+    with pytest.raises(ConfigError, match=r"width 24 is not divisible by LAP's 5 heads: give another number"):
+        replace(small_config, lap=replace(small_config.lap, num_heads=5))
+
+
 def test_a_condition_prepared_for_another_size_is_refused(
     build_model: BuildModel, build_features: BuildFeatures, latents: Tensor
 ) -> None:
