@@ -1,12 +1,13 @@
-"""How long the denoising loop of Krea 2's layout takes, against diffusers' pipeline and ComfyUI's own model:
+"""Time of the denoising loop with Krea 2's layout, compared with diffusers' pipeline and ComfyUI's own model:
 
     python tests/benchmarks/krea_2.py [--repeats 5] [--steps 8] [--out FILE.json]
 
-Middle size (8 blocks of width 1024, 1024 latent tokens, a prompt of 80 tokens, an empty one of 10, 8 steps, guided), random
-weights, the same for all. diffusers runs as its pipeline does: both prompts padded to 512 tokens, LAP anew at every step.
-ComfyUI is looked for as tests/comfyui does (COMFYUI_DIR, else ~/comfy/ComfyUI) and left out if there is none. The contestants
-take turns, so that a busy machine slows all; a ratio is that of two medians of one run, once by the clock and once by the
-processor's time, which other programs do not lengthen.
+Medium size: 8 blocks of width 1024, 1024 latent tokens, prompts of 80 and 10 tokens, 8 steps, guided. All have the same random
+weights. diffusers runs its pipeline: it pads both prompts to 512 tokens and computes LAP at every step. ComfyUI is found as in
+tests/comfyui (COMFYUI_DIR, else ~/comfy/ComfyUI) and left out if there is none.
+
+The contestants take turns, so that other load on the machine slows all of them. A ratio compares two medians of one run, by wall
+clock and by processor time; other programs do not lengthen the latter.
 """
 
 # ruff: noqa: E402  (ComfyUI parses its options before the rest of it may be imported)
@@ -68,7 +69,8 @@ from the_pack.unifusion_core.models.unifusion import UniFusion
 from the_pack.unifusion_core.sampling import sample
 from the_pack.unifusion_core.zoo.krea_2 import KREA_2
 
-CONFIG = replace(  # widths in about Krea 2's proportions, and as ComfyUI's module computes them
+# widths in about Krea 2's proportions; the MLPs' are those that ComfyUI's module computes from them
+CONFIG = replace(
     KREA_2.config,
     vlm=replace(KREA_2.config.vlm, hidden_size=480),
     lap=LAPConfig(num_heads=20, mlp_size=1280),
@@ -76,8 +78,10 @@ CONFIG = replace(  # widths in about Krea 2's proportions, and as ComfyUI's modu
         KREA_2.config.dit, hidden_size=1024, num_blocks=8, num_heads=8, num_kv_heads=2, mlp_size=2816
     ),
 )
-PROMPT, EMPTY, PADDED = 80, 10, 512  # tokens
-SIDE = 64  # cells of latents: 32 x 32 tokens
+# tokens
+PROMPT, EMPTY, PADDED = 80, 10, 512
+# latent cells per axis: 32 x 32 tokens
+SIDE = 64
 STEPS, CFG = ARGUMENTS.steps, 5.5
 SCHEDULE = "krea-2 raw"
 
@@ -110,14 +114,14 @@ TIMES = build_schedule(SCHEDULE, STEPS, SIDE * SIDE // 4)
 
 
 def of_the_core(path: Path) -> Callable[[], torch.Tensor]:
-    """From VLM features to latents: pooled once, then the loop."""
+    """The library, from VLM features to latents: pooled once, then the loop."""
     model = load_generator(path)[0]
 
-    def draw() -> torch.Tensor:
+    def run() -> torch.Tensor:
         positive, negative = (model.pool(features(length)) for length in (PROMPT, EMPTY))
         return sample(model, positive, NOISE, TIMES, negative=negative, cfg=CFG)
 
-    return draw
+    return run
 
 
 def of_diffusers() -> Callable[[], torch.Tensor]:
@@ -152,7 +156,7 @@ def of_diffusers() -> Callable[[], torch.Tensor]:
             torch.arange(PADDED)[None] < length,
         )
 
-    def draw() -> torch.Tensor:
+    def run() -> torch.Tensor:
         positive, negative = prompt(PROMPT), prompt(EMPTY)
         patches = pipeline(
             height=8 * SIDE,
@@ -168,11 +172,11 @@ def of_diffusers() -> Callable[[], torch.Tensor]:
         ).images
         return pipeline._unpack_latents(patches, 8 * SIDE, 8 * SIDE)[:, :, 0]
 
-    return draw
+    return run
 
 
 class FixedNoise:
-    """NOISE in ComfyUI's form, for stock SamplerCustomAdvanced."""
+    """`NOISE` as a noise object of ComfyUI, for the stock SamplerCustomAdvanced."""
 
     seed = 0
 
@@ -181,17 +185,17 @@ class FixedNoise:
 
 
 def of_comfyui(model: Any) -> Callable[[], torch.Tensor]:
-    """A MODEL by stock nodes: ours and ComfyUI's own alike."""
+    """A ComfyUI MODEL, sampled by stock nodes."""
     prompts = [[[states(length).flatten(2), {}]] for length in (PROMPT, EMPTY)]
     guider = custom_sampler.CFGGuider.execute(model, *prompts, CFG).args[0]
     euler = comfy.samplers.sampler_object("euler")
 
-    def draw() -> torch.Tensor:
+    def run() -> torch.Tensor:
         latent = {"samples": torch.zeros_like(NOISE[:, :, None])}
         done = custom_sampler.SamplerCustomAdvanced.execute(FixedNoise(), guider, euler, TIMES, latent)
         return model.get_model_object("latent_format").process_in(done.args[0]["samples"])[:, :, 0]
 
-    return draw
+    return run
 
 
 def main() -> None:
@@ -210,16 +214,16 @@ def main() -> None:
 
     clock: dict[str, list[float]] = {name: [] for name in contestants}
     processor: dict[str, list[float]] = {name: [] for name in contestants}
-    drawn = {}
+    latents = {}
     for _ in range(ARGUMENTS.repeats):
-        for name, draw in contestants.items():
+        for name, run in contestants.items():
             started, used = time.perf_counter(), time.process_time()
-            drawn[name] = draw()
+            latents[name] = run()
             clock[name].append(time.perf_counter() - started)
             processor[name].append(time.process_time() - used)
             print(f"{name:18} {clock[name][-1]:7.2f} s, processor {processor[name][-1]:7.2f} s", flush=True)
-    largest = drawn["core"].abs().max()
-    differences = {name: float((each - drawn["core"]).abs().max() / largest) for name, each in drawn.items()}
+    core = latents["core"]
+    differences = {n: float((each - core).abs().max() / core.abs().max()) for n, each in latents.items()}
     print(
         "differences from the core:", ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
     )

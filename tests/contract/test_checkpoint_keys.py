@@ -1,9 +1,11 @@
-"""Names and shapes in a generator file, and its JSON, are promises: pytest tests/contract/test_checkpoint_keys.py
+"""Names and shapes of the weights in a generator file, and its JSON, do not change: pytest tests/contract/test_checkpoint_keys.py
 
-Files that people have keep loading only if these do not change. golden/krea2_keys.json was read off Krea 2's public
-code, the others are ours; after a wanted change (a new format, a new tiny model) write them anew with
+Otherwise existing files would no longer load. golden/krea2_keys.json was taken from Krea 2's public code. After an intended
+change (a new format, a new tiny model), write tiny_keys.json and the configurations of format 2 again with
 
     python tests/contract/test_checkpoint_keys.py
+
+golden/*_config_1.json are configurations of format 1 and stay as they are.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def read_golden(name: str) -> dict:
 
 
 def layout(config: UniFusionConfig) -> dict[str, dict]:
-    """Shape and number of every weight, blocks of a stack taken together as `blocks.N`."""
+    """Shape and number of every weight; the blocks of a stack are one entry, `blocks.N`."""
     found: dict[str, dict] = {}
     for key, value in UniFusion(config, LayerFactory(device="meta")).state_dict().items():
         entry = found.setdefault(BLOCK_NUMBER.sub("N", key), {"shape": list(value.shape), "count": 0})
@@ -52,7 +54,7 @@ def test_tiny_keeps_its_layout() -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "krea2"])
-def test_configurations_written_earlier_are_still_read(name: str) -> None:
+def test_configurations_of_format_2_are_read_and_written_without_loss(name: str) -> None:
     text = (GOLDEN / f"{name}_config.json").read_text()
 
     config, training, generator = config_from_json(text)
@@ -64,14 +66,14 @@ def test_configurations_written_earlier_are_still_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "krea2"])
-def test_configurations_of_format_1_are_still_read(name: str) -> None:
+def test_configurations_of_format_1_equal_those_of_format_2(name: str) -> None:
     text = (GOLDEN / f"{name}_config_1.json").read_text()
 
     assert json.loads(text)["format"] == 1
     assert config_from_json(text) == (SPECS[name].config, {}, None)
 
 
-def test_the_embedded_generator_is_of_the_tiny_size() -> None:
+def test_the_embedded_generator_has_the_tiny_layout() -> None:
     model, _ = load_generator(BUILT_IN.generator)
 
     assert layout(model.config) == layout(TINY.config)

@@ -1,6 +1,6 @@
-"""Krea 2's published files open as they are, and compute what diffusers makes of them: pytest tests/contract/test_krea_2.py
+"""Krea 2's published files load unchanged and compute what diffusers computes with them: pytest tests/contract/test_krea_2.py
 
-diffusers is independent code for the same weights; its own conversion turns the published names into its.
+diffusers has an independent implementation for the same weights, and a conversion from the published names to its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from unifusion_core.vlm.folder import load_vlm
 from unifusion_core.zoo.krea_2 import KREA_2
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-PARITY = 1e-4  # of the largest value, in float32
+# largest difference, relative to the largest value, in float32
+PARITY = 1e-4
 SMALL = replace(
     KREA_2.config,
     vlm=replace(KREA_2.config.vlm, hidden_size=60, num_layers=9, taps=(2, 5, 8)),
@@ -50,11 +51,12 @@ SMALL = replace(
         time_size=20,
     ),
 )
-EXAMPLE = "blocks.1.mlp.down"  # any layer
+# any layer
+EXAMPLE = "blocks.1.mlp.down"
 
 
 def random_weights() -> dict[str, Tensor]:
-    """Every part of a small Krea 2 at work."""
+    """Weights of a small Krea 2, none of them 0."""
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for name, value in UniFusion(SMALL).state_dict().items():
@@ -123,7 +125,7 @@ def pipeline_of(transformer: Krea2Transformer2DModel | None, *, is_distilled: bo
 
 
 def features(*lengths: int, padded_to: int = 0, seed: int = 0) -> Features:
-    """Random states of prompts of these lengths; what stands in the padding must not matter."""
+    """Random states of prompts of these lengths. Padding has random states, too: they must have no effect."""
     length = max(*lengths, padded_to)
     mask = torch.arange(length)[None] < torch.tensor(lengths)[:, None]
     generator = torch.Generator().manual_seed(seed)
@@ -147,7 +149,7 @@ def assert_close(given: Tensor, expected: Tensor) -> None:
     assert (given - expected).abs().max() <= PARITY * expected.abs().max()
 
 
-# The same numbers -----------------------------------------------------------------------------------
+# Parity ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lengths", [(7,), (5, 5), (9, 4), (1, 6, 3)])
@@ -178,10 +180,10 @@ def test_one_step_is_that_of_diffusers(
 
 @pytest.mark.parametrize(("name", "steps"), [("krea-2 raw", 5), ("krea-2 turbo", 4)])
 @pytest.mark.parametrize("guided", [True, False])
-def test_a_picture_is_that_of_diffusers_pipeline(
+def test_latents_are_those_of_diffusers_pipeline(
     ours: UniFusion, theirs: Krea2Transformer2DModel, name: str, steps: int, guided: bool
 ) -> None:
-    """Padded to 512 tokens there, not padded here; not square; Krea's own guidance counts from 0, ours from 1."""
+    """Not square. diffusers pads prompts to 512 tokens, and its guidance scale of 0 is off; here 1 is off."""
     height, width, scale = 8, 20, 1.5
     positive, negative, latents = features(11), features(4, seed=1), noise(1, height, width)
     schedule = build_schedule(name, steps, height * width // 4)
@@ -225,12 +227,12 @@ def test_schedules_are_the_published_ones(name: str, tokens: int) -> None:
     torch.testing.assert_close(build_schedule(name, steps, tokens), pipeline.scheduler.sigmas)
 
 
-# The true size --------------------------------------------------------------------------------------
+# Full size ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def true_size() -> dict[str, Tensor]:
-    """Krea 2's file without its numbers, from its golden list of names."""
+def full_size() -> dict[str, Tensor]:
+    """The tensors of Krea 2's file on the meta device, from the golden list of names and shapes."""
     found = {}
     for name, entry in json.loads((GOLDEN / "krea2_keys.json").read_text()).items():
         count = entry["count"] if "blocks.N" in name else 1
@@ -239,8 +241,8 @@ def true_size() -> dict[str, Tensor]:
     return found
 
 
-def test_a_file_of_the_true_size_is_accounted_for(true_size: dict[str, Tensor]) -> None:
-    content = GeneratorContent(true_size, {}, "krea2.safetensors")
+def test_a_file_of_full_size_is_recognised(full_size: dict[str, Tensor]) -> None:
+    content = GeneratorContent(full_size, {}, "krea2.safetensors")
 
     assert (content.spec, content.config) == (KREA_2, KREA_2.config)
     assert content.tensors.keys() == content.module.state_dict().keys()
@@ -248,11 +250,11 @@ def test_a_file_of_the_true_size_is_accounted_for(true_size: dict[str, Tensor]) 
     assert 12.8e9 < content.num_parameters < 13e9
 
 
-def test_diffusers_true_model_has_exactly_these_weights(true_size: dict[str, Tensor]) -> None:
+def test_diffusers_model_of_full_size_has_exactly_these_weights(full_size: dict[str, Tensor]) -> None:
     with init_empty_weights():
         expected = Krea2Transformer2DModel().state_dict()
 
-    given = converted(dict(true_size))
+    given = converted(dict(full_size))
 
     assert {k: v.shape for k, v in given.items()} == {k: v.shape for k, v in expected.items()}
 
@@ -262,7 +264,7 @@ def test_diffusers_true_model_has_exactly_these_weights(true_size: dict[str, Ten
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_published_files_open_as_they_are(
+def test_published_files_load_unchanged(
     weights: dict[str, Tensor], write: Callable[..., Path], prefix: str, dtype: torch.dtype
 ) -> None:
     model, record = load_generator(write({prefix + k: v.to(dtype) for k, v in weights.items()}))
@@ -273,7 +275,7 @@ def test_published_files_open_as_they_are(
 
 
 def in_8_bits(weights: dict[str, Tensor], layout: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What ComfyUI's present and earlier layouts make of the layers in blocks: tensors and metadata."""
+    """(tensors, metadata) with the layers of all blocks quantised, in ComfyUI's current layout ("marked") or an earlier one."""
     tensors, metadata, formats = dict(weights), {}, {}
     kind = "float8_e5m2" if layout == "listed" else "float8_e4m3fn"
     dtype = getattr(torch, kind)
@@ -308,7 +310,8 @@ def test_8_bit_files_are_scaled_back(
 
     model, _ = load_generator(write({prefix + k: v for k, v in tensors.items()}, metadata))
 
-    coarseness = 2**-3 if layout == "listed" else 2**-4  # of a number with 2 or 3 bits behind its first
+    # relative rounding error of floats with a mantissa of 2 and 3 bits
+    coarseness = 2**-3 if layout == "listed" else 2**-4
     assert model.config == SMALL
     for name, value in model.state_dict().items():
         if tensors[name].dtype.itemsize == 1:
@@ -321,7 +324,7 @@ def test_8_bit_files_are_scaled_back(
             assert torch.equal(value, weights[name]), name
 
 
-def test_8_bit_weights_without_scales_are_taken_as_they_are(
+def test_8_bit_weights_without_scales_are_not_scaled(
     weights: dict[str, Tensor], write: Callable[..., Path]
 ) -> None:
     rounded = {k: v.to(torch.float8_e4m3fn) if v.ndim > 1 else v for k, v in weights.items()}
@@ -412,12 +415,12 @@ def test_a_vlm_of_another_size_is_refused_before_its_weights_are_read(tmp_path: 
 
 
 def memory_of_our_own() -> int:
-    """Bytes of this process that are no pages of a file."""
+    """Bytes of this process's memory that are not pages of a file."""
     status = Path("/proc/self/status").read_text()
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own account of memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
 def test_a_file_is_mapped_and_not_read_into_memory(write: Callable[..., Path]) -> None:
     config = replace(SMALL, dit=replace(SMALL.dit, hidden_size=1536, num_heads=12, mlp_size=8192))
     tensors = {
@@ -433,5 +436,6 @@ def test_a_file_is_mapped_and_not_read_into_memory(write: Callable[..., Path]) -
     model, _ = load_generator(path, dtype=torch.bfloat16)
     total = sum(float(v.sum(dtype=torch.float32)) for v in (*read.values(), *model.state_dict().values()))
 
-    assert total == pytest.approx(size, rel=1e-3)  # 2 bytes each, twice: all pages have been touched
+    # two sums of ones of 2 bytes: all pages have been read
+    assert total == pytest.approx(size, rel=1e-3)
     assert memory_of_our_own() - before < size / 4

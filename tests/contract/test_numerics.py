@@ -1,7 +1,7 @@
 """The generator in `joint` form computes what Krea 2's public code does: pytest tests/contract/test_numerics.py
 
 golden/krea2_velocity.json holds the output of that code's transformer for the same small weights and inputs, one prompt padded.
-Weights and inputs are a formula, so that the comparison needs neither a large file nor a random generator.
+Weights and inputs come from a formula, so that the comparison needs neither a large file nor a random generator.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Files of weights: generators, autoencoders, quantised layers, and the memory that they take."""
+"""Weight files: generators, autoencoders, quantised layers, and estimates of the memory that they need."""

@@ -1,7 +1,8 @@
-"""Generator files: safetensors only, configuration as JSON, strict in both directions.
+"""Generator files: one safetensors file with the weights and, as JSON, the configuration.
 
-The JSON stands in the file's metadata and, because ComfyUI's ModelSave drops foreign metadata, also as the bytes of a uint8
-tensor. Files without it are recognised by the zoo (Krea 2). A file whose numbers and tensors disagree is refused.
+The JSON is stored twice: in the file's metadata, and as the bytes of a uint8 tensor, because ComfyUI's ModelSave drops foreign
+metadata. Files without a configuration are recognised by the zoo (Krea 2). A file is refused unless it has exactly the weights
+that its configuration asks for.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from ..zoo.spec import GeneratorSpec
 from .quantized import dequantize, drop_scales, normalize_layout
 from .safetensors_file import SafetensorsFile
 
-# raised when a field is renamed or its meaning changes; files of earlier formats are still read
+# incremented when a field is renamed or changes its meaning; files of earlier formats are still read
 FORMAT = 2
-# metadata entry and tensor name alike
+# name of the metadata entry and of the tensor
 CONFIG_KEY = "unifusion_config"
-# in front of the names in some files; ComfyUI writes the first
+# some files have one of these before every name; ComfyUI writes the first
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 SUPPORTED = "supported are safetensors files of UniFusion, and of Krea 2 as one file (bf16, fp8) in its own or ComfyUI's layout"
-# generators of so many parameters compute in 16 bits by default; their files have no more
+# From so many parameters on, the default is bfloat16, because files of such models hold 16 bits per weight at most.
 LARGE = 1_000_000_000
 # field names and values of format 1 -> those of format 2
 _RENAMED = {
@@ -51,17 +52,21 @@ _RENAMED_VALUES = {"token_selection": {"decoded": "rewrite", "after_prefix": "pr
 
 
 class GeneratorContent:
-    """What the tensors of a generator file are, whoever read them: strict, before any weight is touched.
+    """The content of a generator file, checked by names and shapes before any weight is read.
 
-    spec, config   which generator it is, and its numbers
-    training       the record of how it was made
-    tensors        weights under their own names; quantised layers keep their scales beside them, in ComfyUI's present layout
-    module         the module without weights (on the meta device)
+    name           file name, for error sentences
+    spec, config   the generator in the zoo, and the file's own configuration
+    configured     whether the file has a configuration; False = recognised by the zoo
+    training       training record; empty if the file has none
+    tensors        weights by the parameter names of `UniFusion`; the scales of quantised layers are beside them, in ComfyUI's
+                   current layout
+    module         the generator on the meta device, without weights
 
-    Raises CheckpointError for a file of another kind, or whose tensors do not fit its configuration.
+    Raises CheckpointError for another kind of file, or for tensors that do not fit the configuration.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> None:
+        """`tensors` may be on the meta device, except for uint8 vectors (configuration, marks of quantised layers)."""
         self.name = name
         own, text, prefix = _split(tensors, metadata, name)
         self.configured = text is not None
@@ -84,11 +89,11 @@ class GeneratorContent:
 
     @property
     def num_parameters(self) -> int:
-        """Of the whole generator."""
+        """The number of parameters of LAP, refiner and DiT together."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def _check_keys(self, layout: str) -> None:
-        """Every weight is there, with the right shape, and nothing else."""
+        """Raises CheckpointError unless names and shapes are exactly those of the module. `layout` names it in the error."""
         expected = {k: tuple(v.shape) for k, v in self.module.state_dict().items()}
         given = {k: tuple(v.shape) for k, v in drop_scales(self.tensors).items()}
         missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
@@ -102,33 +107,36 @@ class GeneratorContent:
 
 
 class GeneratorFile(GeneratorContent):
-    """A generator file, opened once: what it is, then its weights.
+    """A generator file, opened once.
 
-    Until `load` only names, shapes and the configuration are read, so a file of many GB is refused at once. Raises
+    Until `load`, only names, shapes and the configuration are read, so that a file of many GB is refused at once. Raises
     CheckpointError as `SafetensorsFile` and `GeneratorContent` do.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """`path`: "tiny" for the embedded generator."""
+        """`path`: a file, or "tiny" for the embedded generator."""
         self.path = zoo.path_of(path, "generator")
         self._file = SafetensorsFile(self.path, wanted=SUPPORTED)
         super().__init__(self._file.layout, self._file.metadata, self.path.name)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The file's own text entries."""
+        """The file's metadata: name -> text."""
         return self._file.metadata
 
     @property
     def default_dtype(self) -> torch.dtype:
-        """What the generator computes in if the user does not choose: 16 bits for large ones, else 32."""
+        """The type of the weights if the user does not choose: bfloat16 from a billion parameters on, else float32."""
         return torch.bfloat16 if self.num_parameters >= LARGE else torch.float32
 
     def load(self, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> UniFusion:
-        """The generator with its weights, ready to draw. Weights that have `dtype` already stay mapped from the file on a CPU.
+        """The generator with its weights in `dtype` on `device`, in eval mode and without gradients.
 
-        The module that was checked becomes the generator, so a file is loaded once. Raises CheckpointError if the system
-        grants no memory."""
+        On the CPU, weights that have `dtype` already stay mapped from the file. Call `load` once per object: it fills `module`,
+        so a second call would replace the weights of the first result.
+
+        Raises CheckpointError if the file cannot be mapped for lack of memory.
+        """
         own, _, prefix = _split(self._file.tensors(), self._file.metadata, self.name)
         weights = normalize_layout(own, self._file.metadata, prefix)
         self.module.load_state_dict(dequantize(weights, device, dtype), strict=True, assign=True)
@@ -138,7 +146,7 @@ class GeneratorFile(GeneratorContent):
 def load_generator(
     path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> tuple[UniFusion, dict[str, Any]]:
-    """The generator of a file, ready to draw, and its training record. Raises CheckpointError."""
+    """The generator of a file and its training record. Arguments and errors as in `GeneratorFile`."""
     file = GeneratorFile(path)
     return file.load(dtype=dtype, device=device), file.training
 
@@ -146,8 +154,7 @@ def load_generator(
 def _split(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name: str
 ) -> tuple[dict[str, Tensor], str | None, str]:
-    """Weights without the prefix that some files put in front of their names, the configuration's JSON if there is one, and
-    that prefix."""
+    """(weights without the prefix of their names, the configuration's JSON or None, the prefix)."""
     own = dict(tensors)
     text = metadata.get(CONFIG_KEY)
     for key in [k for k in own if k.endswith(CONFIG_KEY)]:
@@ -164,6 +171,7 @@ def _split(
 
 
 def _of_another_kind(tensors: Mapping[str, Tensor], name: str) -> str:
+    """The error sentence for a file that neither has a configuration nor is recognised."""
     if any(k.startswith(("text_fusion.", "transformer_blocks.")) for k in tensors):
         return f"{name} has the names of diffusers' layout, part of a diffusers folder: {SUPPORTED}"
     if any(k.startswith("blocks.") for k in tensors) and re.search(r"-\d+-of-\d+\.", name):
@@ -184,8 +192,11 @@ def save_generator(
     dtype: torch.dtype = torch.float16,
     spec: GeneratorSpec | None = None,
 ) -> None:
-    """One file: weights in `dtype`, the configuration twice (see above), and the record of how it was made. `spec`: the
-    generator whose defaults it is drawn with; None = the first of the zoo that draws the same latents."""
+    """Writes one file: weights in `dtype`, the configuration and the training record.
+
+    training   JSON values; `unifusion inspect` prints them
+    spec       the generator whose defaults the file uses; None = the first in the zoo with the same latent format
+    """
     text = config_to_json(model.config, training, spec)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
     tensors[CONFIG_KEY] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
@@ -199,7 +210,7 @@ def save_generator(
 def config_to_json(
     config: UniFusionConfig, training: dict[str, Any] | None = None, spec: GeneratorSpec | None = None
 ) -> str:
-    """The whole configuration with format version, name of the generator and training record."""
+    """The JSON of a file: format, name of the generator, configuration and training record."""
     content = {
         "format": FORMAT,
         "generator": spec.name if spec else None,
@@ -210,8 +221,11 @@ def config_to_json(
 
 
 def config_from_json(text: str) -> tuple[UniFusionConfig, dict[str, Any], str | None]:
-    """Configuration, training record and name of the generator. Unknown or missing fields are refused by name
-    (CheckpointError); those of format 1 are read under their present names."""
+    """(configuration, training record, name of the generator or None). Fields of format 1 are renamed.
+
+    Raises CheckpointError, which names the field, for unknown or missing fields and values of another type; also for a later
+    format, and for text that is no such JSON.
+    """
     try:
         data = json.loads(text)
         version = data["format"]
@@ -231,7 +245,7 @@ def config_from_json(text: str) -> tuple[UniFusionConfig, dict[str, Any], str | 
 
 
 def _from_format_1(value: Any) -> Any:
-    """A configuration with its fields and values under their present names."""
+    """A configuration of format 1 with the names and values of format 2."""
     if not isinstance(value, dict):
         return value
     renamed = {_RENAMED.get(name, name): _from_format_1(inner) for name, inner in value.items()}
@@ -242,7 +256,7 @@ def _from_format_1(value: Any) -> Any:
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
-    """A value of type `kind` from plain JSON; dataclasses by name, tuples from lists."""
+    """A value of type `kind` from plain JSON: dataclasses from objects, tuples from lists. `where`: its path, for errors."""
     if dataclasses.is_dataclass(kind):
         fields = {f.name: f for f in dataclasses.fields(kind)}
         unknown = set(value) - set(fields)
@@ -260,7 +274,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
             raise TypeError(f"{where} has {value!r}, {len(inner)} values are needed")
         return tuple(_build(k, v, where) for k, v in zip(inner, value, strict=True))
     if typing.get_origin(kind) is typing.Literal:
-        # the dataclass itself says which values it knows
+        # the dataclass checks the value itself and lists the choices
         kind = str
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

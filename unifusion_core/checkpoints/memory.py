@@ -1,39 +1,50 @@
-"""How much memory a generator takes, from its numbers alone: what `unifusion inspect` says about it."""
+"""Estimates of the memory that a generator needs, from its configuration alone, for `unifusion inspect`."""
 
 from __future__ import annotations
 
 from ..models.unifusion import UniFusionConfig
 from ..vlm.families import find_family
 
-CARDS = (8, 12, 16, 24, 48)  # GB of memory on graphics cards
-WEIGHT_TYPES = {"16 bit": 2, "8 bit": 1}  # bytes of a weight
+# memory of common graphics cards, in GB
+CARDS = (8, 12, 16, 24, 48)
+# bytes per weight
+WEIGHT_TYPES = {"16 bit": 2, "8 bit": 1}
+# numbers of tiles of an input image
 TILES = (1, 5, 10)
+# a long prompt
 PROMPT_TOKENS = 512
-SIZE = (1024, 1024)  # pixels, of the picture whose drawing is estimated
+# (width, height) in pixels of the generated image
+SIZE = (1024, 1024)
+# of the VAE, per axis
 PIXELS_PER_CELL = 8
 
 
 def gigabytes(count: float) -> str:
-    """Bytes for people: MB below a GB."""
+    """A number of bytes as text, in GB (1e9 bytes) or, below 1 GB, in MB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def taps_of_tiles(config: UniFusionConfig) -> str:
-    """What the VLM's states at all tapped layers take, in 32 bit, as they travel from the VLM to LAP. Raises VLMError for a
-    family that this version does not know."""
+    """The memory of the VLM's states at all taps, in 32 bits, per token and for input images of `TILES` tiles.
+
+    Raises VLMError for an unknown VLM family.
+    """
     spec = config.vlm
     per_token = 4 * len(spec.taps) * spec.hidden_size
     text = f"{per_token / 1e3:.1f} kB per token"
-    if spec.fingerprint:  # the embedded VLM has tiles of its own
+    # the embedded VLM has tiles of another size than its family
+    if spec.fingerprint:
         return text
     tokens = find_family(spec.family).tokens_per_tile
     each = (f"{tiles}: {gigabytes(tiles * tokens * per_token)}" for tiles in TILES)
-    return f"{text}; for pictures in {', '.join(each)} (tiles of {tokens} tokens)"
+    return f"{text}; per image, by number of tiles ({tokens} tokens each): {', '.join(each)}"
 
 
 def working_bytes(config: UniFusionConfig) -> int:
-    """About what one step needs beside the weights, in 16 bit, for a picture of `SIZE` and a long prompt: the stream, what
-    attention is made of, and the hidden layer of one block's MLP (gate, up, their product)."""
+    """Approximate bytes of one step beside the weights, in 16 bits, for an image of `SIZE` and a long prompt.
+
+    Per token: 8 vectors of the stream's width (stream and attention) and 3 of the MLP's (gate, up and their product).
+    """
     dit = config.dit
     cells = SIZE[0] * SIZE[1] // (PIXELS_PER_CELL * dit.patch_size) ** 2
     per_token = 8 * dit.hidden_size + 3 * dit.mlp_size
@@ -41,7 +52,10 @@ def working_bytes(config: UniFusionConfig) -> int:
 
 
 def fits(config: UniFusionConfig, parameters: int) -> dict[str, str]:
-    """For each size of card and type of weights: whether all weights fit beside one step, or what share of them."""
+    """For each card: "whole" for each weight type whose weights all fit beside one step, else the share that fits.
+
+    `parameters`: number of parameters of the generator.
+    """
     found = {}
     for card in CARDS:
         room = card * 1e9 - working_bytes(config)

@@ -1,7 +1,10 @@
-"""Weights kept in 8 bits with a scale: the layouts in which ComfyUI writes them, brought to its present one, and undone.
+"""Layers quantised to 8 bits with a scale, in the layouts that ComfyUI writes.
 
-The present layout: beside `LAYER.weight` stand `LAYER.weight_scale`, perhaps `LAYER.input_scale`, and the mark
-`LAYER.comfy_quant`, the bytes of a JSON that names the format. Weights in 8 bits without a mark have no scale.
+`normalize_layout` brings all layouts to the current one: beside `LAYER.weight` are `LAYER.weight_scale`, optionally
+`LAYER.input_scale`, and the mark `LAYER.comfy_quant`, the bytes of a JSON that names the format. 8-bit weights without a mark
+have no scale.
+
+Source: github.com/Comfy-Org/ComfyUI, comfy/ops.py; for older layouts `convert_old_quants` in comfy/utils.py.
 """
 
 from __future__ import annotations
@@ -17,18 +20,23 @@ from ..errors import CheckpointError
 
 MARK = "comfy_quant"
 FORMATS = ("float8_e4m3fn", "float8_e5m2")
-PARTS = (MARK, "weight_scale", "input_scale")  # of a layer, beside its weight and bias
-LISTED = "_quantization_metadata"  # metadata entry with the formats of all layers, in place of marks
-OLD_MARK = "scaled_fp8"  # one tensor for the whole file; two numbers in it: multiply in 16 bits
+# of a layer, beside its weight and bias
+PARTS = (MARK, "weight_scale", "input_scale")
+# metadata entry with the formats of all layers, in place of marks
+LISTED = "_quantization_metadata"
+# oldest layout: one tensor for the whole file; two elements mean that products are computed in 16 bits
+OLD_MARK = "scaled_fp8"
 OLD_PARTS = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
 
 
 def normalize_layout(
     tensors: dict[str, Tensor], metadata: Mapping[str, str], prefix: str = ""
 ) -> dict[str, Tensor]:
-    """The tensors with a mark at each layer in 8 bits. `prefix`: what has been taken off the tensors' names.
+    """The tensors in the current layout: each quantised layer has its mark and one scale.
 
-    Raises CheckpointError for formats other than `FORMATS`, or if a layer has not one scale.
+    `prefix`: the prefix that was removed from the tensors' names; names in `metadata` still have it.
+
+    Raises CheckpointError for formats other than `FORMATS`, and for a layer without exactly one scale.
     """
     formats: dict[str, Any] = {}
     if LISTED in metadata:
@@ -59,7 +67,7 @@ def normalize_layout(
 
 
 def _listed(text: str, prefix: str) -> dict[str, Any]:
-    """The entries of layers under the prefix: a file may hold a text encoder and an autoencoder, too."""
+    """The entries of layers with the prefix; the file may also hold a text encoder and an autoencoder."""
     try:
         layers = json.loads(text)["layers"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -81,12 +89,12 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def quantized_layers(names: Iterable[str]) -> list[str]:
-    """The layers that have a mark."""
+    """The layers that have a mark, without ".comfy_quant"."""
     return [name.removesuffix(f".{MARK}") for name in names if name.endswith(f".{MARK}")]
 
 
 def drop_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights alone, in 8 bits as they are."""
+    """The tensors without marks and scales; quantised weights stay in 8 bits."""
     parts = {f"{layer}.{part}" for layer in quantized_layers(tensors) for part in PARTS}
     return {name: value for name, value in tensors.items() if name not in parts}
 
@@ -94,7 +102,8 @@ def drop_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def dequantize(
     tensors: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The weights alone, scaled, in `dtype` on `device`. What has that type already is not copied."""
+    """The tensors without marks and scales, quantised weights multiplied by theirs, in `dtype` on `device`. A tensor that is
+    there in that type already is not copied."""
     layers = set(quantized_layers(tensors))
 
     def full(name: str, value: Tensor) -> Tensor:

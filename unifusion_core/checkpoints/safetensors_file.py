@@ -1,6 +1,7 @@
-"""A safetensors file, opened once: its header, then its tensors.
+"""A safetensors file, opened once: first its header, then its tensors.
 
-Nothing else is opened: no pickle, no zip, no GGUF. Each of them is refused by its name.
+Other kinds of files (PyTorch pickle, GGUF) are not opened, and the error names the kind. Format:
+github.com/huggingface/safetensors.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
+# name of the type in safetensors files -> torch's; other types are refused
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -32,27 +34,27 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Number types by their names in safetensors files."""
-# bytes; the limit that the package safetensors has, too
+# bytes; the limit of the package safetensors
 LONGEST_HEADER = 100_000_000
 
 
 class SafetensorsFile:
-    """One file, opened once: its header now, its tensors when they are asked for.
+    """One file, opened once: the header at once, the tensors by `tensors`.
 
-    The header is read here and not by the package safetensors, which maps the whole file as private memory when it opens it: a
-    file that is larger than the memory could not even be looked at.
+    The header is read here, because the package safetensors maps the whole file as private memory when it opens it: a file larger
+    than the memory could not even be inspected.
 
+    path       of the file
     names      of all tensors
-    metadata   the file's text entries
-    layout     every tensor on the meta device, without its numbers; rows of bytes, which hold configurations, have theirs
+    metadata   name -> text
+    layout     all tensors on the meta device; only uint8 vectors, which hold configurations, have their values
 
-    Raises CheckpointError if the file is missing, damaged, cut short, a folder, another kind of file under that name, or has
-    a type of numbers that this version does not read.
+    Raises CheckpointError if the file is missing, unreadable, damaged, cut short, a folder or another kind of file, or has
+    tensors of a type that is not in `DTYPES`.
     """
 
     def __init__(self, path: Path, *, wanted: str = "a safetensors file") -> None:
-        """`wanted`: what an error's sentence says is needed in place of a folder."""
+        """`wanted`: what is needed, for the error sentence about a folder."""
         self.path = path
         if path.is_dir():
             raise CheckpointError(
@@ -70,13 +72,16 @@ class SafetensorsFile:
         start = self._file.read(8)
         try:
             self.metadata, self._places = self._read_header(start)
+        except CheckpointError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._of_another_kind(start, error) from error
         self.names = list(self._places)
         self.layout = {name: self._without_numbers(place) for name, place in self._places.items()}
 
     def _read_header(self, start: bytes) -> tuple[dict[str, str], dict[str, _Place]]:
-        """Metadata, and where each tensor lies in the file. Raises ValueError if that is not the whole file."""
+        """(metadata, place of each tensor). Raises ValueError if the tensors do not fill the file exactly, CheckpointError for a
+        type that is not in `DTYPES`."""
         length, size = int.from_bytes(start, "little"), self.path.stat().st_size
         if len(start) < 8 or not 0 < length <= min(LONGEST_HEADER, size - 8):
             raise ValueError("it has no header")
@@ -93,14 +98,16 @@ class SafetensorsFile:
             dtype = DTYPES.get(entry["dtype"])
             if dtype is None:
                 raise CheckpointError(
-                    f"{self.path.name}: {name} has numbers of type {entry['dtype']}, which this version does not read: "
+                    f"{self.path.name}: {name} is stored as {entry['dtype']}, which this version does not read: "
                     "take the bf16 or the fp8 file of this model"
                 )
             if first != end or last - first != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{name} does not lie where it should")
+                raise ValueError(
+                    f"{name} does not follow the tensor before it, or has another size than its shape"
+                )
             places[name], end = _Place(dtype, shape, 8 + length + first), last
         if 8 + length + end != size:
-            raise ValueError(f"it has {size} bytes, its header tells of {8 + length + end}")
+            raise ValueError(f"it has {size} bytes, {8 + length + end} by its header")
         return metadata, places
 
     def _without_numbers(self, place: _Place) -> Tensor:
@@ -110,11 +117,12 @@ class SafetensorsFile:
         return torch.empty(place.shape, dtype=place.dtype, device="meta")
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors. They are mapped from the file, not read: used memory grows only with what is copied from them.
+        """All tensors, mapped from the file: memory is used only for what is copied from them.
 
-        Raises CheckpointError if the system grants no memory for the mapping."""
+        Raises CheckpointError if the file cannot be mapped for lack of memory.
+        """
         try:
-            # private and writable, so that weights may be changed in place without changing the file
+            # copy on write: weights may be changed in place, and the file stays as it is
             content = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError, MemoryError) as error:
             raise CheckpointError(
@@ -124,7 +132,8 @@ class SafetensorsFile:
         return {name: place.tensor(content) for name, place in self._places.items()}
 
     def _of_another_kind(self, start: bytes, error: Exception) -> CheckpointError:
-        """What a file that is no safetensors file is, told by its first bytes; a whole one may begin with any of these, too."""
+        """The error for a file whose header cannot be read. The first bytes tell its kind; they are looked at only now, because
+        the length in front of a valid header may begin with the same bytes."""
         name = self.path.name
         if start[:2] == b"PK" or start[:1] == b"\x80":
             return CheckpointError(
@@ -141,7 +150,7 @@ class SafetensorsFile:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies in a file."""
+    """Type, shape and offset in bytes of a tensor in a file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -156,14 +165,14 @@ class _Place:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are all different. Raises ValueError otherwise."""
+    """A JSON object as a dictionary. Raises ValueError if a name occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name in its header stands twice")
+        raise ValueError("a name occurs twice in its header")
     return found
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors (mapped) and the metadata of a file. Raises CheckpointError as `SafetensorsFile` does."""
+    """(all tensors, mapped from the file; its metadata). Raises CheckpointError as `SafetensorsFile` does."""
     file = SafetensorsFile(path)
     return file.tensors(), file.metadata

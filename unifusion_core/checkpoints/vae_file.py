@@ -1,4 +1,4 @@
-"""Autoencoder (VAE) files: the TAESD layout as one file, the Qwen-Image VAE as diffusers' folder."""
+"""VAE files: the TAESD layout as one safetensors file, the Qwen-Image VAE as a folder of diffusers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ AnyAutoencoder = Autoencoder | QwenImageAutoencoder
 
 
 def load_vae(name: str | Path, device: torch.device | str = "cpu") -> AnyAutoencoder:
-    """A VAE: "tiny", a file in the TAESD layout, or diffusers' folder of the Qwen-Image VAE. Raises CheckpointError."""
+    """A VAE, frozen and in eval mode: "tiny" (the embedded one), a file in the TAESD layout, or a diffusers folder of the
+    Qwen-Image VAE.
+
+    Raises CheckpointError for anything else, and for files that are missing or damaged.
+    """
     path = zoo.path_of(name, "vae")
     return load_qwen_image_vae(path, device) if path.is_dir() else load_autoencoder(path, device=device)
 
 
 def check_decodes(autoencoder: AnyAutoencoder, config: UniFusionConfig) -> None:
-    """Raises CheckpointError for a VAE that does not decode the generator's latents."""
+    """Raises CheckpointError if the VAE's channels or latent format are not those of the generator."""
     channels, latent_format = config.dit.latent_channels, config.latent_format
     if (channels, latent_format) != (autoencoder.latent_channels, autoencoder.latent_format):
         hint = zoo.spec_for(config).vae_hint
@@ -34,7 +38,7 @@ def check_decodes(autoencoder: AnyAutoencoder, config: UniFusionConfig) -> None:
 
 
 def load_autoencoder(path: Path, *, device: torch.device | str = "cpu") -> Autoencoder:
-    """A VAE in the TAESD layout. Raises CheckpointError for anything else."""
+    """A VAE in the TAESD layout, in float32, frozen and in eval mode. Raises CheckpointError for anything else."""
     tensors, _ = read_tensors(path)
     first = tensors.get("taesd_decoder.1.weight")
     if first is None or first.ndim != 4:

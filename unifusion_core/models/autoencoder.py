@@ -32,6 +32,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B width rows columns"]) -> Float[Tensor, "B width rows columns"]:
+        """relu(convolutions of `x` + `x`); width = `WIDTH`."""
         return torch.relu(self.conv(x) + x)
 
 
@@ -39,6 +40,7 @@ class LatentClamp(nn.Module):
     """Squashes latents smoothly into +-LATENT_LIMIT."""
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        """The squashed latents; small values are nearly unchanged."""
         return torch.tanh(x / LATENT_LIMIT) * LATENT_LIMIT
 
 
@@ -47,7 +49,7 @@ def _blocks(count: int) -> list[nn.Module]:
 
 
 class Autoencoder(nn.Module):
-    """Encodes RGB images in 0..1 to latents, eight pixels per cell and axis, and decodes them."""
+    """Encodes RGB images in 0..1 to latents, eight pixels per cell and axis, and decodes latents to images."""
 
     latent_format = "unifusion-tiny"
 

@@ -95,7 +95,7 @@ class DiTBlock(nn.Module):
         modulation: Float[Tensor, "#B 1 M6"],
         *,
         rope: Rope,
-        bias: Tensor | None = None,
+        bias: Float[Tensor, "#B 1 #S keys"] | None = None,
         prefix: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B S M"]:
         """The block's output for `x`. `prefix`: keys and values of condition tokens, which are attended to but not updated."""
@@ -107,7 +107,7 @@ class DiTBlock(nn.Module):
         modulation: Float[Tensor, "#B 1 M6"],
         *,
         rope: Rope,
-        bias: Tensor | None = None,
+        bias: Float[Tensor, "#B 1 #S keys"] | None = None,
         prefix: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Float[Tensor, "B S M"], tuple[Tensor, Tensor]]:
         """`forward`, and the keys and values of the tokens `x`."""

@@ -80,7 +80,7 @@ class LayerwiseAttentionPooling(nn.Module):
     def forward(
         self, states: Float[Tensor, "B T L D"], gains: Sequence[float] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """`pool`: pooled tokens without the refiner."""
+        """Pooled tokens, as `pool`."""
         return self.pool(states, gains)
 
     def pool(

@@ -78,6 +78,7 @@ class RMSNorm(nn.Module):
         self.scale = factory.parameter(size)
 
     def forward(self, x: Float[Tensor, "*batch M"]) -> Float[Tensor, "*batch M"]:
+        """The normed `x`, in its own type."""
         weight = self.scale.to(device=x.device, dtype=torch.float32) + 1
         return F.rms_norm(x.float(), x.shape[-1:], weight, self.eps).to(x.dtype)
 
@@ -101,6 +102,7 @@ class SwiGLU(nn.Module):
         self.down = factory.linear(mlp_size, size)
 
     def forward(self, x: Float[Tensor, "*batch M"]) -> Float[Tensor, "*batch M"]:
+        """The MLP's output, without the residual."""
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
@@ -122,8 +124,8 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B S M"], rope: Rope | None
     ) -> tuple[Float[Tensor, "B kv_heads S K"], Float[Tensor, "B kv_heads S K"]]:
         """The keys and values of `x`. The prefix form computes those of a condition once and reuses them in every step."""
-        k = self.qknorm.knorm(rearrange(self.wk(x), "B S (A K) -> B A S K", K=self.head_size))
-        v = rearrange(self.wv(x), "B S (A K) -> B A S K", K=self.head_size)
+        k = self.qknorm.knorm(rearrange(self.wk(x), "B S (kv_heads K) -> B kv_heads S K", K=self.head_size))
+        v = rearrange(self.wv(x), "B S (kv_heads K) -> B kv_heads S K", K=self.head_size)
         return apply_rope(k, rope), v
 
     def forward(
@@ -177,6 +179,7 @@ class TransformerBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B 1 #S S"] | None = None
     ) -> Float[Tensor, "B S D"]:
+        """The block's output for `x`. `bias` as in `key_bias`."""
         x = x + self.attn(self.prenorm(x), bias=bias)
         return x + self.mlp(self.postnorm(x))
 

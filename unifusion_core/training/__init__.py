@@ -1,1 +1,1 @@
-"""Training: recipes, data streams, the loop. Nothing here is needed to draw."""
+"""The trainer: one loop and one optimizer for every task. Sampling does not need it."""

@@ -1,8 +1,8 @@
-"""The training loop that every recipe runs in: progress, loss log, EMA, sample grids, checkpoints, exact resume; in one
-process or in several (`accelerate launch`, `torchrun`), whose gradients are averaged.
+"""The training loop of every recipe: progress, loss log, EMA, evaluation, checkpoints and exact resume.
 
-What is trained is a `Task`: it owns the module, makes item i of its stream from (seed, i) alone, computes a loss and
-judges the averaged weights. So a run resumed at step s sees exactly the items that it would have seen.
+It runs in one process or in several (`accelerate launch`, `torchrun`) with averaged gradients. A `Task` defines what is trained:
+the module, the data, the loss and the evaluation. Item i of the data depends on (seed, i) alone, so a resumed run gets exactly
+the items that the uninterrupted run would have got.
 """
 
 from __future__ import annotations
@@ -35,13 +35,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig:
-    """How long, how fast, how often. The learning rate is constant, then falls linearly to zero over `decay_steps`, so
-    that a run can be prolonged from any checkpoint of its constant part."""
+    """Hyperparameters of the loop. Intervals are in steps.
+
+    num_steps            of the whole run, resumed parts included
+    batch_size           items per step and process
+    learning_rate        of AdamW
+    muon_learning_rate   of Muon, for matrices; 0 = AdamW for all parameters
+    weight_decay         of Muon's matrices
+    warmup_steps         over which the learning rate rises linearly from 0
+    decay_steps          last steps, over which the learning rate falls linearly to 0; it is constant before, so that a run can
+                         be extended from any checkpoint before the decay
+    gradient_clip        largest norm of the gradient of all parameters together
+    ema_decay            of the averaged weights, 0..1; smaller in the first steps
+    num_workers          data loader processes; 0 = items are made in the training process
+
+    Raises ConfigError for a number out of range.
+    """
 
     num_steps: int
     batch_size: int
-    learning_rate: float = 2e-3  # AdamW parameters
-    muon_learning_rate: float = 0.012  # matrices; 0 = AdamW for all
+    learning_rate: float = 2e-3
+    muon_learning_rate: float = 0.012
     weight_decay: float = 0.0
     warmup_steps: int = 50
     decay_steps: int = 0
@@ -80,45 +94,57 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Task(ABC, Generic[M]):
-    """One thing to train. `model` holds the parameters; `name` names its files."""
+    """What is trained: module, data, loss and evaluation.
+
+    name       of the exported files
+    settings   the recipe's arguments, for the training record
+    before     training record of the initial weights; None = from scratch
+    not_muon   parameters whose name contains one of these are trained by AdamW
+    model      the trained module
+    """
 
     name: ClassVar[str]
-    settings: dict[str, Any]  # what the recipe gave it, for the record
-    before: dict[str, Any] | None = None  # the record of the weights that it goes on from
-    not_muon: ClassVar[tuple[str, ...]] = ()  # parts of parameter names that AdamW shall train
+    settings: dict[str, Any]
+    before: dict[str, Any] | None = None
+    not_muon: ClassVar[tuple[str, ...]] = ()
     model: M
 
     @abstractmethod
     def item(self, index: int) -> Any:
-        """Training item number `index`, from (seed, index) alone."""
+        """Training item number `index`. It depends on (seed, index) alone."""
 
     @abstractmethod
     def collate(self, items: list[Any]) -> Any:
-        """A batch from items; runs in the data worker."""
+        """A batch of items. Runs in the data worker."""
 
     @abstractmethod
     def loss(self, model: M, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss to minimise and what to log beside it. `step` counts the batches of all processes; randomness comes from
-        `step_generator`, since a resumed run does not restore torch's global one."""
+        """The loss to minimise, and further values to log by name.
+
+        `step` counts the batches of all processes. Random numbers come from `step_generator(seed, step)`, because a resumed run
+        does not restore torch's global generator.
+        """
 
     def place(self, device: torch.device) -> None:
-        """Put what belongs to the task but is not trained (frozen models) on the device of the run."""
+        """Moves the task's frozen models to the device of the run."""
 
     def prepare(self, process: tuple[int, int]) -> None:
-        """Make what the whole run draws from, and keep it in files; `process`: this one's index and how many there are. A dry
-        run, which writes nothing, does without."""
+        """Makes the files that all items are taken from. A dry run, which writes nothing, skips it.
+
+        `process`: (index of this process, number of processes).
+        """
 
     @abstractmethod
     def evaluate(self, model: M, step: int, out: Path) -> dict[str, float]:
-        """Judge the averaged weights; may write sample grids (PNG) to `out`."""
+        """Scores of the averaged weights by name. May write sample images to the folder `out`."""
 
     @abstractmethod
     def export(self, model: M, out: Path, record: dict[str, Any]) -> None:
-        """Write the finished file or folder that the product loads; `record` goes into its metadata."""
+        """Writes the finished file or folder to `out`, with the training record in its metadata."""
 
 
 class _Stream(Dataset):
-    """The items of a task's stream from step `first` on that one of several processes works on."""
+    """A task's items from step `first` on, for one process: `process` = (index, number of processes)."""
 
     def __init__(
         self, task: Task, *, first: int, num_steps: int, batch_size: int, process: tuple[int, int]
@@ -136,19 +162,19 @@ class _Stream(Dataset):
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """What the loss of a batch draws from: the same again in a resumed run, another in each process."""
+    """The random generator of one batch: the same in a resumed run, another in each process."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def learning_rate_factor(step: int, config: LoopConfig) -> float:
-    """Warm-up, constant, linear fall to zero at `num_steps`."""
+    """The factor on the learning rates, 0..1: linear warm-up, constant, linear decay to 0 at `num_steps`."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     left = config.num_steps - step
     return warm * (min(1.0, left / config.decay_steps) if config.decay_steps else 1.0)
 
 
 def build_optimizer(task: Task, config: LoopConfig) -> MuonAdamW:
-    """Over the task's parameters, with the rates of the configuration."""
+    """The optimizer of the task's parameters."""
     groups = parameter_groups(
         task.model,
         learning_rate=config.learning_rate,
@@ -160,17 +186,21 @@ def build_optimizer(task: Task, config: LoopConfig) -> MuonAdamW:
 
 
 def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: bool = False) -> None:
-    """Run the recipe to its end. Writes `out`/checkpoint.safetensors (resume), log/ (TensorBoard), samples/, export.
+    """Trains to the end of the recipe and exports the averaged weights.
 
-    Raises CheckpointError if `out` holds a run that shall not be resumed, or none that can be."""
+    Writes to `out`: checkpoint.safetensors and recipe.json (for `resume`), log/ (TensorBoard), scores.jsonl, samples/ and the
+    task's export.
+
+    Raises CheckpointError if `out` has an earlier run and `resume` is False, or no run of this recipe and `resume` is True;
+    ConfigError if the run has done more steps than `num_steps`; TrainingError if the gradient is not finite.
+    """
     checkpoint = out / "checkpoint.safetensors"
-    # read before `Accelerator` lets the processes meet, so before the first of them writes
+    # before `Accelerator`, which synchronises the processes: so all have read the record before the first process writes it
     record = _begin_record(checkpoint, out / "recipe.json", recipe, resume=resume)
     out.mkdir(parents=True, exist_ok=True)
     set_seed(config.seed)
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available()
-    )  # said so, it also joins processes on CPUs
+    # without `cpu=True`, Accelerator does not join processes on CPUs
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     task.place(accelerator.device)
     model, optimizer = task.model.to(accelerator.device), build_optimizer(task, config)
     average = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
@@ -205,7 +235,8 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
             raise TrainingError(f"step {step}: the gradient is {norm}; lower the learning rate and --resume")
         optimizer.step()
         optimizer.zero_grad()
-        if writer is None:  # another process logs, averages and writes
+        # only the main process logs, averages and writes
+        if writer is None:
             continue
         _update_average(average, model, min(config.ema_decay, (step + 1) / (step + 10)))
         for key, value in {"loss": float(loss.detach()), "gradient_norm": norm, **parts}.items():
@@ -228,10 +259,11 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
 
 
 def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
-    """The mean over all processes, as one message. No wrapper around the model, since tasks call its parts.
+    """Averages the gradients over all processes in one message.
 
-    Batches differ in kind: a parameter without a gradient in some of the processes counts there as zero, and one without in
-    all of them keeps none, as in one process with the whole batch."""
+    The model is not wrapped (DistributedDataParallel), because tasks call its parts. A parameter without a gradient counts as 0,
+    and keeps none if it has none in any process; so the result is that of one process with the whole batch.
+    """
     if accelerator.num_processes == 1:
         return
     used = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
@@ -244,7 +276,7 @@ def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator)
 
 
 def _begin_record(checkpoint: Path, path: Path, recipe: str, *, resume: bool) -> dict[str, Any]:
-    """What is recorded of the run so far: nothing yet, or what `path` tells of the one that is resumed."""
+    """The record of the run: a new one, or that of the resumed run in `path`. Raises CheckpointError as `train` does."""
     if not resume:
         if checkpoint.exists():
             raise CheckpointError(
@@ -272,7 +304,7 @@ def _begin_record(checkpoint: Path, path: Path, recipe: str, *, resume: bool) ->
 def _record_phase(
     path: Path, record: dict[str, Any], task: Task, config: LoopConfig, first: int, num_processes: int
 ) -> None:
-    """Complete the record that goes into the finished file: every phase of the run, since a resumed one may go on differently."""
+    """Adds this phase of the run to the record and writes it: a resumed run may go on with other settings."""
     if task.before is not None:
         record["before"] = task.before
     phase = {"first_step": first, "task": task.settings, "loop": asdict(config), "processes": num_processes}
@@ -284,7 +316,7 @@ def _record_phase(
 
 
 def _batches(task: Task, config: LoopConfig, first: int, accelerator: Accelerator) -> Iterator[Any]:
-    """This process's batches: batch number b of the stream belongs to process b modulo their number."""
+    """The batches of this process: batch b belongs to process b modulo the number of processes."""
     stream = _Stream(
         task,
         first=first,
@@ -320,7 +352,7 @@ def _with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
 def _evaluate(
     task: Task, average: dict[str, Tensor], step: int, out: Path, writer: SummaryWriter, loss: float
 ) -> None:
-    """Judge the averaged weights, then put the training weights back."""
+    """Scores the averaged weights, then restores the training weights."""
     (out / "samples").mkdir(exist_ok=True)
     trained = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
     started = time.monotonic()
@@ -339,7 +371,7 @@ def _evaluate(
 def save_checkpoint(
     path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, step: int
 ) -> None:
-    """Everything that a resumed run needs, as plain tensors (no pickle)."""
+    """Writes what a resumed run needs, as a safetensors file (no pickle). An interrupted write leaves the earlier file whole."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -352,11 +384,14 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer | None = None
 ) -> int:
-    """Put a checkpoint into `model`, `average` and `optimizer`; returns the number of steps done. Raises CheckpointError."""
+    """Loads a checkpoint into `model`, `average` and `optimizer`; returns the number of steps done.
+
+    Raises CheckpointError if the file is damaged or belongs to other parameters.
+    """
     try:
         with safe_open(str(path), "pt") as file:
             step = int(file.metadata()["step"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged or no checkpoint of a run ({error!r}): begin anew in another --out"
@@ -393,7 +428,8 @@ def _check_weights(path: Path, needed: dict[str, Tensor], given: dict[str, Tenso
 def _check_optimizer_state(
     path: Path, optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]
 ) -> None:
-    """The state is told by numbers, which change where parameters go from Muon to AdamW or back."""
+    """Raises CheckpointError for the state of other groups: it is numbered by parameter, and the numbers change when parameters
+    move between Muon and AdamW."""
     needed = [(group["kind"], p.shape) for group in optimizer.param_groups for p in group["params"]]
     for index, values in state.items():
         found = (

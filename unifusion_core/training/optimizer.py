@@ -1,23 +1,29 @@
-"""Muon for weight matrices, AdamW for everything else, in one optimizer.
+"""Muon for weight matrices and AdamW for all other parameters, in one optimizer.
 
-Muon (Keller Jordan, public write-up "Muon: an optimizer for hidden layers", 2024) replaces the momentum of a matrix by
-its nearest semi-orthogonal matrix. torch's own orthogonalises in bfloat16, which CPUs without bfloat16 units do 30 times
-slower than float32; here the precision is the parameters' own.
+Muon (Keller Jordan, "Muon: An optimizer for hidden layers in neural networks", kellerjordan.github.io/posts/muon) replaces the
+momentum of a matrix by the nearest semi-orthogonal matrix. torch's implementation orthogonalises in bfloat16, which is 30 times
+slower than float32 on CPUs without bfloat16 units; this one uses the parameters' own type. AdamW: arXiv 1711.05101.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton-Schulz iteration of the public write-up
+# of the write-up's quintic Newton-Schulz iteration
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalize(matrix: Tensor, steps: int = 4) -> Tensor:
-    """The nearest semi-orthogonal matrix, approximately: singular values of a random matrix end in about 0.7..1.2. The write-up
-    takes five steps; the fifth changes those by less than 0.02 and costs a twentieth of a small model's training step."""
+def orthogonalize(matrix: Float[Tensor, "rows columns"], steps: int = 4) -> Float[Tensor, "rows columns"]:
+    """Approximates the nearest semi-orthogonal matrix: the singular values of a random matrix become about 0.7..1.2.
+
+    The write-up takes five steps. The fifth changes the singular values by less than 0.02 and costs a twentieth of a training
+    step of a small model.
+    """
     a, b, c = _COEFFICIENTS
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
@@ -28,9 +34,13 @@ def orthogonalize(matrix: Tensor, steps: int = 4) -> Tensor:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Two kinds of parameter groups: `{"kind": "muon"}` and `{"kind": "adamw"}`, see `parameter_groups`."""
+    """Optimises groups of kind "muon" and of kind "adamw", as `parameter_groups` makes them.
 
-    def __init__(self, groups: Iterable[dict]) -> None:
+    Weight decay is decoupled: a step multiplies each weight by 1 - lr * weight_decay. Parameters without a gradient are left as
+    they are. `base_lr` keeps a group's initial learning rate, for schedules that set `lr`.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(
             groups, {"lr": 1e-3, "weight_decay": 0.0, "momentum": 0.95, "betas": (0.9, 0.98), "eps": 1e-8}
         )
@@ -39,6 +49,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Updates all parameters in place. `closure` is torch's and not used."""
         for group in self.param_groups:
             update = self._muon if group["kind"] == "muon" else self._adamw
             for parameter in group["params"]:
@@ -46,7 +57,7 @@ class MuonAdamW(torch.optim.Optimizer):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     update(parameter, parameter.grad, group)
 
-    def _muon(self, parameter: Tensor, gradient: Tensor, group: dict) -> None:
+    def _muon(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
@@ -57,7 +68,7 @@ class MuonAdamW(torch.optim.Optimizer):
         scale = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
         parameter.add_(orthogonalize(matrix).view_as(parameter), alpha=-group["lr"] * scale)
 
-    def _adamw(self, parameter: Tensor, gradient: Tensor, group: dict) -> None:
+    def _adamw(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
@@ -79,15 +90,20 @@ def parameter_groups(
     muon_learning_rate: float,
     weight_decay: float = 0.0,
     not_muon: tuple[str, ...] = (),
-) -> list[dict]:
-    """Matrices and convolution kernels go to Muon; vectors, and names that contain one of `not_muon` (embeddings, first
-    and last layers), to AdamW. Parameters without gradients are left out. `muon_learning_rate` 0: AdamW for all."""
+) -> list[dict[str, Any]]:
+    """The groups of a model's trainable parameters: matrices and convolution kernels for Muon, all others for AdamW.
+
+    learning_rate        of AdamW
+    muon_learning_rate   of Muon; 0 = AdamW for all parameters
+    weight_decay         of Muon's group; AdamW's has none
+    not_muon             parameters whose name contains one of these (embeddings, first and last layers) go to AdamW
+    """
     muon, rest = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             matrix = parameter.ndim >= 2 and not any(part in name for part in not_muon)
             (muon if matrix and muon_learning_rate else rest).append(parameter)
-    groups = []
+    groups: list[dict[str, Any]] = []
     if muon:
         groups.append(
             {"params": muon, "kind": "muon", "lr": muon_learning_rate, "weight_decay": weight_decay}

@@ -1,4 +1,7 @@
-"""Files are written and read without loss, or refused with a sentence: pytest tests/unit/test_checkpoint.py"""
+"""Generator files are saved and loaded without loss, or refused with a sentence:
+
+pytest tests/unit/checkpoints/test_generator_file.py
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from unifusion_core import zoo
 from unifusion_core.checkpoints.generator_file import (
     CONFIG_KEY,
+    GeneratorFile,
     config_from_json,
     config_to_json,
     load_generator,
@@ -24,6 +30,8 @@ from unifusion_core.checkpoints.vae_file import load_autoencoder
 from unifusion_core.errors import CheckpointError
 from unifusion_core.models.autoencoder import Autoencoder
 from unifusion_core.models.unifusion import UniFusion, UniFusionConfig
+from unifusion_core.zoo.krea_2 import KREA_2
+from unifusion_core.zoo.tiny import BUILT_IN, TINY
 
 RECORD = {"recipe": "tiny", "steps": 12}
 
@@ -68,9 +76,8 @@ def test_16_bit_files_hold_the_rounded_weights(model: UniFusion, tmp_path: Path)
 def test_files_written_by_comfyui_are_read(model: UniFusion, file: Path, tmp_path: Path, prefix: str) -> None:
     path = tmp_path / "model_save.safetensors"
     tensors = {prefix + name: value for name, value in load_file(file).items()}
-    save_file(
-        tensors, path, {"prompt": "{}"}
-    )  # ModelSave drops foreign metadata, the configuration's tensor remains
+    # ModelSave drops foreign metadata; the configuration's tensor remains
+    save_file(tensors, path, {"prompt": "{}"})
 
     loaded, record = load_generator(path)
 
@@ -197,6 +204,135 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path, lengt
     tensors, _ = read_tensors(path)
 
     assert tensors["a"].tolist() == [7]
+
+
+# Formats and names of generators --------------------------------------------------------------------
+
+
+def with_json(file: Path, change: Callable[[dict[str, Any]], None], *, in_metadata: bool = True) -> Path:
+    """The file again, with another JSON: in its metadata and in its tensor, or in its tensor alone."""
+    tensors = load_file(file)
+    data = json.loads(bytes(tensors[CONFIG_KEY].tolist()))
+    change(data)
+    text = json.dumps(data)
+    tensors[CONFIG_KEY] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    path = file.with_name("changed.safetensors")
+    save_file(tensors, path, {CONFIG_KEY: text} if in_metadata else None)
+    return path
+
+
+def to_format_1(data: dict[str, Any]) -> None:
+    """The JSON under the field names and values of format 1."""
+    config = data["config"]
+    vlm, template = config["vlm"], config["vlm"]["template"]
+    for part in ("prefix", "token", "suffix"):
+        template[f"picture_{part}"] = template.pop(f"image_{part}")
+    vlm["kept_tokens"] = {"rewrite": "decoded", "prompt": "after_prefix"}[vlm.pop("token_selection")]
+    config["picture_positions"] = config.pop("image_positions")
+    data["format"] = 1
+    del data["generator"]
+
+
+@pytest.mark.parametrize("in_metadata", [True, False])
+@pytest.mark.parametrize("selection", ["rewrite", "prompt"])
+def test_a_file_of_format_1_is_the_same_as_one_of_format_2(
+    build_model: Callable[..., UniFusion],
+    small_config: UniFusionConfig,
+    tmp_path: Path,
+    selection: str,
+    in_metadata: bool,
+) -> None:
+    vlm = replace(small_config.vlm, token_selection=selection)
+    model, path = build_model(vlm=vlm, image_positions="zero"), tmp_path / "generator.safetensors"
+    save_generator(model, path, RECORD, dtype=torch.float32)
+
+    earlier = with_json(path, to_format_1, in_metadata=in_metadata)
+
+    assert '"kept_tokens"' in bytes(load_file(earlier)[CONFIG_KEY].tolist()).decode()
+    for each in (path, earlier):
+        loaded, record = load_generator(each)
+        assert_same(loaded, model)
+        assert record == RECORD
+    assert GeneratorFile(earlier).spec == GeneratorFile(path).spec
+
+
+@pytest.mark.parametrize(
+    ("where", "old", "new"),
+    [
+        ("config", "picture_positions", "image_positions"),
+        ("config.vlm", "kept_tokens", "token_selection"),
+        ("config.vlm.template", "picture_token", "image_token"),
+    ],
+)
+def test_names_of_format_1_are_unknown_in_format_2(file: Path, where: str, old: str, new: str) -> None:
+    def rename(data: dict[str, Any]) -> None:
+        part = data
+        for name in where.split("."):
+            part = part[name]
+        part[old] = part.pop(new)
+
+    with pytest.raises(CheckpointError, match=rf"changed.safetensors: .* {where}: unknown \['{old}'\]"):
+        GeneratorFile(with_json(file, rename))
+
+
+def test_the_embedded_generator_is_of_format_1_and_opens() -> None:
+    with safe_open(BUILT_IN.generator, "pt") as stored:
+        data = json.loads(stored.metadata()[CONFIG_KEY])
+
+    file = GeneratorFile("tiny")
+
+    assert data["format"] == 1
+    assert data["config"]["vlm"]["kept_tokens"] == "decoded"
+    vlm = replace(TINY.config.vlm, fingerprint=data["config"]["vlm"]["fingerprint"])
+    lap = replace(TINY.config.lap, tap_scales=tuple(data["config"]["lap"]["tap_scales"]))
+    assert file.config == replace(TINY.config, vlm=vlm, lap=lap)
+    assert file.spec is TINY
+    assert file.training == data["training"]
+
+
+@pytest.mark.parametrize("in_metadata", [True, False])
+def test_a_file_of_a_later_format_is_refused(file: Path, in_metadata: bool) -> None:
+    later = with_json(file, lambda data: data.update(format=3), in_metadata=in_metadata)
+
+    with pytest.raises(
+        CheckpointError, match=r"changed.safetensors: .*format 3, .* reads formats 1 to 2: update the pack"
+    ):
+        GeneratorFile(later)
+
+
+@pytest.mark.parametrize(
+    ("stored", "found"),
+    [
+        ("cousin", "cousin"),
+        ("tiny", "tiny"),
+        # the first in the zoo that has the latent format
+        (None, "tiny"),
+        ("of a later version", "tiny"),
+        # known, but with other latents
+        ("krea-2", "tiny"),
+    ],
+)
+def test_the_file_names_its_generator(
+    model: UniFusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str | None, found: str
+) -> None:
+    cousin = replace(TINY, name="cousin", size=(64, 32))
+    known = {spec.name: spec for spec in (KREA_2, TINY, cousin)}
+    monkeypatch.setattr(zoo, "specs", lambda: list(known.values()))
+    path = tmp_path / "generator.safetensors"
+    save_generator(model, path, spec=stored and replace(TINY, name=stored))
+
+    assert json.loads(GeneratorFile(path).metadata[CONFIG_KEY])["generator"] == stored
+    assert GeneratorFile(path).spec is known[found]
+
+
+def test_latents_of_an_unknown_format_are_refused(file: Path) -> None:
+    unknown = with_json(file, lambda data: data["config"].update(latent_format="of a later version"))
+
+    with pytest.raises(
+        CheckpointError,
+        match=r'changed.safetensors: .*"of a later version", this version knows qwen-image, unifusion-tiny: update',
+    ):
+        GeneratorFile(unknown)
 
 
 def test_the_configuration_is_stored_twice(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training loop with a task of seconds: resume, refusals, export: pytest tests/unit/training/test_loop.py"""
+"""The training loop with a task of a few seconds: resume, refusals, export: pytest tests/unit/training/test_loop.py"""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ class PowerCutError(Exception):
 
 
 class LineTask(Task):
-    """Fits y = W x + b; every item from its number alone. A part of the model is used for the items of every fourth batch of
-    three: in two processes by the second alone, in every other step by neither."""
+    """Fits a small MLP to a linear function; every item depends on its number alone.
+
+    `branch` is used in every fourth batch of three items. With two processes, the second uses it in every other step, the first
+    never; so its gradient is missing in one process or in both.
+    """
 
     name = "line"
     settings: ClassVar[dict[str, Any]] = {"seed": 3}
@@ -48,7 +51,7 @@ class LineTask(Task):
         self.model = nn.ModuleDict({"line": line, "branch": nn.Linear(4, 2)})
         self.cut_at, self.poison_at = cut_at, poison_at
         self.seen: list[int] = []
-        self.judged: list[dict[str, Tensor]] = []
+        self.evaluated: list[dict[str, Tensor]] = []
 
     def item(self, index: int) -> tuple[int, Tensor, Tensor]:
         x = torch.randn(4, generator=torch.Generator().manual_seed(index))
@@ -72,7 +75,7 @@ class LineTask(Task):
 
     def evaluate(self, model: nn.Module, step: int, out: Path) -> dict[str, float]:
         assert not model.training
-        self.judged.append({k: v.clone() for k, v in model.state_dict().items()})
+        self.evaluated.append({k: v.clone() for k, v in model.state_dict().items()})
         return {"score": 0.5}
 
     def export(self, model: nn.Module, out: Path, record: dict[str, Any]) -> None:
@@ -90,14 +93,15 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path) 
     train(rest, CONFIG, tmp_path / "parts", recipe="line", resume=True)
 
     assert whole.seen == list(range(36))
-    assert rest.seen == list(range(15, 36))  # from the checkpoint after step 5
+    # from the checkpoint after step 5
+    assert rest.seen == list(range(15, 36))
     one, other = (load_file(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "parts"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 class CropTask(AutoencoderTask):
-    """The real task, whose loss draws noise; not judged."""
+    """A real task, whose loss uses random numbers, without its evaluation."""
 
     def __init__(self, *, cut_at: int | None = None) -> None:
         torch.manual_seed(3)
@@ -113,7 +117,7 @@ class CropTask(AutoencoderTask):
         return {}
 
 
-def test_a_resumed_run_draws_the_noise_of_its_loss_again(tmp_path: Path) -> None:
+def test_a_resumed_run_repeats_the_noise_of_its_loss(tmp_path: Path) -> None:
     config = replace(CONFIG, num_steps=3, batch_size=2, checkpoint_every=2)
     train(CropTask(), config, tmp_path / "whole", recipe="crop")
     with pytest.raises(PowerCutError):
@@ -133,7 +137,7 @@ def test_every_batch_has_noise_of_its_own() -> None:
     assert first != other
 
 
-def test_a_finished_run_leaves_what_the_next_step_needs(tmp_path: Path) -> None:
+def test_a_finished_run_leaves_record_scores_and_log(tmp_path: Path) -> None:
     task = LineTask()
 
     train(task, CONFIG, tmp_path, recipe="line")
@@ -149,11 +153,12 @@ def test_a_finished_run_leaves_what_the_next_step_needs(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_the_record_tells_where_a_resumed_run_went_on_differently(tmp_path: Path) -> None:
+def test_the_record_has_a_phase_for_each_change_of_settings(tmp_path: Path) -> None:
     with pytest.raises(PowerCutError):
         train(LineTask(cut_at=7), CONFIG, tmp_path, recipe="line")
+    # with the same settings: no new phase
     with pytest.raises(PowerCutError):
-        train(LineTask(cut_at=7), CONFIG, tmp_path, recipe="line", resume=True)  # as before: no new phase
+        train(LineTask(cut_at=7), CONFIG, tmp_path, recipe="line", resume=True)
     train(LineTask(), replace(CONFIG, learning_rate=1e-4), tmp_path, recipe="line", resume=True)
 
     phases = json.loads((tmp_path / "exported.json").read_text())["phases"]
@@ -161,7 +166,7 @@ def test_the_record_tells_where_a_resumed_run_went_on_differently(tmp_path: Path
     assert [(p["first_step"], p["loop"]["learning_rate"]) for p in phases] == [(0, 2e-3), (5, 1e-4)]
 
 
-def test_the_averaged_weights_are_judged_and_exported(tmp_path: Path) -> None:
+def test_the_averaged_weights_are_evaluated_and_exported(tmp_path: Path) -> None:
     task = LineTask()
 
     train(task, CONFIG, tmp_path, recipe="line")
@@ -172,7 +177,7 @@ def test_the_averaged_weights_are_judged_and_exported(tmp_path: Path) -> None:
         for part in ("average", "model")
     )
     assert all(torch.equal(task.exported[k], average[k]) for k in average)
-    assert all(torch.equal(task.judged[-1][k], average[k]) for k in average)
+    assert all(torch.equal(task.evaluated[-1][k], average[k]) for k in average)
     assert not all(torch.equal(trained[k], average[k]) for k in average)
 
 
@@ -272,7 +277,7 @@ def test_a_loop_that_cannot_run_is_refused_at_once(name: str, value: float, need
         replace(CONFIG, **{name: value})
 
 
-def test_a_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="step 6: the gradient is nan; lower the learning rate"):
         train(LineTask(poison_at=6), CONFIG, tmp_path, recipe="line")
 
