@@ -156,4 +156,4 @@ def warn_once(sentence: str) -> None:
 
 def wrong_type(socket: str, given: str, wanted: str) -> str:
     """The error for an input connected to a node of another family."""
-    return f"The {socket} input got {given}, which is no UniFusion {socket}: connect {wanted}."
+    return f"The {socket} input got {given}, which is not a UniFusion {socket}: connect {wanted}."

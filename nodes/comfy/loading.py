@@ -20,7 +20,7 @@ SUFFIXES = (".safetensors", ".sft")
 def read_generator(path: Path) -> GeneratorContent:
     """The content of a generator file. ComfyUI maps its tensors, so that it can stream the weights from disk.
 
-    Raises CheckpointError for a file that is no safetensors file or does not fit, before any weight is read.
+    Raises CheckpointError for a file that is not a safetensors file or does not fit, before any weight is read.
     """
     if path.suffix.lower() not in SUFFIXES:
         # ComfyUI would unpickle a file with another suffix

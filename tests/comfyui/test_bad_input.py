@@ -59,7 +59,11 @@ def with_a_weight_missing(path: Path) -> None:
             "truncated.safetensors",
             ["truncated.safetensors", "cut short", "download or save it again"],
         ),
-        (renamed_picture, "picture.safetensors", ["picture.safetensors", "no safetensors file", "download"]),
+        (
+            renamed_picture,
+            "picture.safetensors",
+            ["picture.safetensors", "not a safetensors file", "download"],
+        ),
         (pickled, "pickle.pt", ["pickle.pt", "only safetensors files are opened"]),
         (
             of_another_kind,

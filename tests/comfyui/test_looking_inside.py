@@ -47,7 +47,7 @@ def test_gains_change_the_picture_and_run_nothing_before_the_pooling(comfy: Comf
     [
         ("1, 2", ["2 layer gains", "reads 5 layers (0, 1, 2, 3, 5)"]),
         ("4: 0.5", ['no layer "4"']),
-        ("much", ['"much" is no number']),
+        ("much", ['"much" is not a number']),
     ],
 )
 def test_gains_that_are_none_make_a_red_node(

@@ -366,10 +366,10 @@ def test_files_that_do_not_fit_are_refused_by_name(
         ({f"{EXAMPLE}.weight_scale": None}, f"{EXAMPLE} has no weight_scale"),
         (
             {f"{EXAMPLE}.weight_scale": torch.ones(96)},
-            f"{EXAMPLE} has a weight_scale of 96 numbers, one number",
+            f"{EXAMPLE} has a weight_scale of 96 numbers and one number",
         ),
         ({f"{EXAMPLE}.weight_scale_2": torch.ones(())}, rf"1 unknown \['{EXAMPLE}.weight_scale_2'\]"),
-        ({f"{EXAMPLE}.comfy_quant": b'{"format": "nvfp4"}'}, f"{EXAMPLE} is stored as nvfp4: take the bf16"),
+        ({f"{EXAMPLE}.comfy_quant": b'{"format": "nvfp4"}'}, f"{EXAMPLE} is stored as nvfp4: use the bf16"),
         ({"blocks.1.mlp.none.comfy_quant": b'{"format": "float8_e4m3fn"}'}, "none has no weight_scale"),
     ],
 )
@@ -390,8 +390,11 @@ def test_other_forms_of_krea_2_say_what_is_supported(
     supported = "supported are safetensors files of UniFusion, and of Krea 2 as one file"
     part = write({k: v for k, v in weights.items() if "blocks" in k[:7]}, name="model-00001-of-00002")
     for path, message in (
-        (write(converted(dict(weights)), name="diffusers"), "diffusers' layout, part of a diffusers folder"),
-        (part, "is one part of a model in several files"),
+        (
+            write(converted(dict(weights)), name="diffusers"),
+            "diffusers' layout, as part of a diffusers folder",
+        ),
+        (part, "is one part of a model that is split into several files"),
         (tmp_path, "is a folder, such as diffusers saves"),
     ):
         with pytest.raises(CheckpointError, match=f"(?s){message}.*{supported}"):

@@ -203,7 +203,7 @@ def test_a_rewrite_that_does_not_end_is_an_error_that_names_its_prompt(pipeline:
 
 def test_an_empty_rewrite_is_an_error(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.backbone, "write", writing(" "))
-    with pytest.raises(PromptError, match="nothing to say"):
+    with pytest.raises(PromptError, match="ended its answer at once"):
         pipeline.rewrite_requests([RED])
 
 

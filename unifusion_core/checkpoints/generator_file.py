@@ -2,7 +2,7 @@
 
 The JSON is stored twice: in the file's metadata, and as the bytes of a uint8 tensor, because ComfyUI's ModelSave drops foreign
 metadata. Files without a configuration are recognised by the zoo (Krea 2). A file is refused unless it has exactly the weights
-that its configuration asks for.
+of its configuration.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .safetensors_file import SafetensorsFile
 FORMAT = 2
 # name of the metadata entry and of the tensor
 CONFIG_KEY = "unifusion_config"
-# some files have one of these before every name; ComfyUI writes the first
+# some files have one of these in front of every name; ComfyUI writes the first
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 SUPPORTED = "supported are safetensors files of UniFusion, and of Krea 2 as one file (bf16, fp8) in its own or ComfyUI's layout"
 # From so many parameters on, the default is bfloat16, because files of such models hold 16 bits per weight at most.
@@ -54,12 +54,11 @@ _RENAMED_VALUES = {"token_selection": {"decoded": "rewrite", "after_prefix": "pr
 class GeneratorContent:
     """The content of a generator file, checked by names and shapes before any weight is read.
 
-    name           file name, for error sentences
+    name           file name, for error messages
     spec, config   the generator in the zoo, and the file's own configuration
     configured     whether the file has a configuration; False = recognised by the zoo
     training       training record; empty if the file has none
-    tensors        weights by the parameter names of `UniFusion`; the scales of quantised layers are beside them, in ComfyUI's
-                   current layout
+    tensors        weights by the parameter names of `UniFusion`, and the scales of quantised layers in ComfyUI's current layout
     module         the generator on the meta device, without weights
 
     Raises CheckpointError for another kind of file, or for tensors that do not fit the configuration.
@@ -161,7 +160,7 @@ def _split(
         stored = own.pop(key)
         if text is None and stored.is_meta:
             raise CheckpointError(
-                f"{name}: its configuration was converted to {stored.dtype}: save it again with {key} as it was"
+                f"{name}: its configuration was converted to {stored.dtype}: save it again without converting {key}"
             )
         text = text or bytes(stored.to(torch.uint8).tolist()).decode("utf-8", "replace")
     prefix = next((p for p in PREFIXES if any(k.startswith(p) for k in own)), "")
@@ -171,13 +170,13 @@ def _split(
 
 
 def _of_another_kind(tensors: Mapping[str, Tensor], name: str) -> str:
-    """The error sentence for a file that neither has a configuration nor is recognised."""
+    """Error message for a file that has no configuration and is not recognised."""
     if any(k.startswith(("text_fusion.", "transformer_blocks.")) for k in tensors):
-        return f"{name} has the names of diffusers' layout, part of a diffusers folder: {SUPPORTED}"
+        return f"{name} has the weight names of diffusers' layout, as part of a diffusers folder: {SUPPORTED}"
     if any(k.startswith("blocks.") for k in tensors) and re.search(r"-\d+-of-\d+\.", name):
-        return f"{name} is one part of a model in several files: {SUPPORTED}"
+        return f"{name} is one part of a model that is split into several files: {SUPPORTED}"
     return (
-        f"{name} holds no UniFusion configuration and is no Krea 2 file: it is another kind of model; choose a UniFusion "
+        f"{name} has no UniFusion configuration and is not a Krea 2 file: it is another kind of model; choose a UniFusion "
         f"generator file, or one of Krea 2{zoo.failures_told()}"
     )
 
@@ -195,7 +194,7 @@ def save_generator(
     """Writes one file: weights in `dtype`, the configuration and the training record.
 
     training   JSON values; `unifusion inspect` prints them
-    spec       the generator whose defaults the file uses; None = the first in the zoo with the same latent format
+    spec       the generator whose defaults apply to the file; None = the first in the zoo with the same latent format
     """
     text = config_to_json(model.config, training, spec)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
@@ -223,15 +222,15 @@ def config_to_json(
 def config_from_json(text: str) -> tuple[UniFusionConfig, dict[str, Any], str | None]:
     """(configuration, training record, name of the generator or None). Fields of format 1 are renamed.
 
-    Raises CheckpointError, which names the field, for unknown or missing fields and values of another type; also for a later
-    format, and for text that is no such JSON.
+    Raises CheckpointError for unknown or missing fields and for values of another type, with the name of the field; also for a
+    later format, and for text that is not such JSON.
     """
     try:
         data = json.loads(text)
         version = data["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"the file's configuration is no UniFusion JSON ({error}); save or download it again"
+            f"the file's configuration is not UniFusion JSON ({error}); save or download it again"
         ) from error
     if version not in range(1, FORMAT + 1):
         raise CheckpointError(
@@ -241,7 +240,7 @@ def config_from_json(text: str) -> tuple[UniFusionConfig, dict[str, Any], str | 
         config = _from_format_1(data["config"]) if version == 1 else data["config"]
         return _build(UniFusionConfig, config, "config"), data.get("training", {}), data.get("generator")
     except (ConfigError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the file's configuration does not fit together: {error}") from error
+        raise CheckpointError(f"the file's configuration is inconsistent: {error}") from error
 
 
 def _from_format_1(value: Any) -> Any:
@@ -271,7 +270,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         if len(inner) == 2 and inner[1] is Ellipsis:
             return tuple(_build(inner[0], v, where) for v in value)
         if len(value) != len(inner):
-            raise TypeError(f"{where} has {value!r}, {len(inner)} values are needed")
+            raise TypeError(f"{where} is {value!r} and {len(inner)} values are needed")
         return tuple(_build(k, v, where) for k, v in zip(inner, value, strict=True))
     if typing.get_origin(kind) is typing.Literal:
         # the dataclass checks the value itself and lists the choices
@@ -279,5 +278,5 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, typing.cast(type, kind)):
-        raise TypeError(f"{where} is {value!r}, a value of type {kind.__name__} is needed")
+        raise TypeError(f"{where} is {value!r} and a value of type {kind.__name__} is needed")
     return value

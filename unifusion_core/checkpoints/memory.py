@@ -1,4 +1,4 @@
-"""Estimates of the memory that a generator needs, from its configuration alone, for `unifusion inspect`."""
+"""Estimates of a generator's memory from its configuration, for `unifusion inspect`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ CARDS = (8, 12, 16, 24, 48)
 WEIGHT_TYPES = {"16 bit": 2, "8 bit": 1}
 # numbers of tiles of an input image
 TILES = (1, 5, 10)
-# a long prompt
+# tokens of a long prompt
 PROMPT_TOKENS = 512
 # (width, height) in pixels of the generated image
 SIZE = (1024, 1024)
-# of the VAE, per axis
+# pixels per latent cell of the VAE and axis
 PIXELS_PER_CELL = 8
 
 
@@ -41,7 +41,7 @@ def taps_of_tiles(config: UniFusionConfig) -> str:
 
 
 def working_bytes(config: UniFusionConfig) -> int:
-    """Approximate bytes of one step beside the weights, in 16 bits, for an image of `SIZE` and a long prompt.
+    """Approximate bytes of one step without the weights, in 16 bits, for an image of `SIZE` and a long prompt.
 
     Per token: 8 vectors of the stream's width (stream and attention) and 3 of the MLP's (gate, up and their product).
     """
@@ -52,7 +52,7 @@ def working_bytes(config: UniFusionConfig) -> int:
 
 
 def fits(config: UniFusionConfig, parameters: int) -> dict[str, str]:
-    """For each card: "whole" for each weight type whose weights all fit beside one step, else the share that fits.
+    """For each card and weight type: "whole" if all weights fit in addition to one step, else the share that fits.
 
     `parameters`: number of parameters of the generator.
     """

@@ -1,8 +1,8 @@
 """Layers quantised to 8 bits with a scale, in the layouts that ComfyUI writes.
 
-`normalize_layout` brings all layouts to the current one: beside `LAYER.weight` are `LAYER.weight_scale`, optionally
-`LAYER.input_scale`, and the mark `LAYER.comfy_quant`, the bytes of a JSON that names the format. 8-bit weights without a mark
-have no scale.
+`normalize_layout` converts all layouts to the current one. Beside `LAYER.weight` it has `LAYER.weight_scale`, optionally
+`LAYER.input_scale`, and the mark `LAYER.comfy_quant`, the bytes of a JSON with the name of the format. 8-bit weights without
+a mark have no scale.
 
 Source: github.com/Comfy-Org/ComfyUI, comfy/ops.py; for older layouts `convert_old_quants` in comfy/utils.py.
 """
@@ -20,9 +20,9 @@ from ..errors import CheckpointError
 
 MARK = "comfy_quant"
 FORMATS = ("float8_e4m3fn", "float8_e5m2")
-# of a layer, beside its weight and bias
+# tensors of a quantised layer besides its weight and bias
 PARTS = (MARK, "weight_scale", "input_scale")
-# metadata entry with the formats of all layers, in place of marks
+# metadata entry with the formats of all layers, instead of marks
 LISTED = "_quantization_metadata"
 # oldest layout: one tensor for the whole file; two elements mean that products are computed in 16 bits
 OLD_MARK = "scaled_fp8"
@@ -56,18 +56,18 @@ def normalize_layout(
     for layer in quantized_layers(tensors):
         kind = _format_of(layer, tensors[f"{layer}.{MARK}"])
         if kind not in FORMATS:
-            raise CheckpointError(f"{layer} is stored as {kind}: take the bf16 or the fp8 file of this model")
+            raise CheckpointError(f"{layer} is stored as {kind}: use the bf16 or the fp8 file of this model")
         scale = tensors.get(f"{layer}.weight_scale")
         if scale is None or scale.numel() != 1:
             given = "no weight_scale" if scale is None else f"a weight_scale of {scale.numel()} numbers"
             raise CheckpointError(
-                f"{layer} has {given}, one number is needed: take another file of this model"
+                f"{layer} has {given} and one number is needed: use another file of this model"
             )
     return tensors
 
 
 def _listed(text: str, prefix: str) -> dict[str, Any]:
-    """The entries of layers with the prefix; the file may also hold a text encoder and an autoencoder."""
+    """The entries of layers with the prefix. The file may also contain a text encoder and an autoencoder."""
     try:
         layers = json.loads(text)["layers"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -102,8 +102,8 @@ def drop_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def dequantize(
     tensors: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The tensors without marks and scales, quantised weights multiplied by theirs, in `dtype` on `device`. A tensor that is
-    there in that type already is not copied."""
+    """The tensors without marks and scales, in `dtype` on `device`; quantised weights are multiplied by their scales. A tensor
+    that already has the type and device is not copied."""
     layers = set(quantized_layers(tensors))
 
     def full(name: str, value: Tensor) -> Tensor:

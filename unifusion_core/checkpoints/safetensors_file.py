@@ -1,4 +1,4 @@
-"""A safetensors file, opened once: first its header, then its tensors.
+"""A safetensors file, opened once. The header is read at once, the tensors on demand.
 
 Other kinds of files (PyTorch pickle, GGUF) are not opened, and the error names the kind. Format:
 github.com/huggingface/safetensors.
@@ -39,22 +39,22 @@ LONGEST_HEADER = 100_000_000
 
 
 class SafetensorsFile:
-    """One file, opened once: the header at once, the tensors by `tensors`.
+    """One open file: names, shapes and metadata, and the tensors by `tensors`.
 
-    The header is read here, because the package safetensors maps the whole file as private memory when it opens it: a file larger
-    than the memory could not even be inspected.
+    The header is parsed here, because the package safetensors maps the whole file as private memory when it opens it, so that a
+    file larger than the memory could not even be inspected.
 
     path       of the file
     names      of all tensors
     metadata   name -> text
-    layout     all tensors on the meta device; only uint8 vectors, which hold configurations, have their values
+    layout     all tensors on the meta device, except for uint8 vectors, which contain configurations and have their values
 
     Raises CheckpointError if the file is missing, unreadable, damaged, cut short, a folder or another kind of file, or has
     tensors of a type that is not in `DTYPES`.
     """
 
     def __init__(self, path: Path, *, wanted: str = "a safetensors file") -> None:
-        """`wanted`: what is needed, for the error sentence about a folder."""
+        """`wanted`: the kind of file that is needed, for the error about a folder."""
         self.path = path
         if path.is_dir():
             raise CheckpointError(
@@ -88,18 +88,18 @@ class SafetensorsFile:
         header = json.loads(self._file.read(length), object_pairs_hook=_without_doubles)
         metadata = header.pop("__metadata__", {})
         if not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("its metadata is no text")
+            raise ValueError("its metadata is not text")
         places: dict[str, _Place] = {}
         end = 0
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             shape, (first, last) = tuple(entry["shape"]), entry["data_offsets"]
             if not all(isinstance(number, int) and number >= 0 for number in (*shape, first, last)):
-                raise ValueError(f"{name} has an impossible shape or place")
+                raise ValueError(f"{name} has an impossible shape or offset")
             dtype = DTYPES.get(entry["dtype"])
             if dtype is None:
                 raise CheckpointError(
                     f"{self.path.name}: {name} is stored as {entry['dtype']}, which this version does not read: "
-                    "take the bf16 or the fp8 file of this model"
+                    "use the bf16 or the fp8 file of this model"
                 )
             if first != end or last - first != math.prod(shape) * dtype.itemsize:
                 raise ValueError(
@@ -107,7 +107,7 @@ class SafetensorsFile:
                 )
             places[name], end = _Place(dtype, shape, 8 + length + first), last
         if 8 + length + end != size:
-            raise ValueError(f"it has {size} bytes, {8 + length + end} by its header")
+            raise ValueError(f"it has {size} bytes and {8 + length + end} by its header")
         return metadata, places
 
     def _without_numbers(self, place: _Place) -> Tensor:
@@ -122,18 +122,18 @@ class SafetensorsFile:
         Raises CheckpointError if the file cannot be mapped for lack of memory.
         """
         try:
-            # copy on write: weights may be changed in place, and the file stays as it is
+            # copy on write: weights may be changed in place without changing the file
             content = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError, MemoryError) as error:
             raise CheckpointError(
-                f"{self.path.name} needs more memory than the system grants ({error}): take a smaller file, or end other "
+                f"{self.path.name} needs more memory than is available ({error}): use a smaller file, or close other "
                 "programs"
             ) from error
         return {name: place.tensor(content) for name, place in self._places.items()}
 
     def _of_another_kind(self, start: bytes, error: Exception) -> CheckpointError:
-        """The error for a file whose header cannot be read. The first bytes tell its kind; they are looked at only now, because
-        the length in front of a valid header may begin with the same bytes."""
+        """The error for a file whose header cannot be read. The first bytes identify its kind. They are checked
+        only here, because the length in front of a valid header may begin with the same bytes."""
         name = self.path.name
         if start[:2] == b"PK" or start[:1] == b"\x80":
             return CheckpointError(
@@ -144,7 +144,7 @@ class SafetensorsFile:
                 f"{name} is a GGUF file, which is not read: use the safetensors file of the same model"
             )
         return CheckpointError(
-            f"{name} is damaged, cut short or no safetensors file ({error}): download or save it again"
+            f"{name} is damaged, cut short or not a safetensors file ({error}): download or save it again"
         )
 
 

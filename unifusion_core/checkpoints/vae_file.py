@@ -33,7 +33,7 @@ def check_decodes(autoencoder: AnyAutoencoder, config: UniFusionConfig) -> None:
         hint = zoo.spec_for(config).vae_hint
         raise CheckpointError(
             f'This VAE decodes {autoencoder.latent_channels} channels of the format "{autoencoder.latent_format}", '
-            f'the generator draws {channels} of "{latent_format}": choose its own VAE (--vae; {hint}).'
+            f'the generator produces {channels} of "{latent_format}": choose its own VAE (--vae; {hint}).'
         )
 
 
@@ -43,7 +43,7 @@ def load_autoencoder(path: Path, *, device: torch.device | str = "cpu") -> Autoe
     first = tensors.get("taesd_decoder.1.weight")
     if first is None or first.ndim != 4:
         raise CheckpointError(
-            f"{path.name} is no autoencoder in the TAESD layout (taesd_decoder.1.weight is missing): choose such a VAE"
+            f"{path.name} is not an autoencoder in the TAESD layout (taesd_decoder.1.weight is missing): choose such a VAE"
         )
     model = Autoencoder(first.shape[1])
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}

@@ -1,5 +1,8 @@
-"""Measurements of models, whatever they draw: speed and memory, with rates, intervals, tables and reports.
+"""Measurements of any model: speed and memory, with rates, confidence intervals, tables and reports.
 
-`suites` names what can be measured, `runner` runs it, `subject` is what a suite gets and gives. The exact suites of the embedded
-model's coloured shapes are in shapes/evaluation.
+suites    registry of the suites
+runner    runs suites and writes the report
+subject   inputs and outputs of a suite
+
+The suites for the embedded model's coloured shapes are in shapes/evaluation.
 """

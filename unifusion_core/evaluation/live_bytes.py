@@ -1,4 +1,4 @@
-"""How much memory a piece of code takes, on any device: bytes of all tensors that are alive at a time."""
+"""Peak tensor memory of a piece of code, on any device."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """A context that counts the bytes of tensors made inside it: `now` those that are alive, `peak` the most at a time.
+    """Context manager that counts the bytes of tensors created inside it: `now` of live tensors, `peak` their maximum.
 
-    Views of older tensors count nothing. What a kernel takes for itself and gives back is not seen.
+    Views of older tensors are not counted, nor is temporary memory inside kernels.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A Qwen3-VL with random weights, a tenth as deep and wide as the published ones, with their vocabulary: for measuring."""
+"""A small Qwen3-VL with random weights and the published models' vocabulary, for speed measurements."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForCondi
 from ..vlm.backbone import VLMBackbone
 
 VOCABULARY = 151_936
-TAPS = (2, 5, 8, 11)  # every third layer up to the last, as Krea 2 reads them
+# every third layer up to the last, as in Krea 2
+TAPS = (2, 5, 8, 11)
 
 
 def build_random_qwen(tokenizer: PreTrainedTokenizerFast, device: torch.device | str) -> VLMBackbone:
-    """0.3 billion parameters. Any tokenizer will do for chats that are numbers already."""
+    """0.3 billion parameters. Any tokenizer works for chats that are token ids already."""
     torch.manual_seed(0)
     text = {
         "vocab_size": VOCABULARY,

@@ -11,18 +11,18 @@ Z_95 = 1.959964
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How many of how many."""
+    """`right` of `total` trials."""
 
     right: int
     total: int
 
     @property
     def share(self) -> float:
-        """0..1; not a number if nothing was counted."""
+        """`right` / `total`, 0..1; NaN for a total of 0."""
         return self.right / self.total if self.total else math.nan
 
     def interval(self, z: float = Z_95) -> tuple[float, float]:
-        """Wilson's score interval: unlike the normal one it stays inside 0..1 and is honest at 0 % and 100 %."""
+        """Wilson score interval (low, high). Unlike the normal approximation, it stays in 0..1 and is valid at 0 % and 100 %."""
         if not self.total:
             return 0.0, 1.0
         n, p = self.total, self.share

@@ -1,4 +1,4 @@
-"""Tables for people and JSON for programs."""
+"""Rows of measurements as text tables and as JSON."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NAME_WIDTH = 42
 
 
 def header(title: str) -> str:
-    """The line above a suite's table."""
+    """Title of a suite's table."""
     return f"\n{title}"
 
 
 def line(row: Row) -> str:
-    """One line of a table: the exact ones with their interval, the other rates in per cent, other values by name."""
+    """One line of a table: the rate "exact" with its interval, other rates in per cent, then the values."""
     parts = [f"{row.name:{NAME_WIDTH}}"]
     if "exact" in row.rates:
         parts.append(f"exact {with_interval(row.rates['exact'])};")
@@ -36,7 +36,7 @@ def with_interval(rate: Rate) -> str:
 
 
 def row_as_json(row: Row) -> dict[str, Any]:
-    """A row as a report stores it; a value that is not finite is null."""
+    """A row as JSON; non-finite values become null."""
     rates = {
         name: {
             "right": rate.right,
@@ -51,7 +51,7 @@ def row_as_json(row: Row) -> dict[str, Any]:
 
 
 def as_report(conditions: dict[str, Any], suites: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """What was measured under which conditions."""
+    """The report: the conditions of the measurement and the rows of each suite."""
     return {
         **conditions,
         "suites": {name: [row_as_json(row) for row in rows] for name, rows in suites.items()},
@@ -59,6 +59,6 @@ def as_report(conditions: dict[str, Any], suites: Mapping[str, Sequence[Row]]) -
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """As JSON."""
+    """Writes a report as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Runs suites by name: every row is printed as soon as it is known, and the numbers go into a report."""
+"""Runs suites by name. Rows are printed as they are measured and collected in a report."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..errors import ConfigError
 from .report import as_report, header, line, write_report
 from .subject import Row, Sampling, Subject, Suite
 
-# "unifusion_core", whatever the pack around it is called
+# "unifusion_core", under any name of the pack around it
 PACKAGE = __name__.rpartition(".")[0].rpartition(".")[0]
 
 
 def load_suite(place: str | Suite) -> Suite:
-    """The function behind "module:function", the module relative to this package; a function is handed back."""
+    """The function of "module:function" (module relative to this package). A function is returned unchanged."""
     if not isinstance(place, str):
         return place
     module, _, name = place.partition(":")
@@ -38,13 +38,18 @@ def evaluate(
     out: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, list[Row]]:
-    """Runs suites, each given by its function or as "module:function". The report goes to `out` as JSON, sheets of images beside
-    it; it is written after every suite, so that a later failure loses nothing.
+    """Runs suites and returns their rows.
+
+    suites    name -> function, or "module:function"
+    samples   per measurement, 1 or more
+    out       JSON file for the report, written after every suite, so that a later failure loses nothing; sheets of images are
+              written beside it
+    say       prints a line
 
     Raises ConfigError for fewer than one sample.
     """
     if samples < 1:
-        raise ConfigError(f"{samples} samples were asked for; at least 1 is needed")
+        raise ConfigError(f"{samples} samples were requested; at least 1 is needed")
     conditions: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": str(subject.model),

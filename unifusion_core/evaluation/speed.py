@@ -1,5 +1,5 @@
-"""How long a user waits: from a prompt to a PNG file, in a process that is warm and in one that has yet to start; and what is
-saved by taking states while the rewrite is written, and by reading pictures once."""
+"""Suite "speed": time from a prompt to a PNG file in a warm and in a cold process, and the time saved by one-pass VERIFI and by
+the prefix cache."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ RATIO_RUNS = 20
 
 
 def evaluate_speed(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """20 steps with the default settings, rewriting as the model wants it; ratios of encoding times, taken in turns. Does not
-    depend on `sampling`."""
+    """Ratios of encoding times, then seconds per image with the model's default settings. Ignores `sampling`."""
     pipeline = subject.pipeline
     yield Row(name="VERIFI, states and text / text alone", values={"ratio": one_pass_ratio(pipeline)})
     yield Row(
@@ -36,7 +35,8 @@ def evaluate_speed(subject: Subject, sampling: Sampling) -> Iterator[Row]:
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"
-        prompt_to_file(pipeline, path)  # the first run of a process allocates
+        # the first run of a process allocates
+        prompt_to_file(pipeline, path)
         seconds = [timed(lambda: prompt_to_file(pipeline, path)) for _ in range(WARM_RUNS)]
         values = {"median s": median(seconds), "slowest s": max(seconds), "threads": torch.get_num_threads()}
         yield Row(name=f"warm process, {WARM_RUNS} runs", values=values)
@@ -48,7 +48,7 @@ def evaluate_speed(subject: Subject, sampling: Sampling) -> Iterator[Row]:
 
 
 def one_pass_ratio(pipeline: Pipeline) -> float:
-    """Time of a rewrite whose states are taken while it is written, against the same text without states."""
+    """Time of a one-pass rewrite (text and states) / time of the same text without states."""
     backbone, spec = pipeline.backbone, pipeline.model.config.vlm
     request = Request(prompt=PROMPT)
 
@@ -61,7 +61,7 @@ def one_pass_ratio(pipeline: Pipeline) -> float:
 
 
 def second_instruction_ratio(pipeline: Pipeline) -> float:
-    """Time to encode another instruction about a picture that was read before, against the first."""
+    """Time to encode a second instruction about an image / time of the first. The second one hits the prefix cache."""
     height, width = (4 * side for side in pipeline.spec.size)
     image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
     first, second = (Request(prompt=text, images=[image]) for text in ("make it blue", "remove the star"))
@@ -74,19 +74,20 @@ def second_instruction_ratio(pipeline: Pipeline) -> float:
 
 
 def _ratio(action: Callable[[], object], other: Callable[[], object]) -> float:
-    """Median time of one against that of the other; they take turns, so that a busy machine slows both."""
-    times = [(timed(other), timed(action)) for _ in range(RATIO_RUNS + 1)][1:]  # the first ones allocate
+    """Median time of `action` / median time of `other`. They alternate, so that other load on the machine slows both."""
+    # the first ones allocate
+    times = [(timed(other), timed(action)) for _ in range(RATIO_RUNS + 1)][1:]
     return median(own for _, own in times) / median(others for others, _ in times)
 
 
 def prompt_to_file(pipeline: Pipeline, path: Path) -> None:
-    """One picture as `unifusion generate` makes it."""
+    """Generates one image and writes it, as `unifusion generate` does."""
     (done,) = pipeline.generate([Request(prompt=PROMPT)], [0])
     write_image_file(path, done.pixels, {"prompt": PROMPT, "seed": 0})
 
 
 def run_command_line(subject: Subject, path: Path) -> None:
-    """The same in a process of its own."""
+    """The same in a new process. Raises ConfigError if the command fails."""
     package = Path(__file__).parents[2]
     command = [sys.executable, "-m", "unifusion_core", "generate", PROMPT, "--out", str(path)]
     for part in ("model", "vlm", "vae"):
@@ -100,7 +101,7 @@ def run_command_line(subject: Subject, path: Path) -> None:
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Seconds that an action takes."""
+    """Duration of an action in seconds."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started

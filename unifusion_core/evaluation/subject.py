@@ -1,4 +1,4 @@
-"""What every suite of measurements gets (`Subject`, `Sampling`) and gives (`Row`)."""
+"""Inputs of a suite (`Subject`, `Sampling`) and its output (`Row`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .rates import Rate
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a table: what was measured, rates with their intervals, other values by name (unit in the name)."""
+    """One line of a table: name of the measurement, rates, and other values by name (with the unit in the name)."""
 
     name: str
     rates: dict[str, Rate] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Row:
 
 
 class Subject:
-    """What is evaluated. Parts are loaded when a suite asks for them: a VLM can be judged before a generator exists."""
+    """The model under evaluation. Each part is loaded on first use, so that a VLM can be evaluated without a generator."""
 
     def __init__(
         self,
@@ -56,14 +56,19 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How much is measured, on which draw, and where a suite may leave pictures beside the report."""
+    """Size and random seed of a measurement.
+
+    samples    per measurement
+    seed       of the random numbers of all rows
+    pictures   folder for sheets of images; None = none are written
+    """
 
     samples: int
     seed: int = 0
-    pictures: Path | None = None  # a folder
+    pictures: Path | None = None
 
     def rng(self, name: str) -> random.Random:
-        """The random numbers of one row: the same in every run, whatever other rows do; never those of a training."""
+        """Random generator of one row. It is the same in every run, independent of other rows, and never used in training."""
         return random.Random(f"evaluation-{self.seed}-{name}")
 
 
@@ -74,6 +79,6 @@ T = TypeVar("T")
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The items in pieces of at most `size`."""
+    """Consecutive slices of at most `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

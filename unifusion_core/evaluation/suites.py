@@ -1,6 +1,6 @@
-"""The suites of `unifusion evaluate`, which measure any model. Light to import: the command line lists the names.
+"""Registry of the suites of `unifusion evaluate`, which measure any model. Imports nothing: the command line lists the names.
 
-A suite is one file with a function (Subject, Sampling) -> rows, and one line here.
+To add a suite, write a function (Subject, Sampling) -> rows and add its line here.
 """
 
 from __future__ import annotations

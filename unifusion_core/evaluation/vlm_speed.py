@@ -1,7 +1,7 @@
-"""How fast and in how much memory a prompt is read, against transformers' own calls on the same weights.
+"""Suite "vlm-speed": time and memory of encoding a prompt, against transformers' own calls on the same weights.
 
-`with logits`: the whole model with `output_hidden_states`, as pipelines call it. `without head`: its base model, no cache. Each
-way ends with the states of the same layers in one tensor.
+"with logits" is the whole model with `output_hidden_states`, as pipelines call it. "without head" is its base model
+without a cache. Each returns the states of the same layers in one tensor.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from .random_qwen import TAPS, VOCABULARY, build_random_qwen
 from .speed import timed
 from .subject import Row, Sampling, Subject
 
-LENGTHS = (300, 1500)  # tokens
+# tokens
+LENGTHS = (300, 1500)
 RUNS = 3
 OURS = "ours"
 
 
 def evaluate_vlm_speed(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """Ratios of median times, taken in turns, and of the largest memory beside the weights. Does not depend on `sampling`."""
+    """Ratios of median times, measured in turns, and of peak memory without the weights. Ignores `sampling`."""
     backbone = build_random_qwen(subject.backbone.tokenizer, subject.device)
     for length in LENGTHS:
         by_name = ways(backbone, length)
         rounds = [
             {name: _seconds(way, subject.device) for name, way in by_name.items()} for _ in range(RUNS + 1)
         ]
-        seconds = {name: median(each[name] for each in rounds[1:]) for name in by_name}  # the first allocates
+        # the first round allocates
+        seconds = {name: median(each[name] for each in rounds[1:]) for name in by_name}
         peaks = {name: _peak(way) for name, way in by_name.items()}
         others = [name for name in by_name if name != OURS]
         yield Row(
@@ -49,7 +51,7 @@ def evaluate_vlm_speed(subject: Subject, sampling: Sampling) -> Iterator[Row]:
 
 
 def ways(backbone: VLMBackbone, length: int) -> dict[str, Callable[[], Tensor]]:
-    """The three ways to read a prompt of random tokens; each returns B T L D."""
+    """Three ways to encode a prompt of random tokens; each returns B T L D."""
     ids = torch.randint(VOCABULARY - 2000, (1, length), generator=torch.Generator().manual_seed(0))
     roles = torch.full_like(ids, int(TokenRole.PROMPT))
     inputs = VLMInputs(

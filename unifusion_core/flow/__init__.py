@@ -1,1 +1,1 @@
-"""Flow matching without modules: path, time schedules, solvers, guidance."""
+"""Flow matching as functions without weights: path, time schedules, solvers, guidance."""

@@ -13,7 +13,7 @@ def guide(
     image_only: Float[Tensor, "B C h w"] | None = None,
     image_cfg: float = 1.0,
 ) -> Float[Tensor, "B C h w"]:
-    """The guided velocity, out of those for the request, for the empty prompt and, optionally, for its images alone.
+    """The guided velocity from those for the request, the empty prompt and, optionally, the request's images without text.
 
     Without `image_only`: negative + cfg (positive - negative). The scale of Krea 2's public code is cfg - 1.
     With `image_only`, text and images have separate scales, as in InstructPix2Pix (arXiv 2211.09800, section 3.2.1):

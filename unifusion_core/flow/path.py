@@ -28,7 +28,7 @@ def velocity(clean: Float[Tensor, "B C h w"], noise: Float[Tensor, "B C h w"]) -
 def clean_from_velocity(
     x: Float[Tensor, "B C h w"], v: Float[Tensor, "B C h w"], t: float
 ) -> Float[Tensor, "B C h w"]:
-    """The clean latents that velocity `v` at time t predicts, for previews."""
+    """The clean latents predicted by velocity `v` at time t, for previews."""
     return x - t * v
 
 
@@ -42,7 +42,7 @@ def sample_training_times(
     """Logit-normal times in 0..1 (arXiv 2403.03206, section 3.1): sigmoid(mean + spread * normal).
 
     The batch takes the `means` in turn. A larger mean trains more on the noisy end, where the layout is decided; a smaller one
-    more on the clean end, where outlines become sharp.
+    trains more on the clean end, where outlines become sharp.
     """
     mean = torch.tensor(means).repeat(-(-count // len(means)))[:count]
     return torch.sigmoid(mean + spread * torch.randn(count, generator=generator))

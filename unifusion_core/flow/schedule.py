@@ -32,7 +32,7 @@ def krea_raw_shift(num_tokens: int) -> float:
     return math.exp(low + (high - low) * (num_tokens - 256) / (6400 - 256))
 
 
-# name -> (steps, latent tokens of one image) -> times. The names are not a Literal, because any file may add one.
+# name -> (steps, latent tokens of one image) -> times. The type of the names is not a Literal, because other files may add some.
 SCHEDULES: dict[str, Callable[[int, int], Float[Tensor, " times"]]] = {
     "uniform": lambda steps, num_tokens: _uniform(steps),
     "shift 2": lambda steps, num_tokens: shifted(_uniform(steps), 2.0),

@@ -1,5 +1,5 @@
-"""A `LayerReading` as an image: a heat map with a row per token, the pooling weights above it, and below it each input image with
-the shares of its tokens in place."""
+"""A `LayerReading` as an image: the pooling weights, a heat map with a row per token, and each input image overlaid with the
+shares of its tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .reading import LayerReading
 from .table import Line
 
 DOTS_PER_INCH = 110
-# further lines are only in the table
+# lines beyond this number are only in the table
 MAX_LINES = 250
 # inches: width of a layer's column, height of a line, width of the names
 CELL, LINE, NAMES = 0.5, 0.22, 2.3

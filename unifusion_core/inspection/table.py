@@ -12,7 +12,7 @@ from torch import Tensor
 from ..contracts import Features, TokenRole
 from .reading import LayerReading
 
-# all other roles are "template"
+# every other role is "template"
 PARTS = {TokenRole.IMAGE: "image", TokenRole.PROMPT: "prompt", TokenRole.REWRITE: "rewrite"}
 
 

@@ -64,7 +64,7 @@ class Autoencoder(nn.Module):
         for _ in range(3):
             up += [*_blocks(3), nn.Upsample(scale_factor=2), _conv(WIDTH, WIDTH, bias=False)]
         self.taesd_decoder = nn.Sequential(*up, *_blocks(1), _conv(WIDTH, 3))
-        # part of the stock layout; 1 and 0 in our files
+        # part of ComfyUI's layout; 1 and 0 in this repository's files
         self.vae_scale = nn.Parameter(torch.ones(()), requires_grad=False)
         self.vae_shift = nn.Parameter(torch.zeros(()), requires_grad=False)
 
@@ -73,5 +73,5 @@ class Autoencoder(nn.Module):
         return self.taesd_encoder(pixels) / self.vae_scale + self.vae_shift
 
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """RGB images, not clamped to 0..1, so that a loss sees values outside."""
+        """RGB images, not clamped to 0..1, so that a training loss acts on values outside."""
         return self.taesd_decoder((latents - self.vae_shift) * self.vae_scale)

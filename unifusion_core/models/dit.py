@@ -19,7 +19,7 @@ from .layers import Attention, LayerFactory, RMSNorm, Rope, SwiGLU
 
 # per block: keys and values, each B kv_heads T K
 KeysValues = Iterable[tuple[Tensor, Tensor]]
-# (index, block) -> what is called in the block's place
+# (index, block) -> the function to call instead of the block
 BlockCall = Callable[[int, nn.Module], Callable[..., Tensor]]
 
 
@@ -35,8 +35,8 @@ class DiTConfig:
     time_size         width of the sinusoidal time embedding
     rope_theta        base of the rotary frequencies
 
-    Raises ConfigError for numbers that are not above 0, a head size that is no multiple of 16, or query heads that key heads
-    cannot share evenly.
+    Raises ConfigError for numbers that are not above 0, a head size that is not a multiple of 16, or query heads that key
+    heads cannot share evenly.
     """
 
     hidden_size: int
@@ -121,7 +121,7 @@ class DiTBlock(nn.Module):
     def keys_values(
         self, x: Float[Tensor, "B S M"], modulation: Float[Tensor, "#B 1 M6"], rope: Rope
     ) -> tuple[Tensor, Tensor]:
-        """The keys and values of `x` alone, for tokens whose output is not needed."""
+        """Only the keys and values of `x`, for tokens whose output is not needed."""
         pre_scale, pre_shift, *_ = self.mod(modulation)
         return self.attn.keys_values((1 + pre_scale) * self.prenorm(x) + pre_shift, rope)
 
@@ -151,7 +151,7 @@ class FinalLayer(nn.Module):
         self.modulation = FinalModulation(config.hidden_size, factory)
 
     def forward(self, x: Float[Tensor, "B N M"], time: Float[Tensor, "B 1 M"]) -> Float[Tensor, "B N CPP"]:
-        """The velocity per patch, laid out as `to_patches` does."""
+        """The velocity per patch, in the layout of `to_patches`."""
         scale, shift = self.modulation(time)
         return self.linear((1 + scale) * self.norm(x) + shift)
 

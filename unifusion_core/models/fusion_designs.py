@@ -32,12 +32,12 @@ class _WithoutPooling(UniFusion):
     def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
         """The states of all taps, each RMS-normed: the conditioning width E is L D. Raises ConfigError for layer gains."""
         if layer_gains is not None:
-            raise ConfigError("Layer gains were given, but this design pools no layers: leave them out.")
+            raise ConfigError("Layer gains were given, and this design does not pool layers: leave them out.")
         states = [norm(features.states[:, :, tap]) for tap, norm in enumerate(self.tap_norms)]
         return Conditioning(tokens=torch.cat(states, -1), mask=features.mask, positions=features.positions)
 
     def taps_of(self, conditioning: Conditioning) -> list[Float[Tensor, "B T D"]]:
-        """The states of each tap, out of what `pool` returned."""
+        """The states of each tap, split from the output of `pool`."""
         return list(conditioning.tokens.chunk(len(self.tap_norms), -1))
 
     def tap_of_block(self, block: int) -> int:
@@ -82,7 +82,7 @@ class HiddenStateInjection(_WithoutPooling):
         )
 
     def prepare(self, conditioning: Conditioning, grid: tuple[int, int]) -> PreparedCondition:
-        """Keys and values of the condition tokens in every block, with the taps' states added on the way."""
+        """Keys and values of the condition tokens in every block, with the states of later taps added between blocks."""
         states = self.taps_of(conditioning)
         rope = self._rope(self._condition_positions(conditioning, grid))
         x = self.injections[0](states[0])

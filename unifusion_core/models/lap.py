@@ -106,7 +106,7 @@ class LayerwiseAttentionPooling(nn.Module):
         return rearrange(pooled, "(B T) D -> B T D", B=states.shape[0])
 
     def _pool(self, tokens: Float[Tensor, "BT L D"], gains: Sequence[float] | None) -> Float[Tensor, "BT D"]:
-        # keeps only the last in memory
+        # keeps only the last element in memory
         (last,) = deque(self.block_states(tokens[None]), maxlen=1)
         x = rearrange(last, "BT L D -> BT D L")
         if gains is not None:
@@ -125,7 +125,7 @@ class LayerwiseAttentionPooling(nn.Module):
 
     def pooling_weights(self, like: Tensor) -> Float[Tensor, " L"]:
         """The projector's weights, in the type and on the device of `like`."""
-        # A call of the layer, because ComfyUI may keep its weights on another device and patch them.
+        # Calls the layer, because ComfyUI may keep its weights on another device and patch them.
         return self.projector(torch.eye(self.num_taps, dtype=like.dtype, device=like.device))[:, 0]
 
 
@@ -142,7 +142,7 @@ class Refiner(nn.ModuleList):
         )
 
     def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Refined tokens. `mask`: True = a real token; what padding becomes has no meaning."""
+        """Refined tokens. `mask`: True = a real token. The output for padding is undefined."""
         bias = key_bias(mask, tokens.dtype)
         for block in self:
             tokens = block(tokens, bias)
@@ -166,13 +166,13 @@ class TextFusion(LayerwiseAttentionPooling):
         return self.refiner_blocks(self.pool(states, gains), mask)
 
     def extra_repr(self) -> str:
-        """The paper's names, for print(model)."""
+        """The paper's terms, for print(model)."""
         return f"LayerwiseAttentionPooling of {self.num_taps} taps, then Refiner"
 
 
-# Layer gains as a user writes them ------------------------------------------------------------
+# Layer gains as text -----------------------------------------------------------------------
 
-# a larger gain leaves nothing of the other layers and overflows in 16 bits
+# a larger gain makes the other layers negligible and overflows in 16 bits
 LARGEST_GAIN = 100.0
 
 
@@ -208,7 +208,7 @@ def parse_layer_gains(text: str, taps: Sequence[int]) -> tuple[float, ...] | Non
         )
     if not any(found):
         raise ConfigError(
-            "All layer gains are 0, so nothing is left of the condition: give at least one layer another gain."
+            "All layer gains are 0, which removes the whole condition: give at least one layer another gain."
         )
     return found
 
@@ -229,7 +229,7 @@ def _gain(text: str) -> float:
         gain = math.nan
     if not -LARGEST_GAIN <= gain <= LARGEST_GAIN:
         raise ConfigError(
-            f'The layer gain "{text:.40}" is no number from {-LARGEST_GAIN:g} to {LARGEST_GAIN:g}: 1 is as trained, '
+            f'The layer gain "{text:.40}" is not a number from {-LARGEST_GAIN:g} to {LARGEST_GAIN:g}: 1 is as trained, '
             "0 leaves a layer out."
         )
     return gain

@@ -1,9 +1,9 @@
 """Layers shared by LAP, refiner and DiT. Parameter names follow Krea 2's public checkpoint (`wq`, `qknorm`, `prenorm`).
 
-Norms, rotary angles and the time embedding are computed in float32, whatever the type of the weights.
+Norms and the time embedding are computed in float32 and rotary angles in float64, whatever the type of the weights.
 
 In these layers S is the axis that attention runs over (taps in LAP, VLM tokens in the refiner, condition and latent tokens in the
-DiT), and M is the width of the module that they belong to.
+DiT), and M is the width of the module that contains them.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def apply_rope(x: Float[Tensor, "B A S K"], rope: Rope | None) -> Float[Tensor, 
     """Rotates each pair of neighbouring channels by its token's angle. None leaves `x` unchanged."""
     if rope is None:
         return x
-    # one complex product is five times as fast on a CPU as the same in real numbers
+    # on a CPU, one complex product is five times as fast as the same in real numbers
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
 

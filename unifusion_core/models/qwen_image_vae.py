@@ -43,19 +43,19 @@ class QwenImageAutoencoder(nn.Module):
 def load_qwen_image_vae(folder: Path, device: torch.device | str = "cpu") -> QwenImageAutoencoder:
     """The VAE in a folder of diffusers' layout (`vae/` in the repositories of Qwen-Image and Krea 2), frozen and in eval mode.
 
-    Raises CheckpointError if the folder is no such VAE, a file is missing or damaged, diffusers is not installed or memory is
-    short.
+    Raises CheckpointError if the folder is not such a VAE, a file is missing or damaged, diffusers is not installed or there is
+    not enough memory.
     """
     config = folder / "config.json"
     try:
         name = json.loads(config.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder} is no VAE folder of diffusers (config.json names no class): give the folder vae/ of Qwen-Image"
+            f"{folder} is not a VAE folder of diffusers (config.json names no class): give the folder vae/ of Qwen-Image"
         ) from error
     if name != CLASS_NAME:
         raise CheckpointError(
-            f"{folder} holds {name}, but {CLASS_NAME} is needed: give the folder vae/ of Qwen-Image"
+            f"{folder} has a {name} and {CLASS_NAME} is needed: give the folder vae/ of Qwen-Image"
         )
     try:
         from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (  # noqa: PLC0415  (optional)
@@ -70,7 +70,7 @@ def load_qwen_image_vae(folder: Path, device: torch.device | str = "cpu") -> Qwe
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         if re.search("allocate memory|out of memory", str(error)):
             raise CheckpointError(
-                f"the VAE in {folder} needs more memory than the system grants ({error}): end other programs"
+                f"the VAE in {folder} needs more memory than is available ({error}): close other programs"
             ) from error
         raise CheckpointError(
             f"the weights in {folder} are missing, damaged or of another size ({error}): copy the files again"

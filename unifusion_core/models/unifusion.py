@@ -43,8 +43,8 @@ class UniFusionConfig:
     vlm, lap, dit         sizes of the parts
     condition_attention   "prefix": condition tokens attend to condition tokens only and are modulated at t = 0;
                           "joint": all tokens attend to all and share the latents' time
-    text_positions        rotary index of text tokens: "index" counts them from 1, "zero" gives all 0
-    image_positions       rotary position of image tokens: "grid" = their place on the latent grid, "zero" gives all 0
+    text_positions        rotary index of text tokens: "index" = count from 1, "zero" = 0 for all
+    image_positions       rotary position of image tokens: "grid" = place on the latent grid, "zero" = 0 for all
     latent_format         name of the autoencoder's latents; an autoencoder with another `latent_format` is refused
     trained_sizes         (width, height) in pixels; other sizes give a warning
 
@@ -81,7 +81,7 @@ class PreparedCondition:
     """A condition with everything that can be computed before sampling.
 
     grid          (rows, columns) of the latents' patches
-    has_padding   whether any token is masked; known here, so that no step has to wait for the device
+    has_padding   whether any token is masked. Computed once, because the check waits for the device
     keys_values   prefix form: keys and values of every block, exact for all steps, seeds and latents. Joint form: None
     """
 
@@ -178,7 +178,7 @@ class UniFusion(nn.Module):
     ) -> Float[Tensor, "B C h w"]:
         """The velocity (noise minus clean) of latents at time t; t = 1 is noise, t = 0 is clean.
 
-        `block_call` returns what is called in the place of a block; ComfyUI's patches use it.
+        `block_call` returns the function to call instead of a block; ComfyUI's patches use it.
 
         Raises ShapeError if `condition` was prepared for another grid.
         """
@@ -231,7 +231,7 @@ class UniFusion(nn.Module):
         self, conditioning: Conditioning, grid: tuple[int, int]
     ) -> Float[Tensor, "B T 3"]:
         """Rotary positions (index, row, column) of condition tokens. Text: its count as index. Images: their place on the latent
-        grid, and minus the number of the image as index, apart from text."""
+        grid, and minus the image's number as index, which keeps them apart from text."""
         image = conditioning.positions[..., :1] > 0
         index = torch.cumsum(conditioning.mask & ~image[..., 0], 1)[..., None].float()
         if self.config.text_positions == "zero":

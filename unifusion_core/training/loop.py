@@ -1,8 +1,8 @@
 """The training loop of every recipe: progress, loss log, EMA, evaluation, checkpoints and exact resume.
 
 It runs in one process or in several (`accelerate launch`, `torchrun`) with averaged gradients. A `Task` defines what is trained:
-the module, the data, the loss and the evaluation. Item i of the data depends on (seed, i) alone, so a resumed run gets exactly
-the items that the uninterrupted run would have got.
+the module, the data, the loss and the evaluation. Item i of the data depends only on (seed, i), so a resumed run trains on the
+same items as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ M = TypeVar("M", bound=nn.Module)
 class Task(ABC, Generic[M]):
     """What is trained: module, data, loss and evaluation.
 
-    name       of the exported files
+    name       name of the exported files
     settings   the recipe's arguments, for the training record
     before     training record of the initial weights; None = from scratch
     not_muon   parameters whose name contains one of these are trained by AdamW
@@ -111,7 +111,7 @@ class Task(ABC, Generic[M]):
 
     @abstractmethod
     def item(self, index: int) -> Any:
-        """Training item number `index`. It depends on (seed, index) alone."""
+        """Training item number `index`. It depends only on (seed, index)."""
 
     @abstractmethod
     def collate(self, items: list[Any]) -> Any:
@@ -129,7 +129,7 @@ class Task(ABC, Generic[M]):
         """Moves the task's frozen models to the device of the run."""
 
     def prepare(self, process: tuple[int, int]) -> None:
-        """Makes the files that all items are taken from. A dry run, which writes nothing, skips it.
+        """Creates the files that items are read from. A dry run skips this, because it writes nothing.
 
         `process`: (index of this process, number of processes).
         """
@@ -195,7 +195,7 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
     ConfigError if the run has done more steps than `num_steps`; TrainingError if the gradient is not finite.
     """
     checkpoint = out / "checkpoint.safetensors"
-    # before `Accelerator`, which synchronises the processes: so all have read the record before the first process writes it
+    # before `Accelerator`, which synchronises the processes: all have read the record before the main process writes it
     record = _begin_record(checkpoint, out / "recipe.json", recipe, resume=resume)
     out.mkdir(parents=True, exist_ok=True)
     set_seed(config.seed)
@@ -207,7 +207,7 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
     first = load_checkpoint(checkpoint, task.model, average, optimizer) if resume else 0
     if first > config.num_steps:
         raise ConfigError(
-            f"{checkpoint} has done {first} steps, num_steps is {config.num_steps}: --set num_steps={first} or more"
+            f"{checkpoint} has {first} steps and num_steps is {config.num_steps}: --set num_steps={first} or more"
         )
     task.prepare((accelerator.process_index, accelerator.num_processes))
     chief = accelerator.is_main_process
@@ -262,7 +262,7 @@ def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator)
     """Averages the gradients over all processes in one message.
 
     The model is not wrapped (DistributedDataParallel), because tasks call its parts. A parameter without a gradient counts as 0,
-    and keeps none if it has none in any process; so the result is that of one process with the whole batch.
+    and still has none if no process has one, so that the result equals that of one process with the whole batch.
     """
     if accelerator.num_processes == 1:
         return
@@ -280,19 +280,19 @@ def _begin_record(checkpoint: Path, path: Path, recipe: str, *, resume: bool) ->
     if not resume:
         if checkpoint.exists():
             raise CheckpointError(
-                f"{checkpoint} holds an earlier run: continue it with --resume, or choose another --out"
+                f"{checkpoint} belongs to an earlier run: continue it with --resume, or choose another --out"
             )
         return {"recipe": recipe, "phases": []}
     if not checkpoint.exists():
         raise CheckpointError(
-            f"there is no {checkpoint} to resume: give the --out of an earlier run, or begin one without --resume"
+            f"there is no {checkpoint} to resume: give the --out of an earlier run, or start one without --resume"
         )
     try:
         record = json.loads(path.read_text())
         earlier, _ = record["recipe"], record["phases"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}, the record of the run, cannot be read ({error!r}): put it back, or begin anew in another --out"
+            f"{path}, the record of the run, cannot be read ({error!r}): restore it, or start again in another --out"
         ) from error
     if earlier != recipe:
         raise CheckpointError(
@@ -304,7 +304,7 @@ def _begin_record(checkpoint: Path, path: Path, recipe: str, *, resume: bool) ->
 def _record_phase(
     path: Path, record: dict[str, Any], task: Task, config: LoopConfig, first: int, num_processes: int
 ) -> None:
-    """Adds this phase of the run to the record and writes it: a resumed run may go on with other settings."""
+    """Adds this phase of the run to the record and writes it, because a resumed run may have other settings."""
     if task.before is not None:
         record["before"] = task.before
     phase = {"first_step": first, "task": task.settings, "loop": asdict(config), "processes": num_processes}
@@ -371,7 +371,7 @@ def _evaluate(
 def save_checkpoint(
     path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, step: int
 ) -> None:
-    """Writes what a resumed run needs, as a safetensors file (no pickle). An interrupted write leaves the earlier file whole."""
+    """Writes what a resumed run needs, as a safetensors file (no pickle). An interrupted write leaves the earlier file intact."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -394,7 +394,7 @@ def load_checkpoint(
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is damaged or no checkpoint of a run ({error!r}): begin anew in another --out"
+            f"{path} is damaged or not a checkpoint ({error!r}): start again in another --out"
         ) from error
     weights, averaged, moments = (
         {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
@@ -420,16 +420,16 @@ def _check_weights(path: Path, needed: dict[str, Tensor], given: dict[str, Tenso
     odd = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
     if odd:
         raise CheckpointError(
-            f"{path} holds other parameters than the recipe has now, for example {odd[:3]}: resume it with the version that "
-            "began it, or begin anew in another --out"
+            f"{path} has other parameters than the recipe now, for example {odd[:3]}: resume it with the version that "
+            "started it, or start again in another --out"
         )
 
 
 def _check_optimizer_state(
     path: Path, optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]
 ) -> None:
-    """Raises CheckpointError for the state of other groups: it is numbered by parameter, and the numbers change when parameters
-    move between Muon and AdamW."""
+    """Raises CheckpointError for a state of other groups. The state is numbered by parameter, and the numbers change when
+    parameters move between Muon and AdamW."""
     needed = [(group["kind"], p.shape) for group in optimizer.param_groups for p in group["params"]]
     for index, values in state.items():
         found = (
@@ -437,6 +437,6 @@ def _check_optimizer_state(
         )
         if index >= len(needed) or needed[index] != found:
             raise CheckpointError(
-                f"{path} holds the state of an optimizer of other parameters: whether muon_learning_rate is 0 must stay as it "
-                "was; or begin anew in another --out"
+                f"{path} has the optimizer state of other parameters: set muon_learning_rate to 0 if it was 0 in the "
+                "earlier run, else above 0; or start again in another --out"
             )

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# of the write-up's quintic Newton-Schulz iteration
+# of the quintic Newton-Schulz iteration in Muon's write-up
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -36,8 +36,8 @@ def orthogonalize(matrix: Float[Tensor, "rows columns"], steps: int = 4) -> Floa
 class MuonAdamW(torch.optim.Optimizer):
     """Optimises groups of kind "muon" and of kind "adamw", as `parameter_groups` makes them.
 
-    Weight decay is decoupled: a step multiplies each weight by 1 - lr * weight_decay. Parameters without a gradient are left as
-    they are. `base_lr` keeps a group's initial learning rate, for schedules that set `lr`.
+    Weight decay is decoupled: a step multiplies each weight by 1 - lr * weight_decay. Parameters without a gradient are
+    unchanged. `base_lr` keeps a group's initial learning rate, for schedules that set `lr`.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
@@ -49,7 +49,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Updates all parameters in place. `closure` is torch's and not used."""
+        """Updates all parameters in place. `closure` belongs to torch's interface and is not used."""
         for group in self.param_groups:
             update = self._muon if group["kind"] == "muon" else self._adamw
             for parameter in group["params"]:

@@ -193,8 +193,8 @@ class VLMBackbone(BaseVLM, nn.Module):
     def _prefill(
         self, inputs: VLMInputs, taps: tuple[int, ...], *, whole: bool, reuse: bool, weights: Hashable
     ) -> _Pass:
-        """A pass over chats, through all layers (`whole`) or to the last tap. To `reuse` the images of a single chat, the prefix
-        that ends with them has a pass of its own."""
+        """A pass over chats, through all layers (`whole`) or to the last tap. `reuse`: the prefix of a single chat that ends with
+        its images is run separately, or taken from the cache."""
         positions = self._position_ids(inputs)
         start = _end_of_images(inputs) if reuse and len(inputs.token_ids) == 1 else 0
         if not start:
@@ -372,7 +372,7 @@ class VLMBackbone(BaseVLM, nn.Module):
 
 @dataclass(frozen=True)
 class _Pass:
-    """The result of a pass.
+    """The result of a forward pass.
 
     states   B T L D   tapped states, None without taps
     hidden   B T D     last hidden states, None if the pass stopped after the last tap

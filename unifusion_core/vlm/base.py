@@ -1,4 +1,4 @@
-"""The interface of a VLM. Laying out chats and the checks are common; encoding and writing are left to the implementation."""
+"""The interface of a VLM. Chat layout and checks are shared; encoding and writing are left to the implementation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .families import VLMFamily
 from .prefix_cache import LRUCache, digest
 from .tiling import Tiles, split_into_tiles
 
-# the name in error messages: the command line has no such option, and ComfyUI's own node calls it otherwise
+# name in error messages: the command line has no such option, and ComfyUI's own node names it differently
 NEW_TOKENS = "the number of new tokens (max_new_tokens in Rewrite for UniFusion, max_length in Generate Text)"
 
 
@@ -27,7 +27,7 @@ class Written:
 
     texts      one per chat
     ended      per chat: True = ended with the end token, False = cut off at the limit
-    features   tapped states of the chats and their answers, from the decoding pass, without the end token. Padding lies between
+    features   tapped states of the chats and their answers, from the decoding pass, without the end token. Padding is between
                chat and answer. None if no taps were requested
     """
 
@@ -76,7 +76,7 @@ class BaseVLM(ABC):
 
     @property
     def template(self) -> ChatTemplate:
-        """The family's own chat format."""
+        """The family's chat format."""
         return self.family.template
 
     def token_texts(self, token_ids: Int[Tensor, " T"]) -> list[str]:

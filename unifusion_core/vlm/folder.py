@@ -39,7 +39,7 @@ def load_vlm(
     spec        of a generator: a VLM of another family or size is refused before its weights are read
 
     Raises VLMError for a folder that is missing, incomplete, damaged, of an unsupported family, too large for the memory, or that
-    requires its own code.
+    needs custom code.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -114,7 +114,7 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) ->
     except (OSError, ValueError, RuntimeError, KeyError, MemoryError, SafetensorError) as error:
         if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
             raise VLMError(
-                f"The VLM in {folder} needs more memory than the system grants ({error}): use a smaller one, or close other "
+                f"The VLM in {folder} needs more memory than is available ({error}): use a smaller one, or close other "
                 "programs."
             ) from error
         raise VLMError(

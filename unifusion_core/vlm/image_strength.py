@@ -65,7 +65,7 @@ def _by_importance(places: Float[Tensor, "T 2"], keep: float, thumbnail_last: bo
     indices = torch.arange(len(places), device=places.device)
     if count == len(places):
         return indices
-    # within a tile the row never decreases, so a decrease is a border between tiles; the thumbnail is behind the last one or
+    # within a tile the row never decreases, so a decrease is a border between tiles; the thumbnail is after the last one or
     # before the first
     starts = (places[1:, 0] < places[:-1, 0]).nonzero()[:, 0] + 1
     border = int(starts[-1 if thumbnail_last else 0]) if len(starts) else 0

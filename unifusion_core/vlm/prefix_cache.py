@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 # bytes
 STATES_LIMIT = 1 << 30
 TILES_LIMIT = 1 << 26
-# also for small entries: after hundreds of images, the first ones are not used again
+# limits small entries too: after hundreds of images, the first ones are not used again
 MAX_ENTRIES = 16
 
 
@@ -66,7 +66,7 @@ class CachedPrefix:
 
 
 class HasBytes(Protocol):
-    """A value that knows its size."""
+    """A value whose size in memory is known."""
 
     @property
     def num_bytes(self) -> int:

@@ -120,7 +120,7 @@ def attempt_rewrites(
         elif not text.strip():
             attempts.append(
                 PromptError(
-                    f"The rewrite of {_shown(request)} is empty (the VLM had nothing to say): reword the prompt, or turn "
+                    f"The rewrite of {_shown(request)} is empty (the VLM ended its answer at once): reword the prompt, or turn "
                     "rewriting off."
                 )
             )

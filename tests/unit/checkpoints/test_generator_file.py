@@ -109,7 +109,7 @@ def change(small_config: UniFusionConfig, where: str, value: Any) -> str:
     [
         ("config.surprise", 1, r"config: unknown \['surprise'\]"),
         ("config.dit.num_blocks", None, r"config.dit: .* missing \['num_blocks'\]"),
-        ("config.vlm.taps", "013", r"config.vlm.taps is '0', a value of type int is needed"),
+        ("config.vlm.taps", "013", r"config.vlm.taps is '0' and a value of type int is needed"),
         ("config.vlm.taps", [0, 9], "tap 9 does not exist: the VLM has 5 layers; choose from 0..4"),
         ("config.vlm.taps", [3, 1], "ascending"),
         ("config.trained_sizes", [[128, 128, 3]], "trained_sizes"),
@@ -118,7 +118,7 @@ def change(small_config: UniFusionConfig, where: str, value: Any) -> str:
         ("config.dit.hidden_size", 63, "head size must be a multiple of 16"),
         ("config", None, "config"),
         ("format", 3, "format 3, this version reads formats 1 to 2: update the pack"),
-        ("format", None, "no UniFusion JSON"),
+        ("format", None, "not UniFusion JSON"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused_by_name(
@@ -129,7 +129,7 @@ def test_a_configuration_that_does_not_fit_is_refused_by_name(
 
 
 def test_text_that_is_no_json_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="no UniFusion JSON"):
+    with pytest.raises(CheckpointError, match="not UniFusion JSON"):
         config_from_json("{")
 
 
@@ -158,7 +158,7 @@ def test_other_kinds_of_files_are_named(file: Path, tmp_path: Path) -> None:
     save_file({"lora.up": torch.ones(2)}, file)
     with pytest.raises(
         CheckpointError,
-        match="no UniFusion configuration and is no Krea 2 file: it is another kind of model; choose",
+        match="no UniFusion configuration and is not a Krea 2 file: it is another kind of model; choose",
     ):
         load_generator(file)
 
@@ -351,7 +351,7 @@ def test_an_autoencoder_comes_back_and_others_are_refused(file: Path, tmp_path: 
 
     torch.testing.assert_close(load_autoencoder(path).encode(pixels), vae.encode(pixels))
 
-    with pytest.raises(CheckpointError, match="no autoencoder in the TAESD layout"):
+    with pytest.raises(CheckpointError, match="not an autoencoder in the TAESD layout"):
         load_autoencoder(file)
     save_file({k: v for k, v in vae.state_dict().items() if k != "vae_scale"}, path)
     with pytest.raises(CheckpointError, match=r"vae_scale.*choose another VAE"):

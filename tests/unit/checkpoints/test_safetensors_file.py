@@ -67,7 +67,7 @@ def test_numbers_of_another_type_are_refused_by_their_name(write: Callable[..., 
         SafetensorsFile(path)
 
     assert str(refused.value) == (
-        f"model.safetensors: layer.scale is stored as {name}, which this version does not read: take the bf16 or the fp8 file "
+        f"model.safetensors: layer.scale is stored as {name}, which this version does not read: use the bf16 or the fp8 file "
         "of this model"
     )
 
@@ -78,14 +78,14 @@ def test_numbers_of_another_type_are_refused_by_their_name(write: Callable[..., 
         ({"a": entry("F16", [2, 4], 0, 12), "b": SOUND["b"]}, "a .* another size than its shape"),
         ({"a": SOUND["a"], "b": entry("U8", [3], 13, 16)}, "b does not follow the tensor before it"),
         ({"a": SOUND["a"], "b": entry("U8", [6], 10, 16)}, "b does not follow the tensor before it"),
-        ({"a": SOUND["a"]}, "it has [0-9]+ bytes, [0-9]+ by its header"),
-        (SOUND | {"c": entry("U8", [1], 16, 17)}, "it has [0-9]+ bytes, [0-9]+ by its header"),
+        ({"a": SOUND["a"]}, "it has [0-9]+ bytes and [0-9]+ by its header"),
+        (SOUND | {"c": entry("U8", [1], 16, 17)}, "it has [0-9]+ bytes and [0-9]+ by its header"),
         ({"a": entry("F16", [-2, -3], 0, 12), "b": SOUND["b"]}, "a has an impossible shape"),
-        (SOUND | {"__metadata__": {"who": 1}}, "its metadata is no text"),
+        (SOUND | {"__metadata__": {"who": 1}}, "its metadata is not text"),
         ('{"a": {}, "a": {}}', "a name occurs twice in its header"),
         ({"a": {}}, "data_offsets"),
-        ("[]", "no safetensors file"),
-        ("{", "no safetensors file"),
+        ("[]", "not a safetensors file"),
+        ("{", "not a safetensors file"),
     ],
 )
 def test_a_damaged_header_is_refused(

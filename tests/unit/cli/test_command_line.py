@@ -522,7 +522,7 @@ def test_a_krea_2_file_needs_its_own_vae(krea_2_file: Path, capsys: pytest.Captu
     """Said before 25.6 GB of weights are read: they would not fit into this test's memory."""
     assert main(["generate", "x", "--model", str(krea_2_file)]) == 2
     assert (
-        'draws 16 of "qwen-image": choose its own VAE (--vae; the folder vae/ of its diffusers'
+        'produces 16 of "qwen-image": choose its own VAE (--vae; the folder vae/ of its diffusers'
         in capsys.readouterr().err
     )
 

@@ -39,9 +39,9 @@ def test_both_notations_are_parsed(text: str, gains: tuple[float, ...] | None) -
         ("1, 1, nan", ['"nan"', "-100 to 100"]),
         ("1, 1, 1e9", ['"1e9"']),
         ("2: 0.5", ['no layer "2"', "0, 1, 3"]),
-        ("3:", ['""', "no number"]),
+        ("3:", ['""', "not a number"]),
         ("1, 1, 3: 0.5", ["mix two notations"]),
-        ("0, 0, 0", ["nothing is left"]),
+        ("0, 0, 0", ["removes the whole condition"]),
     ],
 )
 def test_anything_else_is_refused_in_one_sentence(text: str, words: list[str]) -> None:

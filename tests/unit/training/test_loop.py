@@ -222,13 +222,13 @@ def test_resuming_needs_a_whole_run_of_the_same_recipe(tmp_path: Path) -> None:
     refused(CheckpointError, "is a run of line, not of curve: resume that recipe", recipe="curve")
     refused(
         ConfigError,
-        "has done 2 steps, num_steps is 1: --set num_steps=2 or more",
+        "has 2 steps and num_steps is 1: --set num_steps=2 or more",
         recipe="line",
         config=replace(CONFIG, num_steps=1),
     )
     refused(
         CheckpointError,
-        "whether muon_learning_rate is 0 must stay as it was",
+        "set muon_learning_rate to 0 if it was 0 in the earlier run, else above 0",
         recipe="line",
         config=replace(CONFIG, muon_learning_rate=0.0),
     )
@@ -242,9 +242,9 @@ def test_resuming_needs_a_whole_run_of_the_same_recipe(tmp_path: Path) -> None:
     whole = checkpoint.read_bytes()
     for damaged in (whole[:-100], whole[: len(whole) // 2], b""):
         checkpoint.write_bytes(damaged)
-        refused(CheckpointError, "is damaged .* begin anew in another --out", recipe="line")
+        refused(CheckpointError, "is damaged .* start again in another --out", recipe="line")
     save_file({"x": torch.zeros(1)}, checkpoint)
-    refused(CheckpointError, "no checkpoint of a run", recipe="line")
+    refused(CheckpointError, "not a checkpoint", recipe="line")
     checkpoint.write_bytes(whole)
     record.write_text(record.read_text()[:-5])
     refused(CheckpointError, "the record of the run, cannot be read", recipe="line")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class VLMFamily:
     """The properties of a VLM family.
 
-    template          chat format where the generator has none of its own
+    template          chat format for generators that have none
     block_per_tile    True = image marks around each tile, False = around all tiles of an image
     normalisation     (mean, std) per channel, for folders without a preprocessor file
     tokens_per_tile   tokens of a tile of default size, marks included; for memory estimates

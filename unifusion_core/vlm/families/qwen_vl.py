@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL. They have no tiles of their own, so each tile is a separate image to them."""
+"""Qwen2.5-VL and Qwen3-VL. These models do not tile images, so each tile is passed as a separate image."""
 
 from __future__ import annotations
 
