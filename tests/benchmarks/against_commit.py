@@ -2,8 +2,8 @@
 
     python tests/benchmarks/against_commit.py COMMIT [--repeats 15] [--out FILE.json]
 
-The commit is checked out into a temporary folder. Each version runs in a process of its own, and the two take turns, so that other
-load on the machine slows both. A ratio is the median time of this version divided by the median time of the earlier one:
+The commit is checked out into a temporary folder. Each version runs in a process of its own, and the two take turns, so that
+other load on the machine slows both. A ratio is the median time of this version divided by the median time of the earlier one:
 
     cold      `unifusion generate`, from the start of Python to the PNG file
     warm      a prompt to pixels in a loaded pipeline, rewriting included
