@@ -13,6 +13,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -166,6 +167,14 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, new modules get the weights of this seed. Afterwards torch's global random state is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def learning_rate_factor(step: int, config: LoopConfig) -> float:
     """The factor on the learning rates, 0..1: linear warm-up, constant, linear decay to 0 at `num_steps`."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
@@ -202,7 +211,9 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
     # without `cpu=True`, Accelerator does not join processes on CPUs
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     task.place(accelerator.device)
-    model, optimizer = task.model.to(accelerator.device), build_optimizer(task, config)
+    model = task.model.to(accelerator.device)
+    _start_equal(model, accelerator)
+    optimizer = build_optimizer(task, config)
     average = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
     first = load_checkpoint(checkpoint, task.model, average, optimizer) if resume else 0
     if first > config.num_steps:
@@ -256,6 +267,13 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
     if writer is not None:
         writer.close()
         task.export(_with_weights(model, average), out, record)
+
+
+def _start_equal(model: nn.Module, accelerator: Accelerator) -> None:
+    """Gives all processes the weights of the first one."""
+    if accelerator.num_processes > 1:
+        for value in model.state_dict().values():
+            torch.distributed.broadcast(value, 0)
 
 
 def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:

@@ -187,7 +187,10 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
     script = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path;"
         "from test_loop import CONFIG, LineTask; from unifusion_core.training.loop import train;"
-        f"train(LineTask(), CONFIG, Path({str(tmp_path / 'together')!r}), recipe='line')"
+        # the second process starts from other weights, which the first one's must replace
+        "import os, torch; task = LineTask(); rank = int(os.environ['RANK']);"
+        "[p.data.add_(rank) for p in task.model.parameters()];"
+        f"train(task, CONFIG, Path({str(tmp_path / 'together')!r}), recipe='line')"
     )
     (tmp_path / "script.py").write_text(script)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...checkpoints.vae_file import load_autoencoder
 from ...models.autoencoder import Autoencoder
-from ...training.loop import Task, step_generator
+from ...training.loop import Task, seeded, step_generator
 from ..world.render import object_geometry, render, render_tensor
 from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene, with_free_colors
 from ..world.scorer import read_picture
@@ -76,7 +76,8 @@ class AutoencoderTask(Task[Autoencoder]):
             "decoder_only": decoder_only,
         }
         self.edge_weight, self.latent_noise, self.latent_penalty = edge_weight, latent_noise, latent_penalty
-        model = load_autoencoder(start) if start else Autoencoder()
+        with seeded(seed):
+            model = load_autoencoder(start) if start else Autoencoder()
         if start:
             with safe_open(str(start), "pt") as file:
                 self.before = json.loads(file.metadata()["training"])

@@ -27,7 +27,7 @@ from ...models.autoencoder import DOWNSCALE, Autoencoder
 from ...models.fusion_designs import FUSIONS
 from ...models.unifusion import UniFusion, UniFusionConfig, initialize
 from ...sampling import make_noise, sample
-from ...training.loop import Task, step_generator
+from ...training.loop import Task, seeded, step_generator
 from ...vlm.backbone import VLMBackbone
 from ...vlm.features import encode_chat
 from ..world import captions, edits, prompts
@@ -180,7 +180,9 @@ class GeneratorTask(Task[nn.ModuleDict]):
         if given.start:
             earlier, self.before = load_generator(given.start)
             unifusion.load_state_dict(earlier.state_dict())
-        self.model = nn.ModuleDict({"unifusion": unifusion, **build_heads(config.dit.hidden_size)})
+        with seeded(given.seed):
+            heads = build_heads(config.dit.hidden_size)
+        self.model = nn.ModuleDict({"unifusion": unifusion, **heads})
 
     def tap_scales(self) -> tuple[float, ...]:
         """Root mean square of each tapped layer's states over the kept tokens.

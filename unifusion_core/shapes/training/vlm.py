@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...contracts import Request, TokenRole
-from ...training.loop import Task
+from ...training.loop import Task, seeded
 from ...vlm.backbone import VLMBackbone
 from ...vlm.chat import VLMInputs
 from ...vlm.folder import load_vlm
@@ -235,14 +235,13 @@ class VLMTask(Task[nn.ModuleDict]):
         if frozen_language_model:
             vlm.model.language_model.requires_grad_(False)
         width = TINY.config.vlm.hidden_size
-        self.model = nn.ModuleDict(
-            {
-                "vlm": vlm,
+        with seeded(seed):
+            heads = {
                 "cell_head": nn.Linear(width, sum(CELL_LABELS)),
                 "detail_head": nn.Linear(width, 3 * PIXELS_PER_SIDE**2 + NUM_TRAITS),
                 "meant_head": nn.Linear(width, MAX_SOURCES * NUM_CELLS),
             }
-        )
+        self.model = nn.ModuleDict({"vlm": vlm, **heads})
 
     def prepare(self, process: tuple[int, int]) -> None:
         """Save a new tokenizer, so that a run that is resumed after the prompts changed keeps its token ids."""

@@ -74,7 +74,8 @@ def name_object(
         return Name(text=_name_by_place(rng, obj, others, noun), by_place=True)
     names = rng.choice(distinctive)
     want = ObjectRequirement(**{a: getattr(obj, a) for a in names})
-    words = {want.shape, want.color} - {None}
+    # a tuple, not a set: random numbers are drawn in its order
+    words = (want.shape, want.color)
     indirect = {w for w in words if w and rng.random() < INDIRECT_SHARE}
     text = describe(rng, want, article=False, indirect=indirect, plain=True)
     if want.shape is None:
