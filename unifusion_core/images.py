@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -86,16 +87,27 @@ def to_pixels(images: Float[Tensor, "B 3 H W"]) -> list[Pixels]:
 def read_image_file(path: Path) -> Float[Tensor, "3 H W"]:
     """A PNG, JPEG or WebP file as RGB in 0..1, upright, transparency laid on white. Raises ShapeError."""
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as opened:
-            return _from_pil(opened)
+        return decode_image(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise ShapeError(f"There is no picture {path}: check its name.") from error
+    except OSError as error:
+        raise ShapeError(f"{path} cannot be read ({error.strerror}): give a picture file.") from error
+
+
+def decode_image(data: bytes, name: str) -> Float[Tensor, "3 H W"]:
+    """The bytes of a PNG, JPEG or WebP file as RGB in 0..1, upright, transparency laid on white. `name`: for error messages.
+
+    Raises ShapeError for other files and for damaged ones.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
+            return _from_pil(opened)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = (
             "of another kind or damaged" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         )
         raise ShapeError(
-            f"{path} cannot be read as a picture ({reason}): give a whole {', '.join(IMAGE_FORMATS)} file."
+            f"{name} cannot be read as a picture ({reason}): give a whole {', '.join(IMAGE_FORMATS)} file."
         ) from error
 
 

@@ -20,7 +20,7 @@ CLASS_NAME = "AutoencoderKLQwenImage"
 
 
 class QwenImageAutoencoder(nn.Module):
-    """Decodes normalised latents (mean 0, standard deviation 1 per channel) to RGB images in 0..1."""
+    """Between RGB images in 0..1 and normalised latents (mean 0, standard deviation 1 per channel)."""
 
     latent_format = "qwen-image"
 
@@ -31,13 +31,21 @@ class QwenImageAutoencoder(nn.Module):
 
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         """RGB images, eight pixels per cell and axis, not clamped to 0..1."""
-        mean, std = (
-            latents.new_tensor(values).view(1, -1, 1, 1)
-            for values in (self.vae.config.latents_mean, self.vae.config.latents_std)
-        )
+        mean, std = self._statistics(latents)
         # a video of one frame
         video = (latents * std + mean)[:, :, None]
         return self.vae.decode(video).sample[:, :, 0] / 2 + 0.5
+
+    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        """The mean of the latents' distribution, for RGB images in 0..1 whose sides are multiples of 8."""
+        latents = self.vae.encode((2 * pixels - 1)[:, :, None]).latent_dist.mode()[:, :, 0]
+        mean, std = self._statistics(latents)
+        return (latents - mean) / std
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel, 1 C 1 1."""
+        mean, std = self.vae.config.latents_mean, self.vae.config.latents_std
+        return latents.new_tensor(mean).view(1, -1, 1, 1), latents.new_tensor(std).view(1, -1, 1, 1)
 
 
 def load_qwen_image_vae(folder: Path, device: torch.device | str = "cpu") -> QwenImageAutoencoder:
