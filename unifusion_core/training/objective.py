@@ -32,7 +32,9 @@ class FlowBatch:
     def to(self, device: torch.device) -> FlowBatch:
         """The batch on another device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return FlowBatch(**{name: value if value is None else value.to(device) for name, value in moved.items()})
+        return FlowBatch(
+            **{name: value if value is None else value.to(device) for name, value in moved.items()}
+        )
 
 
 class FlowMatching(nn.Module):

@@ -57,10 +57,17 @@ class Source(ABC):
 
 def open_source(config: SourceConfig) -> Source:
     """The source of a configuration. Raises ConfigError if it does not exist or has no samples."""
-    opened = {"folder": FolderSource, "jsonl": JSONLinesSource, "webdataset": TarSource, "dataset": DatasetSource}
+    opened = {
+        "folder": FolderSource,
+        "jsonl": JSONLinesSource,
+        "webdataset": TarSource,
+        "dataset": DatasetSource,
+    }
     source = opened[config.kind](config.place)
     if not len(source):
-        raise ConfigError(f"{config.kind} {config.place} has no samples: see training/README.md for its format.")
+        raise ConfigError(
+            f"{config.kind} {config.place} has no samples: see training/README.md for its format."
+        )
     return source
 
 
@@ -72,7 +79,9 @@ class FolderSource(Source):
         if not self.folder.is_dir():
             raise ConfigError(f"there is no folder {place}: check the path under data.")
         self.files = sorted(
-            file for file in self.folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+            file
+            for file in self.folder.rglob("*")
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
         )
         self.names = [str(file.relative_to(self.folder)) for file in self.files]
 

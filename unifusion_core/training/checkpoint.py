@@ -1,0 +1,121 @@
+"""Checkpoints of a run: a folder for each, written by torch.distributed.checkpoint as safetensors, one shard per process.
+
+A checkpoint that was saved by any number of processes is loaded by any other. A folder gets its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from ..errors import CheckpointError, TrainingError
+
+STATE = "state.json"
+_PREFIX = "step-"
+
+
+def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Writes folder/step-N. All processes call it. Raises TrainingError if the disk is full; earlier checkpoints stay intact."""
+    final = folder / f"{_PREFIX}{step:07d}"
+    part = final.with_suffix(".part")
+    chief, together = _rank() == 0, dist.is_initialized()
+    if chief:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    _wait()
+    try:
+        writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
+        dcp.save(_with_axes(tensors), storage_writer=writer, no_dist=not together)
+        if chief:
+            (part / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
+            for file in part.iterdir():
+                _flush(file)
+    except OSError as error:
+        raise TrainingError(
+            f"the checkpoint of step {step} cannot be written to {folder} ({error.strerror or error}): make room, then go on with "
+            "--resume from the last one"
+        ) from error
+    _wait()
+    if chief:
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)
+    _wait()
+    return final
+
+
+def load_checkpoint(
+    folder: Path, tensors: Mapping[str, Tensor], read: Callable[[dict[str, Any]], None]
+) -> int:
+    """Loads a checkpoint folder into `tensors` in place, and hands its state to `read` before that, which may refuse it.
+
+    Returns the step. Raises CheckpointError if the folder is damaged or has other tensors.
+    """
+    try:
+        state = json.loads((folder / STATE).read_text())
+        step = int(state["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} is damaged ({error!r}): remove it to go on from an earlier checkpoint"
+        ) from error
+    read(state)
+    target = _with_axes(tensors)
+    try:
+        dcp.load(
+            target, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not dist.is_initialized()
+        )
+    except Exception as error:
+        # torch raises its own type, with the reason of each process as text
+        reason = str(error).strip().splitlines()[-1]
+        raise CheckpointError(
+            f"{folder} is damaged or belongs to another configuration ({reason}): remove it to go on from an earlier checkpoint"
+        ) from error
+    return step
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All complete checkpoints, the earliest first."""
+    return sorted(each for each in folder.glob(f"{_PREFIX}*") if each.is_dir() and each.suffix != ".part")
+
+
+def remove_old(folder: Path, keep: int, best: int | None) -> None:
+    """Removes all but the last `keep` checkpoints and that of the step `best`."""
+    for each in checkpoints(folder)[:-keep]:
+        if int(each.name.removeprefix(_PREFIX)) != best:
+            shutil.rmtree(each)
+
+
+def _with_axes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Views with at least one axis, since shards of safetensors have offsets."""
+    return {name: value if value.ndim else value.view(1) for name, value in tensors.items()}
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _wait() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _flush(path: Path) -> None:
+    """Makes sure that a file is on the disk before its folder gets its name."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def replace_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+    """Copies values by name."""
+    with torch.no_grad():
+        for name, value in target.items():
+            value.copy_(source[name])
