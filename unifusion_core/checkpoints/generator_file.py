@@ -190,14 +190,18 @@ def save_generator(
     training: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
     spec: GeneratorSpec | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes one file: weights in `dtype`, the configuration and the training record.
 
     training   JSON values; `unifusion inspect` prints them
     spec       the generator whose defaults apply to the file; None = the first in the zoo with the same latent format
+    weights    by the model's names; None = those that the model has
     """
     text = config_to_json(model.config, training, spec)
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
+    tensors = {
+        k: v.detach().to("cpu", dtype).contiguous() for k, v in (weights or model.state_dict()).items()
+    }
     tensors[CONFIG_KEY] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(path), {"format": "pt", CONFIG_KEY: text})

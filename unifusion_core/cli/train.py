@@ -1,23 +1,65 @@
-"""`unifusion train`: reserved for training on your own data; the recipes of the embedded model are `unifusion shapes train`."""
+"""`unifusion train`: train on your own images (training/README.md)."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 from ..errors import ConfigError
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
-    """The command, which says where its recipes went."""
-    parser = commands.add_parser("train", help="moved: unifusion shapes train RECIPE")
-    parser.set_defaults(run=_say_where)
-    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="RECIPE")
-
-
-def _say_where(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError with the command to write now."""
-    words = " ".join(arguments.words) or "RECIPE"
-    raise ConfigError(
-        f'the recipes of the embedded model are run by "unifusion shapes train {words}"; training on your own data is not '
-        "there yet"
+    """The command and its options."""
+    parser = commands.add_parser("train", help="train on your own images")
+    parser.set_defaults(run=train)
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint of the output folder"
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier run in the output folder"
+    )
+    parser.add_argument(
+        "--prepare", action="store_true", help="scan the data and fill the caches, train nothing"
+    )
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of the configuration")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the configuration, e.g. lora.rank=8"
+    )
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Runs a configuration. Raises ConfigError for one that cannot be run, or for a missing package."""
+    try:
+        from ..training.config import load_config, schema
+        from ..training.trainer import Interrupted
+        from ..training.trainer import train as run
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f'training needs {error.name}, which is not installed: pip install "unifusion[train]"'
+        ) from error
+    if arguments.schema:
+        print(schema())
+        return
+    if arguments.config is None:
+        raise ConfigError(
+            "give a configuration: unifusion train CONFIG.yaml (training/README.md has an example)"
+        )
+    _refuse_recipe_name(arguments.config)
+    config = load_config(arguments.config, arguments.set)
+    try:
+        run(config, resume=arguments.resume, overwrite=arguments.overwrite, prepare=arguments.prepare)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(130)
+
+
+def _refuse_recipe_name(path: Path) -> None:
+    """Raises ConfigError for the name of a recipe of the embedded model, which this command ran once."""
+    if path.exists() or path.suffix:
+        return
+    from ..shapes.training.recipes import RECIPES
+
+    if str(path) in RECIPES:
+        raise ConfigError(f'the recipes of the embedded model are run by "unifusion shapes train {path}"')

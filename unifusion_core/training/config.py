@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..contracts import MAX_TILES
 from ..errors import ConfigError
 
-Mode = Literal["lora", "full", "connector", "scratch"]
+Mode = Literal["lora", "full", "scratch"]
 AdapterType = Literal["lora", "lokr", "dora"]
 Target = Literal["dit.attention", "dit.mlp", "text_fusion"]
 OptimizerName = Literal["adamw", "adamw8bit", "muon"]
@@ -136,8 +136,7 @@ class TrainConfig(_Section):
     output: Path
     """folder of the run"""
     mode: Mode = "lora"
-    """lora: adapters on frozen weights. full: all weights. connector: a new LAP and refiner for another VLM, before a frozen DiT.
-    scratch: all weights, from random ones"""
+    """lora: adapters on frozen weights. full: all weights. scratch: all weights, from random ones"""
     lora: AdapterConfig = AdapterConfig()
     """the adapters of mode lora"""
     data: list[SourceConfig] = Field(min_length=1)

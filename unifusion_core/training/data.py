@@ -107,7 +107,7 @@ class TrainingData:
         self.report = ScanReport()
         self.entries: list[list[Entry]] = []
         self.held_back: list[tuple[int, Entry]] = []
-        for number, source in enumerate(self.sources):
+        for number in range(len(self.sources)):
             usable = self._scan(number)
             held = [each for each in usable if _fraction(each.key) < config.validation]
             self.held_back += [(number, each) for each in held]

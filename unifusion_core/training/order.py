@@ -1,7 +1,7 @@
 """The order of training samples: a pure function of (seed, position), without state and without shuffle buffers.
 
-Position k of a run takes one sample of one source. The source is drawn by its share; within a source, every epoch is a permutation
-of all samples. So a resumed run, any number of processes and any number of workers see the same samples.
+Position k of a run takes one sample of one source. The source is drawn by its share; within a source, every epoch is a
+permutation of all samples. So a resumed run, any number of processes and any number of workers see the same samples.
 """
 
 from __future__ import annotations
