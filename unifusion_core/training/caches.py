@@ -24,7 +24,7 @@ def content_key(parts: Iterable[str | bytes]) -> str:
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
         # the length separates the parts
-        hashed.update(f"{len(data)}:")
+        hashed.update(f"{len(data)}:".encode())
         hashed.update(data)
     return hashed.hexdigest()
 

@@ -137,7 +137,7 @@ class TrainConfig(_Section):
     """folder of the run"""
     mode: Mode = "lora"
     """lora: adapters on frozen weights. full: all weights. scratch: all weights, from random ones"""
-    lora: AdapterConfig = AdapterConfig()
+    lora: AdapterConfig = Field(default_factory=AdapterConfig)  # pyright: ignore[reportArgumentType]
     """the adapters of mode lora"""
     data: list[SourceConfig] = Field(min_length=1)
     """where the samples come from"""
@@ -190,7 +190,7 @@ class TrainConfig(_Section):
     workers: int = Field(0, ge=0)
     """processes that read images; 0 = the training process reads them"""
     seed: int = Field(0, ge=0)
-    cache: CacheConfig = CacheConfig()
+    cache: CacheConfig = Field(default_factory=CacheConfig)  # pyright: ignore[reportArgumentType]
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:

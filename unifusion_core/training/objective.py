@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -31,9 +31,12 @@ class FlowBatch:
 
     def to(self, device: torch.device) -> FlowBatch:
         """The batch on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
         return FlowBatch(
-            **{name: value if value is None else value.to(device) for name, value in moved.items()}
+            features=self.features.to(device),
+            latents=self.latents.to(device),
+            noise=self.noise.to(device),
+            t=self.t.to(device),
+            weights=None if self.weights is None else self.weights.to(device),
         )
 
 

@@ -420,9 +420,9 @@ def build_pipeline(config: TrainConfig, device: torch.device) -> Pipeline:
     if isinstance(config.model, str):
         return Pipeline.load(config.model, config.vlm, config.vae, device=device, dtype=torch.float32)
     name = config.model["scratch"]
-    spec = next((each for each in zoo.SPECS if each.name == name), None)
+    spec = next((each for each in zoo.specs() if each.name == name), None)
     if spec is None:
-        names = ", ".join(each.name for each in zoo.SPECS)
+        names = ", ".join(each.name for each in zoo.specs())
         raise ConfigError(f'there is no preset "{name}" to train from scratch; choose one of {names}')
     backbone = load_vlm(zoo.path_of(config.vlm, "vlm"), torch.float32, device, spec=spec.config.vlm)
     model = UniFusion(spec.config)
@@ -433,7 +433,6 @@ def build_pipeline(config: TrainConfig, device: torch.device) -> Pipeline:
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of the trainable parameters. Raises ConfigError if bitsandbytes is needed and absent."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "muon":
         groups = parameter_groups(
             model,
@@ -450,9 +449,13 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
             raise ConfigError(
                 "optimizer adamw8bit needs bitsandbytes, which is not installed: pip install bitsandbytes, or use adamw"
             ) from error
-        optimizer = cast(torch.optim.Optimizer, AdamW8bit(parameters, **options))
+        kind: Any = AdamW8bit
     else:
-        optimizer = torch.optim.AdamW(parameters, **options)
+        kind = torch.optim.AdamW
+    optimizer = cast(
+        torch.optim.Optimizer,
+        kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay),
+    )
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
     return optimizer
