@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from . import zoo
+from .checkpoints.adapter_file import merge_adapters
 from .checkpoints.generator_file import GeneratorFile
 from .checkpoints.vae_file import AnyAutoencoder, check_decodes, load_vae
 from .contracts import MAX_TILES, Conditioning, Features, Request, RewriteSettings
@@ -124,12 +125,14 @@ class Pipeline:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         offload: bool = False,
+        lora: Sequence[str | Path] = (),
     ) -> Pipeline:
         """A pipeline from files; "tiny" is the embedded model's. The generator's file is opened once.
 
         device    None = a GPU if there is one
         dtype     None = 32 bits; for generators of a billion parameters bfloat16
         offload   weights of generator and VLM wait in main memory and visit the device layer by layer (accelerate)
+        lora      adapter files whose changes are merged into the generator's weights, in this order
 
         Raises CheckpointError or VLMError for what is missing, damaged, or does not fit, and ConfigError for a device that is
         absent or a dtype that is no type of floats. What does not fit is refused before the weights are read.
@@ -145,6 +148,8 @@ class Pipeline:
         backbone = load_vlm(zoo.path_of(vlm, "vlm"), dtype, home, spec=file.config.vlm)
         backbone.check_fits(file.config.vlm)
         generator = file.load(device=home, dtype=dtype)
+        for adapter in lora:
+            merge_adapters(generator, Path(adapter))
         run_device = None
         if offload:
             # takes time to import, and few need it

@@ -65,7 +65,7 @@ def run(names: list[str], suites: Mapping[str, str], arguments: argparse.Namespa
     unknown = [name for name in names if name not in suites]
     if unknown:
         raise ConfigError(f'there is no suite "{unknown[0]}"; choose from {", ".join(suites)}')
-    subject = Subject(model=arguments.model, vlm=arguments.vlm, vae=arguments.vae)
+    subject = Subject(model=arguments.model, vlm=arguments.vlm, vae=arguments.vae, lora=arguments.lora)
     chosen = {name: suites[name] for name in names}
     run_suites(chosen, subject, samples=arguments.samples, seed=arguments.seed, out=arguments.out)
     if arguments.out is not None:

@@ -94,7 +94,9 @@ def generate(arguments: argparse.Namespace) -> None:
     _check_style(arguments, rewriting)
     # all are read before the models are loaded, so that mistakes show at once
     jobs = list(_jobs(lines, arguments, file.spec.size))
-    pipeline = Pipeline.load(file, arguments.vlm, arguments.vae, offload=arguments.offload)
+    pipeline = Pipeline.load(
+        file, arguments.vlm, arguments.vae, offload=arguments.offload, lora=arguments.lora
+    )
 
     def settings(job: _Job) -> SamplingSettings:
         return pipeline.settings(

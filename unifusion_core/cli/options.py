@@ -54,6 +54,14 @@ def add_part_options(parser: argparse.ArgumentParser, *, vae: bool = True) -> No
     parser.add_argument("--vlm", default="tiny", metavar="tiny|DIR", help="the vision-language model")
     if vae:
         parser.add_argument("--vae", default="tiny", metavar="tiny|FILE|DIR", help="the autoencoder")
+        parser.add_argument(
+            "--lora",
+            nargs="+",
+            default=[],
+            type=Path,
+            metavar="FILE",
+            help="adapters (LoRA, LoKr, DoRA) of the generator, merged in this order",
+        )
 
 
 def size(text: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..shapes.evaluation.suites import OF_THE_MODEL, SUITES
 from .evaluate import add_suite_options, run
 from .inspect import millions
+from .options import positive
 
 if TYPE_CHECKING:
     # for annotations alone
@@ -46,6 +47,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     evaluate_options.set_defaults(run=evaluate)
     add_suite_options(evaluate_options, SUITES)
 
+    examples_options = verbs.add_parser(
+        "examples", help="draw captioned images in a style, to try out unifusion train"
+    )
+    examples_options.set_defaults(run=examples)
+    examples_options.add_argument("folder", type=Path, metavar="DIR")
+    examples_options.add_argument("--count", type=positive, default=60, metavar="N", help="default 60")
+
     results_options = verbs.add_parser("results", help="write the page of results from the reports of suites")
     results_options.set_defaults(run=results)
     results_options.add_argument(
@@ -56,6 +64,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print the tables of suites. Raises ConfigError for one that does not exist."""
     run(arguments.suite or list(OF_THE_MODEL), SUITES, arguments)
+
+
+def examples(arguments: argparse.Namespace) -> None:
+    """Write images with captions."""
+    from ..shapes.examples import write_examples
+
+    print(write_examples(arguments.folder, arguments.count))
 
 
 def results(arguments: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Runs a configuration. Raises ConfigError for one that cannot be run, or for a missing package."""
     try:
         from ..training.config import load_config, schema
-        from ..training.trainer import Interrupted
+        from ..training.trainer import InterruptedRunError
         from ..training.trainer import train as run
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -50,7 +50,7 @@ def train(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.set)
     try:
         run(config, resume=arguments.resume, overwrite=arguments.overwrite, prepare=arguments.prepare)
-    except Interrupted as stopped:
+    except InterruptedRunError as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(130)
 

@@ -55,6 +55,7 @@ def evaluate(
         "model": str(subject.model),
         "vlm": str(subject.vlm),
         "vae": str(subject.vae),
+        "lora": [str(each) for each in subject.lora],
         "samples": samples,
         "seed": seed,
         "version": __version__,

@@ -38,7 +38,9 @@ class Subject:
         vlm: str | Path = "tiny",
         vae: str | Path = "tiny",
         device: torch.device | str | None = None,
+        lora: Sequence[Path] = (),
     ) -> None:
+        self.lora = lora
         self.model, self.vlm, self.vae, self.device = model, vlm, vae, device or default_device()
 
     @cached_property
@@ -51,7 +53,7 @@ class Subject:
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        return Pipeline.load(self.model, self.vlm, self.vae, device=self.device)
+        return Pipeline.load(self.model, self.vlm, self.vae, device=self.device, lora=self.lora)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -42,8 +42,8 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
                 _flush(file)
     except OSError as error:
         raise TrainingError(
-            f"the checkpoint of step {step} cannot be written to {folder} ({error.strerror or error}): make room, then go on with "
-            "--resume from the last one"
+            f"the checkpoint of step {step} cannot be written to {folder} ({error.strerror or error}): make room, then go on "
+            "with --resume from the last one"
         ) from error
     _wait()
     if chief:

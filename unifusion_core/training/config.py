@@ -49,11 +49,11 @@ class SourceConfig(_Section):
     folder: Path | None = None
     """images, each with a caption file of the same name (.txt, or .json with "prompt")"""
     jsonl: Path | None = None
-    """one JSON object a line: {"prompt", "image"} or {"instruction", "input_images": [...], "output_image"}; paths are relative to
-    the file"""
+    """one JSON object a line: {"prompt", "image"} or {"instruction", "input_images": [...], "output_image"}; paths are relative
+    to the file"""
     webdataset: str | None = None
-    """tar shards, braces as in "shards-{0000..0099}.tar": KEY.jpg with KEY.txt or KEY.json; edits have KEY.src0.jpg, KEY.src1.jpg,
-    ..., KEY.tgt.jpg and KEY.json"""
+    """tar shards, braces as in "shards-{0000..0099}.tar": KEY.jpg with KEY.txt or KEY.json; edits have KEY.src0.jpg,
+    KEY.src1.jpg, ..., KEY.tgt.jpg and KEY.json"""
     dataset: Path | None = None
     """a local folder of Hugging Face datasets: an imagefolder with metadata.jsonl, or parquet files"""
     repeats: int = Field(1, ge=1)

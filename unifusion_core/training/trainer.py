@@ -12,7 +12,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .. import __version__, zoo
-from ..checkpoints.generator_file import GeneratorFile, save_generator
+from ..checkpoints.generator_file import save_generator
 from ..checkpoints.vae_file import load_vae
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..images import read_image_file
@@ -50,7 +50,7 @@ NOT_MUON = ("first.", "last.linear", "projector", "tmlp.0", "modulation")
 TIME_EDGES = (0.25, 0.5, 0.75)
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """The run was asked to stop, and has saved a checkpoint."""
 
 
@@ -68,7 +68,7 @@ def train(
     """Runs a configuration to its end. `prepare`: only fill the caches.
 
     Raises ConfigError or CheckpointError for what cannot be trained, TrainingError for a loss that is not finite or a full disk,
-    and Interrupted after Ctrl-C or SIGTERM.
+    and InterruptedRunError after Ctrl-C or SIGTERM.
     """
     _check_output(config, resume=resume, overwrite=overwrite)
     # without `cpu=True`, Accelerator does not join processes on CPUs
@@ -77,7 +77,7 @@ def train(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    run = Run(config, accelerator)
+    run = Run(config, accelerator, say)
     run.prepare_data()
     if not prepare:
         run.train(resume=resume)
@@ -86,8 +86,10 @@ def train(
 class Run:
     """The parts of a run."""
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
-        self.config, self.accelerator = config, accelerator
+    def __init__(
+        self, config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None] = print
+    ) -> None:
+        self.config, self.accelerator, self.say = config, accelerator, say
         self.chief = accelerator.is_main_process
         self.pipeline = build_pipeline(config, accelerator.device)
         self.model = self.pipeline.model
@@ -109,7 +111,7 @@ class Run:
         """Prints the scan and the sizes of the caches, then fills them."""
         lines = [*self.data.report.lines(), *self.data.describe_caches()]
         if self.chief:
-            print("\n".join(lines), flush=True)
+            self.say("\n".join(lines))
             write_report(self.config.output / "scan.json", self.data.report)
         self.data.fill_caches((self.accelerator.process_index, self.accelerator.num_processes))
         self.accelerator.wait_for_everyone()
@@ -117,70 +119,82 @@ class Run:
     def train(self, *, resume: bool) -> None:
         """The training loop."""
         config = self.config
-        objective: nn.Module = FlowMatching(self.model).train()
+        done = self._begin(resume=resume)
+        bar = tqdm(total=config.steps, initial=done, desc="train", mininterval=5, disable=not self.chief)
+        batches = self._steps(done)
+        for step in range(done, config.steps):
+            started = time.monotonic()
+            batch = next(batches)
+            waited = time.monotonic() - started
+            values = self._step(step, batch)
+            seconds = time.monotonic() - started
+            values["samples_per_second"] = self.samples_per_process * self.accelerator.num_processes / seconds
+            values["waiting_for_data"] = waited / seconds
+            self._log(step + 1, values)
+            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+            bar.update()
+            if self._after(step + 1):
+                bar.close()
+                raise InterruptedRunError(f"stopped after step {step + 1}: go on with --resume")
+        bar.close()
+        self._export()
+
+    def _begin(self, *, resume: bool) -> int:
+        """Everything before the first step. Returns the number of steps done."""
+        config = self.config
+        self.objective: Any = FlowMatching(self.model).train()
         self.pipeline.backbone.eval()
         if config.compile:
             for block in self.model.blocks:
                 block.compile()
         if config.shard:
-            shard(self.model, objective)
-        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        optimizer = build_optimizer(config, self.model)
-        average = {name: p.detach().clone() for name, p in trainable.items()} if config.ema else {}
-        done = 0
-        if resume:
-            done = self._load(trainable, average, optimizer)
-        wrapped = objective
+            shard(self.model, self.objective)
+        self.trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.optimizer = build_optimizer(config, self.model)
+        self.average = {name: p.detach().clone() for name, p in self.trainable.items()} if config.ema else {}
+        done = self._load() if resume else 0
         if self.accelerator.num_processes > 1 and not config.shard:
-            wrapped = self.accelerator.prepare_model(objective)
-        log = _Log(config.output) if self.chief else None
+            self.objective = self.accelerator.prepare_model(self.objective)
+        if self.chief:
+            self.writer = SummaryWriter(str(config.output / "log"))
         if config.samples and not done:
-            self._draw(trainable, average, 0)
+            self._draw(0)
         self._catch_signals()
-        bar = tqdm(total=config.steps, initial=done, desc="train", mininterval=5, disable=not self.chief)
-        waited, started = 0.0, time.monotonic()
-        batches = self._steps(done)
-        for step in range(done, config.steps):
-            before = time.monotonic()
-            batch = next(batches)
-            waited = time.monotonic() - before
-            factor = learning_rate_factor(step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor
-            loss, parts = self._accumulate(wrapped, batch)
-            norm = _norm(nn.utils.clip_grad_norm_(list(trainable.values()), config.clip))
-            if not math.isfinite(norm) or not math.isfinite(loss):
-                self._stop_at_nan(step, batch, loss, norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            if config.ema:
-                update_average(average, trainable, min(config.ema, (step + 1) / (step + 10)))
-            bar.update()
-            if log is not None:
-                seconds = time.monotonic() - started
-                count = self.samples_per_process * self.accelerator.num_processes
-                values = {
-                    "loss": loss,
-                    "learning_rate": optimizer.param_groups[0]["lr"],
-                    "gradient_norm": norm,
-                    "samples_per_second": count / seconds,
-                    "waiting_for_data": waited / seconds,
-                    **parts,
-                }
-                log.write(step + 1, values)
-                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            started = time.monotonic()
-            finished, stop = step + 1 == config.steps, self._asked_to_stop()
-            if (step + 1) % config.save_every == 0 or finished or stop:
-                self._validate(wrapped, log, step + 1)
-                self._save(step + 1, trainable, average, optimizer)
-            if config.samples and config.sample_every and ((step + 1) % config.sample_every == 0 or finished):
-                self._draw(trainable, average, step + 1)
-            if stop and not finished:
-                raise Interrupted(f"stopped after step {step + 1}: go on with --resume")
-            started += time.monotonic() - started if (step + 1) % config.save_every == 0 else 0
-        bar.close()
-        self._export(trainable, average)
+        return done
+
+    def _step(self, step: int, batch: _Passes) -> dict[str, float]:
+        """One step of the optimiser. Returns what is logged."""
+        factor = learning_rate_factor(step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        loss, parts = self._accumulate(batch)
+        norm = float(_whole(nn.utils.clip_grad_norm_(list(self.trainable.values()), self.config.clip)))
+        if not math.isfinite(norm) or not math.isfinite(loss):
+            self._stop_at_nan(step, batch, loss, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        update_average(self.average, self.trainable, min(self.config.ema, (step + 1) / (step + 10)))
+        rate = self.optimizer.param_groups[0]["lr"]
+        return {"loss": loss, "learning_rate": rate, "gradient_norm": norm, **parts}
+
+    def _after(self, step: int) -> bool:
+        """Validation, checkpoint and samples, if it is time for them. Returns whether the run was asked to stop."""
+        config, finished, stop = self.config, step == self.config.steps, self._asked_to_stop()
+        if step % config.save_every == 0 or finished or stop:
+            self._validate(step)
+            self._save(step)
+        if config.samples and (finished or (config.sample_every and step % config.sample_every == 0)):
+            self._draw(step)
+        return stop and not finished
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        """A line in metrics.jsonl, and TensorBoard's log."""
+        if not self.chief:
+            return
+        with (self.config.output / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
 
     # One step ------------------------------------------------------------------------------------
 
@@ -203,7 +217,7 @@ class Run:
                 passes=passes_of(samples, self.config.batch_size), names=[each.name for each in samples]
             )
 
-    def _accumulate(self, objective: nn.Module, batch: _Passes) -> tuple[float, dict[str, float]]:
+    def _accumulate(self, batch: _Passes) -> tuple[float, dict[str, float]]:
         """Adds up the gradients of a step. Returns the mean loss of all samples of all processes, and its parts by time."""
         processes = self.accelerator.num_processes
         passes = [*batch.passes]
@@ -215,10 +229,10 @@ class Run:
         losses, times = [], []
         for index, (samples, weight) in enumerate(zip(passes, weights, strict=True)):
             last = index == number - 1
-            with self._without_exchange(objective) if not last else nullcontext():
+            with nullcontext() if last else self._without_exchange():
                 flow = self.flow_batch(samples)
                 with self.accelerator.autocast():
-                    each = objective(flow)
+                    each = self.objective(flow)
                 # gradients are averaged over the processes
                 self.accelerator.backward(weight * each.sum() * processes / total)
             if weight:
@@ -248,10 +262,11 @@ class Run:
         assert sample.pixels is not None
         return self.data.encode(sample.pixels[None])[0]
 
-    def _without_exchange(self, objective: nn.Module) -> Any:
+    def _without_exchange(self) -> Any:
+        """A context in which gradients are added up without being exchanged."""
         if self.config.shard:
-            return _without_shard_exchange(objective)
-        return self.accelerator.no_sync(objective)
+            return _without_shard_exchange(self.objective)
+        return self.accelerator.no_sync(self.objective)
 
     def _sum_or_max(self, value: Tensor, *, largest: bool = False) -> Tensor:
         if self.accelerator.num_processes > 1:
@@ -271,7 +286,7 @@ class Run:
     # Between steps -------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _validate(self, objective: nn.Module, log: _Log | None, step: int) -> None:
+    def _validate(self, step: int) -> None:
         """The loss of the held-back samples; each process computes its share."""
         samples = self.data.validation_samples()
         if not samples:
@@ -284,29 +299,18 @@ class Run:
         value = float(total[0] / total[1])
         if self.best is None or value < self.best[0]:
             self.best = (value, step)
-        if log is not None:
-            log.write(step, {"validation_loss": value})
+        self._log(step, {"validation_loss": value})
 
-    def _save(
-        self,
-        step: int,
-        trainable: dict[str, nn.Parameter],
-        average: dict[str, Tensor],
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
-        tensors = run_tensors(trainable, average, optimizer)
+    def _save(self, step: int) -> None:
+        tensors = run_tensors(self.trainable, self.average, self.optimizer)
         state = {"config": self._identity(), "best": self.best, "version": __version__}
         save_checkpoint(self.folder, step, tensors, state)
         if self.chief:
             remove_old(self.folder, self.config.keep, self.best[1] if self.best else None)
 
-    def _load(
-        self,
-        trainable: dict[str, nn.Parameter],
-        average: dict[str, Tensor],
-        optimizer: torch.optim.Optimizer,
-    ) -> int:
-        start_optimizer(optimizer)
+    def _load(self) -> int:
+        """Loads the last checkpoint. Returns its step."""
+        start_optimizer(self.optimizer)
         found = checkpoints(self.folder)
         if not found:
             raise CheckpointError(f"there is no checkpoint in {self.folder}: start without --resume")
@@ -324,7 +328,7 @@ class Run:
                 )
             self.best = tuple(state["best"]) if state["best"] else None
 
-        return load_checkpoint(found[-1], run_tensors(trainable, average, optimizer), check)
+        return load_checkpoint(found[-1], run_tensors(self.trainable, self.average, self.optimizer), check)
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal to go on: another value would be another run."""
@@ -351,10 +355,10 @@ class Run:
             "samples found": [len(each) for each in self.data.entries],
         }
 
-    def _draw(self, trainable: dict[str, nn.Parameter], average: dict[str, Tensor], step: int) -> None:
+    def _draw(self, step: int) -> None:
         """The sample sheet, drawn by the product's own pipeline with the averaged weights."""
         if self.chief:
-            with averaged(trainable, average):
+            with averaged(self.trainable, self.average):
                 images = [
                     self.pipeline(
                         each.prompt,
@@ -367,10 +371,10 @@ class Run:
             write_sheet(self.config.output / "samples", step, self.config.samples, images)
         self.accelerator.wait_for_everyone()
 
-    def _export(self, trainable: dict[str, nn.Parameter], average: dict[str, Tensor]) -> None:
-        """The finished file; Raises nothing for a LoRA without effect, but says so."""
-        with averaged(trainable, average):
-            weights = {name: _whole(p.detach()) for name, p in trainable.items()}
+    def _export(self) -> None:
+        """The finished file. Warns of adapters without effect."""
+        with averaged(self.trainable, self.average):
+            weights = {name: _whole(p.detach()) for name, p in self.trainable.items()}
             whole = {k: _whole(v) for k, v in self.model.state_dict().items()} if self.config.shard else None
             if not self.chief:
                 return
@@ -393,7 +397,7 @@ class Run:
                 save_generator(
                     self.model, path, record, dtype=torch.float32, spec=self.pipeline.spec, weights=whole
                 )
-            print(path, flush=True)
+            self.say(str(path))
 
     # Stopping ------------------------------------------------------------------------------------
 
@@ -588,21 +592,6 @@ class _Positions(Dataset):
         return self.data.sample(self.positions[index])
 
 
-class _Log:
-    """metrics.jsonl, one line for each step, and TensorBoard's log."""
-
-    def __init__(self, output: Path) -> None:
-        output.mkdir(parents=True, exist_ok=True)
-        self.path = output / "metrics.jsonl"
-        self.writer = SummaryWriter(str(output / "log"))
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-
-
 def _check_output(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
     """Raises CheckpointError if the output has a run and neither --resume nor --overwrite says what to do with it."""
     final = config.output / "final.safetensors"
@@ -611,10 +600,6 @@ def _check_output(config: TrainConfig, *, resume: bool, overwrite: bool) -> None
         raise CheckpointError(
             f"{config.output} has an earlier run: go on with --resume, replace it with --overwrite, or choose another output"
         )
-
-
-def _norm(value: Tensor) -> float:
-    return float(_whole(value))
 
 
 def _whole(value: Tensor) -> Tensor:

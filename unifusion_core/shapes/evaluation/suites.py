@@ -16,8 +16,9 @@ OF_THE_MODEL = {
     "layers": "shapes.evaluation.layers:evaluate_layers",
 }
 
-# the others compare training runs, which must exist
+# the others are about training runs, which must exist
 SUITES = OF_THE_MODEL | {
+    "style": "shapes.evaluation.style:evaluate_style",
     "designs": "shapes.evaluation.designs:evaluate_designs",
     "edit-training": "shapes.evaluation.designs:evaluate_edit_training",
     "picture-designs": "shapes.evaluation.designs:evaluate_picture_designs",

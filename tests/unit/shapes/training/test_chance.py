@@ -80,9 +80,7 @@ def new_generator() -> Task:
 
 
 def new_vlm() -> Task:
-    return vlm.VLMTask(
-        seed=1, batch_size=1, mix={"rewrite": 1.0}, start=BUILT_IN.vlm, tokenizer=BUILT_IN.vlm
-    )
+    return vlm.VLMTask(seed=1, batch_size=1, mix={"rewrite": 1.0}, start=BUILT_IN.vlm, tokenizer=BUILT_IN.vlm)
 
 
 @pytest.mark.parametrize(
