@@ -34,7 +34,11 @@ def add_adapters(model: UniFusion, config: AdapterConfig, seed: int) -> None:
     model.requires_grad_(False)
     pattern = "|".join(TARGETS[target] for target in config.targets)
     if config.type == "lokr":
-        peft_config = LoKrConfig(r=config.rank, alpha=config.alpha, target_modules=f"({pattern})")
+        peft_config = LoKrConfig(
+            r=config.rank,
+            alpha=config.alpha,  # pyright: ignore[reportArgumentType]  (peft takes floats)
+            target_modules=f"({pattern})",
+        )
     else:
         peft_config = LoraConfig(
             r=config.rank,

@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from ..errors import CheckpointError, TrainingError
 
@@ -35,14 +38,16 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     _wait()
     try:
         writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
-        dcp.save(_with_axes(tensors), storage_writer=writer, no_dist=not together)
+        with _without_warning():
+            save(_with_axes(tensors), storage_writer=writer, no_dist=not together)
         if chief:
             (part / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
             for file in part.iterdir():
                 _flush(file)
-    except OSError as error:
+    except (OSError, CheckpointException) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
         raise TrainingError(
-            f"the checkpoint of step {step} cannot be written to {folder} ({error.strerror or error}): make room, then go on "
+            f"the checkpoint of step {step} cannot be written to {folder} ({reason}): make room, then go on "
             "with --resume from the last one"
         ) from error
     _wait()
@@ -70,11 +75,11 @@ def load_checkpoint(
     read(state)
     target = _with_axes(tensors)
     try:
-        dcp.load(
-            target, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not dist.is_initialized()
-        )
-    except Exception as error:
-        # torch raises its own type, with the reason of each process as text
+        with _without_warning():
+            reader = HuggingFaceStorageReader(str(folder))
+            load(target, storage_reader=reader, no_dist=not dist.is_initialized())
+    except CheckpointException as error:
+        # its text has the reason of each process
         reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(
             f"{folder} is damaged or belongs to another configuration ({reason}): remove it to go on from an earlier checkpoint"
@@ -92,6 +97,14 @@ def remove_old(folder: Path, keep: int, best: int | None) -> None:
     for each in checkpoints(folder)[:-keep]:
         if int(each.name.removeprefix(_PREFIX)) != best:
             shutil.rmtree(each)
+
+
+@contextmanager
+def _without_warning() -> Iterator[None]:
+    """torch warns of a single process, which is nothing unusual here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def _with_axes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -112,10 +125,3 @@ def _flush(path: Path) -> None:
     """Makes sure that a file is on the disk before its folder gets its name."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def replace_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    """Copies values by name."""
-    with torch.no_grad():
-        for name, value in target.items():
-            value.copy_(source[name])

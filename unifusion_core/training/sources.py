@@ -159,13 +159,14 @@ class DatasetSource(Source):
     def __init__(self, place: str) -> None:
         # takes seconds to import
         import datasets  # noqa: PLC0415
+        from datasets.exceptions import DatasetsError  # noqa: PLC0415
 
         if not Path(place).is_dir():
             raise ConfigError(f"there is no folder {place}: check the path under data.")
         datasets.disable_progress_bars()
         try:
             loaded = datasets.load_dataset(place, split="train")
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except (OSError, ValueError, DatasetsError) as error:
             raise ConfigError(f"{place} cannot be read as a dataset: {error}") from error
         images = [name for name, kind in loaded.features.items() if isinstance(kind, datasets.Image)]
         for name in images:

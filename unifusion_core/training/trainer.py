@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -63,9 +62,14 @@ class _Passes:
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, overwrite: bool = False, prepare: bool = False
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    prepare: bool = False,
+    say: Callable[[str], None] = print,
 ) -> None:
-    """Runs a configuration to its end. `prepare`: only fill the caches.
+    """Runs a configuration to its end. `prepare`: only fill the caches. `say` prints lines for the user.
 
     Raises ConfigError or CheckpointError for what cannot be trained, TrainingError for a loss that is not finite or a full disk,
     and InterruptedRunError after Ctrl-C or SIGTERM.
@@ -292,7 +296,9 @@ class Run:
         if not samples:
             return
         mine = samples[self.accelerator.process_index :: self.accelerator.num_processes] or samples[:1]
-        losses = [objective(self.flow_batch(each)).sum() for each in passes_of(mine, self.config.batch_size)]
+        losses = [
+            self.objective(self.flow_batch(each)).sum() for each in passes_of(mine, self.config.batch_size)
+        ]
         total = self._sum_or_max(
             torch.stack([torch.stack(losses).sum().cpu(), torch.tensor(float(len(mine)))])
         )

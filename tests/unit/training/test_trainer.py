@@ -1,0 +1,278 @@
+"""`unifusion train` on the embedded model: adapters, full training, resume, several processes, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from unifusion_core.checkpoints.adapter_file import merge_adapters
+from unifusion_core.checkpoints.generator_file import load_generator
+from unifusion_core.errors import CheckpointError, ConfigError, TrainingError
+from unifusion_core.pipeline import Pipeline
+from unifusion_core.shapes.examples import write_examples
+from unifusion_core.training.adapters import TARGETS, add_adapters
+from unifusion_core.training.config import AdapterConfig, TrainConfig, load_config
+from unifusion_core.training.trainer import Run, train
+from unifusion_core.zoo.tiny import BUILT_IN
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_examples(tmp_path_factory.mktemp("data") / "pictures", 12)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def config(tmp_path: Path, pictures: Path, cache: Path) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "output": tmp_path / "run",
+            "data": [{"folder": pictures}],
+            "lora": {"rank": 2, "alpha": 4},
+            "steps": 6,
+            "batch_size": 2,
+            "gradient_accumulation": 2,
+            "learning_rate": 1e-3,
+            "rewrite": {"share": 0.5},
+            "validation": 0.2,
+            "save_every": 2,
+            "keep": 10,
+            "ema": 0.9,
+            "cache": {"folder": cache},
+        }
+    )
+
+
+def changed(config: TrainConfig, **values: Any) -> TrainConfig:
+    return TrainConfig.model_validate(config.model_dump() | values)
+
+
+def lines(config: TrainConfig) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_lora_is_trained_logged_and_merged(config: TrainConfig) -> None:
+    said: list[str] = []
+    train(config, say=said.append)
+
+    assert "12 samples can be used, 0 are refused" in said[0]
+    steps = [each for each in lines(config) if "loss" in each]
+    assert [each["step"] for each in steps] == list(range(1, 7))
+    assert {"learning_rate", "samples_per_second", "gradient_norm", "waiting_for_data"} <= steps[0].keys()
+    assert [each["step"] for each in lines(config) if "validation_loss" in each] == [2, 4, 6]
+    model, _ = load_generator(BUILT_IN.generator)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    count = merge_adapters(model, config.output / "final.safetensors")
+    moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert len(moved) == count == 80, "every target has learned something"
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
+def test_the_merged_file_draws_what_the_adapters_draw(config: TrainConfig, kind: str) -> None:
+    own = changed(config, lora={"type": kind, "rank": 2, "alpha": 4}, steps=2, learning_rate=0.01, ema=0)
+    from accelerate import Accelerator
+
+    run = Run(own, Accelerator(cpu=True), say=lambda _: None)
+    run.prepare_data()
+    run.train(resume=False)
+    prompt, settings = "a big red circle on a white background", {"rewrite": False, "steps": 2}
+
+    with_adapters = run.pipeline(prompt, **settings)
+    merged = Pipeline.load(lora=[own.output / "final.safetensors"])(prompt, **settings)
+    plain = Pipeline.load()(prompt, **settings)
+
+    def difference(one: Any, other: Any) -> float:
+        first, second = (
+            torch.frombuffer(bytearray(each.tobytes()), dtype=torch.uint8) for each in (one, other)
+        )
+        return float((first.float() - second.float()).abs().max())
+
+    assert difference(with_adapters, merged) <= 1
+    assert difference(plain, merged) > 5
+
+
+def test_every_target_names_layers_and_starts_without_effect() -> None:
+    for target in TARGETS:
+        model, _ = load_generator(BUILT_IN.generator)
+        add_adapters(model, AdapterConfig(targets=[target], rank=1), seed=0)
+        trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+        assert len(trainable) > 10
+        assert all("lora_" in name for name in trainable)
+
+
+def test_full_training_writes_a_generator_with_its_record(config: TrainConfig) -> None:
+    own = changed(config, mode="full", steps=2, samples=[{"prompt": "a red circle", "seed": 3}])
+    train(own, say=lambda _: None)
+
+    model, record = load_generator(own.output / "final.safetensors")
+    before, _ = load_generator(BUILT_IN.generator)
+    same = [torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True)]
+    assert not any(same)
+    assert record["mode"] == "full"
+    assert record["config"]["steps"] == 2
+    assert (own.output / "samples" / "step-0000000.png").is_file()
+    assert (own.output / "samples" / "step-0000002" / "00.png").is_file()
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_a_resumed_run_ends_in_the_same_weights(config: TrainConfig, mode: str, tmp_path: Path) -> None:
+    whole = changed(config, mode=mode)
+    train(whole, say=lambda _: None)
+    parts = changed(whole, output=tmp_path / "parts", steps=4)
+    train(parts, say=lambda _: None)
+    (parts.output / "final.safetensors").unlink()
+
+    train(changed(parts, steps=6), resume=True, say=lambda _: None)
+
+    one, other = (load_file(each.output / "final.safetensors") for each in (whole, parts))
+    assert one.keys() == other.keys()
+    # the file's own JSON has the number of steps and the folder
+    assert [name for name in one if name != "unifusion" and not torch.equal(one[name], other[name])] == []
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(config: TrainConfig, tmp_path: Path) -> None:
+    train(config, say=lambda _: None)
+    killed = changed(config, output=tmp_path / "killed")
+    path = tmp_path / "killed.yaml"
+    path.write_text(yaml.safe_dump(json.loads(killed.model_dump_json())))
+    command = [sys.executable, "-m", "unifusion_core", "train", str(path)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    while not list((killed.output / "checkpoints").glob("step-*4")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+
+    one, other = (load_file(each.output / "final.safetensors") for each in (config, killed))
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: TrainConfig, tmp_path: Path) -> None:
+    own = changed(config, steps=500, save_every=500)
+    path = tmp_path / "long.yaml"
+    path.write_text(yaml.safe_dump(json.loads(own.model_dump_json())))
+    command = [sys.executable, "-m", "unifusion_core", "train", str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (own.output / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.terminate()
+    _, error = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "go on with --resume" in error
+    assert len(list((own.output / "checkpoints").glob("step-*"))) == 1
+
+
+@pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp2"])
+def test_two_processes_train_as_one(config: TrainConfig, tmp_path: Path, shard: bool) -> None:
+    # both processes start from a full cache
+    alone = changed(config, mode="full" if shard else "lora", ema=0.9, learning_rate=1e-4)
+    train(alone, say=lambda _: None)
+    together = changed(alone, output=tmp_path / "together", gradient_accumulation=1, shard=shard)
+    path = tmp_path / "together.yaml"
+    path.write_text(yaml.safe_dump(json.loads(together.model_dump_json())))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*torchrun, "-m", "unifusion_core", "train", str(path)]
+    subprocess.run(command, check=True, env=environment, timeout=300, capture_output=True)
+
+    for one, two in zip(lines(alone), lines(together), strict=True):
+        for name in ("loss", "validation_loss"):
+            if name in one:
+                assert one[name] == pytest.approx(two[name], rel=1e-5)
+    # saved by two, resumed by one
+    later = changed(together, gradient_accumulation=2, shard=False, steps=7)
+    train(later, resume=True, say=lambda _: None)
+    train(changed(alone, steps=7), resume=True, say=lambda _: None)
+    assert lines(later)[-2]["loss"] == pytest.approx(lines(alone)[-2]["loss"], rel=1e-4)
+
+
+def test_an_earlier_run_is_neither_overwritten_nor_mixed_up(config: TrainConfig) -> None:
+    train(changed(config, steps=2), say=lambda _: None)
+
+    with pytest.raises(CheckpointError, match="go on with --resume, replace it with --overwrite"):
+        train(config)
+    with pytest.raises(CheckpointError, match="made with another seed"):
+        train(changed(config, seed=5), resume=True)
+    with pytest.raises(ConfigError, match="more steps than steps = 1"):
+        train(changed(config, steps=1), resume=True)
+
+
+def test_nothing_to_resume_is_said(config: TrainConfig) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*: start without --resume"):
+        train(config, resume=True)
+
+
+def test_a_damaged_checkpoint_is_named(config: TrainConfig) -> None:
+    train(changed(config, steps=2), say=lambda _: None)
+    (shard,) = (config.output / "checkpoints" / "step-0000002").glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:1000])
+
+    with pytest.raises(CheckpointError, match=r"step-0000002 is damaged .* earlier checkpoint"):
+        train(config, resume=True)
+
+
+def test_a_loss_that_is_not_finite_names_its_samples(config: TrainConfig) -> None:
+    with pytest.raises(TrainingError, match=r"the loss is nan|the loss is inf|the gradient"):
+        train(changed(config, mode="full", learning_rate=1e12, clip=1e12), say=lambda _: None)
+
+    (report,) = config.output.glob("not-finite-*.json")
+    assert len(json.loads(report.read_text())["samples"]) == 4
+
+
+def test_unknown_keys_are_answered_with_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("output: x\nsteps: 3\nlearnin_rate: 1\nlora: {rnk: 2}\ndata: [{folder: a, wieght: 1}]\n")
+
+    with pytest.raises(ConfigError) as refused:
+        load_config(path)
+
+    for near in ("learning_rate", "rank", "weight"):
+        assert f'did you mean "{near}"?' in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps: 3\nsteps: 4\n", 'the key "steps" stands twice'),
+        ("output: x\nsteps: 0\ndata: [{folder: a}]\n", "steps is 0"),
+        ("output: x\nsteps: 1\ndata: [{folder: a, jsonl: b}]\n", "give one of folder, jsonl"),
+        ("output: x\nsteps: 1\ndata: []\n", "data is"),
+        ("output: x\nsteps: 1\nversion: 9\ndata: [{folder: a}]\n", "version is 9"),
+        ("output: x\nsteps: 1\ndata: [{folder: a}]\nmode: scratch\n", "go together"),
+        ("output: x\nsteps: 1\ndata: [{folder: a}]\nresolution: [100]\n", "multiples of 16"),
+        ("- 1\n", "has no keys"),
+        ("a: [\n", "is not YAML"),
+    ],
+)
+def test_configurations_that_cannot_be_run_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError, match=words):
+        load_config(path)
+
+
+def test_values_on_the_command_line_win(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("output: x\nsteps: 3\nlearning_rate: 3e-4\ndata: [{folder: a}]\n")
+
+    loaded = load_config(path, ["steps=7", "lora.rank=2", "lora.targets=[dit.mlp]"])
+
+    assert (loaded.steps, loaded.lora.rank, loaded.lora.targets) == (7, 2, ["dit.mlp"])
+    assert loaded.learning_rate == pytest.approx(3e-4)
