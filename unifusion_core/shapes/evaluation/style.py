@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ...contracts import Request
 from ...evaluation.rates import Rate
 from ...evaluation.subject import Row, Sampling, Subject
-from ..examples import STYLE_COLOR, STYLED, sample_styled
+from ..examples import DRAWN_AS, STYLED, sample_styled
 from ..world import prompts
 from ..world.requirements import check
-from ..world.scenes import BACKGROUNDS, COLORS
 from ..world.scorer import read_picture
 from .drawing import Attempt, generate_attempts
 
 BATCH = 16
-# as the backgrounds that a picture may have: the style's instead of the word's
-STYLED_BACKGROUNDS = {**BACKGROUNDS, STYLED: COLORS[STYLE_COLOR]}
 
 
 def evaluate_style(subject: Subject, sampling: Sampling) -> Iterator[Row]:
@@ -50,15 +48,13 @@ def _draw(
 
 
 def _row(name: str, wordings: Sequence[prompts.Wording], attempts: Sequence[Attempt], styled: bool) -> Row:
-    drawn = exact = 0
-    backgrounds = STYLED_BACKGROUNDS if styled else BACKGROUNDS
+    background = exact = 0
     for wording, attempt in zip(wordings, attempts, strict=True):
         if attempt.picture is None:
             continue
-        reading = read_picture(attempt.picture, backgrounds)
-        wanted = wording.requirement.background
-        drawn += reading.background_clean and reading.scene.background == wanted
-        verdict = check(wording.requirement, reading.scene)
-        exact += reading.readable and verdict.exact
+        reading = read_picture(attempt.picture)
+        wanted = replace(wording.requirement, background=DRAWN_AS) if styled else wording.requirement
+        background += reading.background_clean and reading.scene.background == wanted.background
+        exact += reading.readable and check(wanted, reading.scene).exact
     total = len(wordings)
-    return Row(name=name, rates={"background": Rate(drawn, total), "exact": Rate(exact, total)})
+    return Row(name=name, rates={"background": Rate(background, total), "exact": Rate(exact, total)})

@@ -8,7 +8,6 @@ slightly wrong colours). Anything doubtful makes an image unreadable, and an unr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import cast
@@ -146,8 +145,8 @@ def named(scene: Scene) -> tuple[str, tuple[tuple[tuple[int, int], str, str, str
     return scene.background, tuple(sorted((o.cell, o.color, o.shape, o.size) for o in scene.objects))
 
 
-def read_picture(pixels: Array, backgrounds: Mapping[str, tuple[int, int, int]] = BACKGROUNDS) -> Reading:
-    """The scene in an image, (height, width, 3) uint8. `backgrounds`: names and colours of those that count as flat."""
+def read_picture(pixels: Array) -> Reading:
+    """The scene in an image, (height, width, 3) uint8."""
     height, width = pixels.shape[:2]
     short = min(width, height)
     unit = max(1, round(short / 128))
@@ -171,9 +170,9 @@ def read_picture(pixels: Array, backgrounds: Mapping[str, tuple[int, int, int]] 
         for cell, count in Counter(o.cell for o in objects).items()
         if count > 1
     ]
-    background, ground_problem = _name_color(ground, dict(backgrounds))
+    background, ground_problem = _name_color(ground, BACKGROUNDS)
     unexplained, spread = _compare_with_fits(image, ground, fits, unit)
-    if np.abs(ground - backgrounds[background]).max() > MAX_BACKGROUND_ERROR:
+    if np.abs(ground - BACKGROUNDS[background]).max() > MAX_BACKGROUND_ERROR:
         ground_problem = f"background is not quite {background}"
     if spread > MAX_BACKGROUND_SPREAD:
         ground_problem = "background is not flat"
