@@ -28,6 +28,7 @@ PAGES = [
         "workflows/krea_2.md",
         "unifusion_core/ARCHITECTURE.md",
         "unifusion_core/shapes/README.md",
+        "unifusion_core/training/README.md",
     )
 ]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -23,6 +23,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--prepare", action="store_true", help="scan the data and fill the caches, train nothing"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print what would be trained, train nothing"
+    )
+    # of the recipes that this command ran once
+    parser.add_argument("--out", help=argparse.SUPPRESS)
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of the configuration")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the configuration, e.g. lora.rank=8"
@@ -33,6 +38,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Runs a configuration. Raises ConfigError for one that cannot be run, or for a missing package."""
     try:
         from ..training.config import load_config, schema
+        from ..training.dry_run import dry_run
         from ..training.trainer import InterruptedRunError
         from ..training.trainer import train as run
     except ModuleNotFoundError as error:
@@ -47,7 +53,12 @@ def train(arguments: argparse.Namespace) -> None:
             "give a configuration: unifusion train CONFIG.yaml (training/README.md has an example)"
         )
     _refuse_recipe_name(arguments.config)
+    if arguments.out is not None:
+        raise ConfigError("--out belongs to unifusion shapes train; here it is a key: --set output=DIR")
     config = load_config(arguments.config, arguments.set)
+    if arguments.dry_run:
+        dry_run(config)
+        return
     try:
         run(config, resume=arguments.resume, overwrite=arguments.overwrite, prepare=arguments.prepare)
     except InterruptedRunError as stopped:

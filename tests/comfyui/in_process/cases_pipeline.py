@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,15 @@ from the_pack.nodes.load_vlm import UniFusionVLMLoader
 from the_pack.nodes.pool import UniFusionLAPPool
 from the_pack.nodes.rewrite import UniFusionVerifiRewrite
 from the_pack.nodes.sample import UniFusionSampler
+from the_pack.unifusion_core.checkpoints.generator_file import load_generator
 from the_pack.unifusion_core.pipeline import Pipeline
+from the_pack.unifusion_core.training.adapters import add_adapters, save_adapters
+from the_pack.unifusion_core.training.config import AdapterConfig
 from the_pack.unifusion_core.zoo.tiny import BUILT_IN, TINY
 from torch import Tensor
 
 from .case import PARITY, case
-from .small_unifusion import stock
+from .small_unifusion import FOLDER, stock
 
 STEPS, SEED, MAX_TILES = 5, 7, 10
 CFG = TINY.default_sampling.cfg
@@ -76,9 +80,13 @@ def _rewritten(prompt: str, pictures: dict[str, Tensor], locked_text: str = "") 
     ).args[0]
 
 
-def _by_nodes(features: Any, image_only: Any = None, image_cfg: float = 1.0) -> Tensor:
-    """The decoded image, H W C in 0..1."""
+def _by_nodes(
+    features: Any, image_only: Any = None, image_cfg: float = 1.0, lora: str | None = None
+) -> Tensor:
+    """The decoded image, H W C in 0..1. `lora`: a file for stock LoraLoader."""
     model, _, vae = _loaded()
+    if lora is not None:
+        (model,) = stock.LoraLoaderModelOnly().load_lora_model_only(model, lora, 1.0)
 
     def pooled(each: Any) -> Any:
         return UniFusionLAPPool.execute(model, each).args[0]
@@ -98,10 +106,10 @@ def _by_nodes(features: Any, image_only: Any = None, image_cfg: float = 1.0) -> 
     return stock.VAEDecode().decode(vae, latent)[0][0]
 
 
-def _against_pipeline(given: Tensor, **arguments: Any) -> dict[str, float]:
+def _against_pipeline(given: Tensor, pipeline: Pipeline | None = None, **arguments: Any) -> dict[str, float]:
     """The nodes' image against `Pipeline`'s, in levels of 255. The pipeline's is rounded to whole levels."""
     arguments = {"prompt": PROMPT, "seed": SEED, "steps": STEPS, "size": (WIDTH, HEIGHT)} | arguments
-    expected = torch.from_numpy(np.asarray(_pipeline()(**arguments)).astype(np.float32))
+    expected = torch.from_numpy(np.asarray((pipeline or _pipeline())(**arguments)).astype(np.float32))
     assert given.shape == expected.shape, (given.shape, expected.shape)
     return {"levels": float((given * 255 - expected).abs().max()), "contrast": float(expected.std())}
 
@@ -142,3 +150,52 @@ def edit_guided_apart_by_pipeline_and_nodes() -> dict[str, float]:
     pictures = {"picture_1": _tensor(image)}
     given = _by_nodes(_rewritten(prompt, pictures), _encoded("", pictures), image_cfg=1.5)
     return _against_pipeline(given, prompt=prompt, images=[image], size=None, image_cfg=1.5)
+
+
+# Adapters -------------------------------------------------------------------------------------------
+
+
+def _adapter_file(kind: Any) -> Path:
+    """Adapters as the trainer writes them, with random weights in place of trained ones."""
+    config = AdapterConfig(type=kind, rank=4, alpha=6)
+    model, _ = load_generator(BUILT_IN.generator)
+    add_adapters(model, config, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, value in weights.items():
+            # a magnitude is a norm, which stays near what it is
+            size = 0.02 if "magnitude" in name else 0.05
+            value.add_(size * torch.randn(value.shape, generator=generator))
+    path = FOLDER / "models" / "loras" / f"trained-{kind}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_adapters(path, model, config, weights, {})
+    return path
+
+
+def _adapter_by_pipeline_and_nodes(kind: Any) -> dict[str, float]:
+    path = _adapter_file(kind)
+    features = _encoded(PROMPT, {})
+    plain, changed = _by_nodes(features), _by_nodes(features, lora=path.name)
+    found = _against_pipeline(changed, Pipeline.load(lora=[path]), rewrite=False)
+    return found | {"changed": float((changed - plain).abs().max())}
+
+
+def _same_changed_image(found: dict[str, float]) -> None:
+    _same_image(found)
+    assert found["changed"] > 0.05
+
+
+@case(check=_same_changed_image)
+def trained_lora_by_pipeline_and_lora_loader() -> dict[str, float]:
+    return _adapter_by_pipeline_and_nodes("lora")
+
+
+@case(check=_same_changed_image)
+def trained_dora_by_pipeline_and_lora_loader() -> dict[str, float]:
+    return _adapter_by_pipeline_and_nodes("dora")
+
+
+@case(check=_same_changed_image)
+def trained_lokr_by_pipeline_and_lora_loader() -> dict[str, float]:
+    return _adapter_by_pipeline_and_nodes("lokr")
