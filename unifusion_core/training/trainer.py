@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 # names of parameters that Muon leaves to AdamW: first and last layers, embeddings and vectors
 NOT_MUON = ("first.", "last.linear", "projector", "tmlp.0", "modulation")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # edges of the buckets in which the loss is logged by time
 TIME_EDGES = (0.25, 0.5, 0.75)
 
@@ -75,6 +76,8 @@ def train(
     and InterruptedRunError after Ctrl-C or SIGTERM.
     """
     _check_output(config, resume=resume, overwrite=overwrite)
+    if config.precision == "fp16" and not torch.accelerator.is_available():
+        raise ConfigError("precision fp16 needs a GPU, and there is none here: use fp32 or bf16")
     # without `cpu=True`, Accelerator does not join processes on CPUs
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
@@ -172,10 +175,19 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         loss, parts = self._accumulate(batch)
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            # of fp16, whose small gradients would vanish without a factor
+            scaler.unscale_(self.optimizer)
         norm = float(_whole(nn.utils.clip_grad_norm_(list(self.trainable.values()), self.config.clip)))
-        if not math.isfinite(norm) or not math.isfinite(loss):
+        # a factor that is too large for one step is lowered by the scaler, which then leaves the step out
+        if not math.isfinite(loss) or (scaler is None and not math.isfinite(norm)):
             self._stop_at_nan(step, batch, loss, norm)
-        self.optimizer.step()
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
         self.optimizer.zero_grad()
         update_average(self.average, self.trainable, min(self.config.ema, (step + 1) / (step + 10)))
         rate = self.optimizer.param_groups[0]["lr"]
@@ -428,7 +440,9 @@ class Run:
 def build_pipeline(config: TrainConfig, device: torch.device) -> Pipeline:
     """The pipeline whose generator is trained. Raises ConfigError for an unknown preset, otherwise as `Pipeline.load`."""
     if isinstance(config.model, str):
-        return Pipeline.load(config.model, config.vlm, config.vae, device=device, dtype=torch.float32)
+        # frozen weights in the type of the computation; trained ones keep 32 bits, so that small steps are not rounded away
+        dtype = DTYPES[config.precision] if config.mode == "lora" else torch.float32
+        return Pipeline.load(config.model, config.vlm, config.vae, device=device, dtype=dtype)
     name = config.model["scratch"]
     spec = next((each for each in zoo.specs() if each.name == name), None)
     if spec is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -145,21 +146,53 @@ def test_a_resumed_run_ends_in_the_same_weights(config: TrainConfig, mode: str, 
     assert [name for name in one if name != "unifusion" and not torch.equal(one[name], other[name])] == []
 
 
+def killed_run(
+    config: TrainConfig, tmp_path: Path, moments: int, rng: random.Random
+) -> dict[str, torch.Tensor]:
+    """The weights of a run that is killed again and again, each time after a random number of further steps' checkpoints."""
+    path = tmp_path / "killed.yaml"
+    path.write_text(yaml.safe_dump(json.loads(config.model_dump_json())))
+    command = [sys.executable, "-m", "unifusion_core", "train", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    folder = config.output / "checkpoints"
+    for _ in range(moments):
+        resume = ["--resume"] if list(folder.glob("step-*")) else ["--overwrite"]
+        metrics = config.output / "metrics.jsonl"
+        before = metrics.stat().st_size if metrics.exists() else 0
+        process = subprocess.Popen([*command, *resume], env=environment, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not metrics.exists() or metrics.stat().st_size == before):
+            time.sleep(0.02)
+        time.sleep(rng.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (config.output / "final.safetensors").exists():
+            break
+    resume = ["--resume"] if list(folder.glob("step-*")) else ["--overwrite"]
+    subprocess.run([*command, *resume], check=True, capture_output=True, env=environment)
+    return load_file(config.output / "final.safetensors")
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(config: TrainConfig, tmp_path: Path) -> None:
     train(config, say=lambda _: None)
-    killed = changed(config, output=tmp_path / "killed")
-    path = tmp_path / "killed.yaml"
-    path.write_text(yaml.safe_dump(json.loads(killed.model_dump_json())))
-    command = [sys.executable, "-m", "unifusion_core", "train", str(path)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
-    while not list((killed.output / "checkpoints").glob("step-*4")) and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    whole = load_file(config.output / "final.safetensors")
 
-    one, other = (load_file(each.output / "final.safetensors") for each in (config, killed))
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    killed = killed_run(changed(config, output=tmp_path / "killed"), tmp_path, 1, random.Random(0))
+
+    assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_a_run_killed_at_ten_moments_ends_in_the_same_weights(
+    config: TrainConfig, tmp_path: Path, mode: str
+) -> None:
+    long = changed(config, mode=mode, steps=40, save_every=1)
+    train(long, say=lambda _: None)
+    whole = load_file(long.output / "final.safetensors")
+
+    killed = killed_run(changed(long, output=tmp_path / "killed"), tmp_path, 10, random.Random(mode))
+
+    assert [n for n in whole if n != "unifusion" and not torch.equal(whole[n], killed[n])] == []
 
 
 def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: TrainConfig, tmp_path: Path) -> None:
@@ -200,6 +233,28 @@ def test_two_processes_train_as_one(config: TrainConfig, tmp_path: Path, shard: 
     train(later, resume=True, say=lambda _: None)
     train(changed(alone, steps=7), resume=True, say=lambda _: None)
     assert lines(later)[-2]["loss"] == pytest.approx(lines(alone)[-2]["loss"], rel=1e-4)
+
+
+def test_bf16_trains_adapters_in_32_bits_to_nearly_the_same_loss(config: TrainConfig, tmp_path: Path) -> None:
+    train(config, say=lambda _: None)
+    half = changed(config, output=tmp_path / "half", precision="bf16")
+    train(half, say=lambda _: None)
+
+    whole, rounded = ([each["loss"] for each in lines(c) if "loss" in each] for c in (config, half))
+    assert rounded == pytest.approx(whole, rel=0.03)
+    assert all(
+        value.dtype == torch.float32 for value in load_file(half.output / "final.safetensors").values()
+    )
+    (shard, *_) = (half.output / "checkpoints").glob("step-*6/*.safetensors")
+    kept = {name: value.dtype for name, value in load_file(shard).items() if name.startswith("model.")}
+    assert set(kept.values()) == {torch.float32}
+
+
+def test_a_precision_that_the_machine_lacks_is_refused(config: TrainConfig) -> None:
+    if torch.accelerator.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        train(changed(config, precision="fp16"))
 
 
 def test_an_earlier_run_is_neither_overwritten_nor_mixed_up(config: TrainConfig) -> None:

@@ -54,6 +54,9 @@ PICTURE_CHATS = {
     "reconstruct": {"rewrite": 0.5, "picture alone": 0.5},
     "free colors": {"words alone": 0.5, "rewrite": 0.35, "picture alone": 0.15},
 }
+# shares of the chats about an image that lose their words, and their images, so that each can guide apart; chats in words
+# alone have "empty" instead
+DROPOUT = {"text": 0.1, "images": 0.1}
 # share of each form of a rewrite
 FORMS = {captions.caption: 0.88, captions.brief_caption: 0.04, captions.sentence_caption: 0.08}
 # max_tiles
@@ -80,7 +83,7 @@ class GeneratorSettings:
     start               a generator file to continue from, even if the VLM or the autoencoder has been trained further since
     tile_shares         of `TILE_COUNTS` among the batches; `size_shares`: of `ASPECT_SIZES`
 
-    `harder`, `chats` and `picture_chats` are constants of this file, recorded with the rest.
+    `harder`, `chats`, `picture_chats` and `dropout` are constants of this file, recorded with the rest.
     """
 
     seed: int
@@ -100,6 +103,7 @@ class GeneratorSettings:
     start: Path | None = None
     chats: dict[str, float] = field(default_factory=lambda: CHATS, init=False)
     picture_chats: dict[str, dict[str, float]] = field(default_factory=lambda: PICTURE_CHATS, init=False)
+    dropout: dict[str, float] = field(default_factory=lambda: DROPOUT, init=False)
     tile_shares: tuple[float, ...] = (0.4, 0.3, 0.3)
     size_shares: tuple[float, ...] = POOL_SHARES
 
@@ -215,7 +219,11 @@ class GeneratorTask(Task[nn.ModuleDict]):
         request = (
             self.sample_request(rng, scene)
             if task == "text"
-            else self.sample_image_request(rng, scene, task, size, given.edit_shares)
+            else drop_parts(
+                # random numbers of its own, so that the other draws stay as they are
+                random.Random(f"generator-dropout-{given.seed}-{index}"),
+                self.sample_image_request(rng, scene, task, size, given.edit_shares),
+            )
         )
         return Sample(
             request=request,
@@ -409,6 +417,15 @@ def without_thumbnails(features: Features) -> Features:
 def sample_rewrite(rng: random.Random, scene: Scene) -> str:
     """A caption of the scene in a random form (`FORMS`), since styles make the VLM write other forms than its own."""
     return rng.choices(list(FORMS), list(FORMS.values()))[0](scene)
+
+
+def drop_parts(rng: random.Random, request: Request) -> Request:
+    """The request without its words, without its images, without both, or as it is (`DROPOUT`)."""
+    if rng.random() < DROPOUT["text"]:
+        request = replace(request, prompt="", rewrite=None)
+    if rng.random() < DROPOUT["images"]:
+        request = replace(request, images=[])
+    return request
 
 
 def foreground(scene: Scene, size: tuple[int, int]) -> Float[Tensor, "h w"]:

@@ -280,3 +280,21 @@ def test_pictures_of_the_generators_training_ask_for_the_scene_and_hold_no_held_
                 (o.shape, o.color) for o in scene.objects
             }
     assert set(kinds) == set(generator.PICTURE_CHATS[task])
+
+
+def test_words_and_images_are_dropped_apart() -> None:
+    request = Request(prompt="make it blue", images=[torch.zeros(3, 8, 8)], rewrite="a blue circle")
+    rng = random.Random(0)
+    kinds = Counter(
+        (bool(dropped.prompt), bool(dropped.rewrite), bool(dropped.images))
+        for dropped in (generator.drop_parts(rng, request) for _ in range(2000))
+    )
+
+    assert kinds[True, True, True] / 2000 == pytest.approx(0.81, abs=0.03)
+    assert kinds[False, False, True] / 2000 == pytest.approx(0.09, abs=0.02)
+    assert kinds[True, True, False] / 2000 == pytest.approx(0.09, abs=0.02)
+    assert (
+        sum(kinds.values())
+        - sum(kinds[k] for k in ((True, True, True), (False, False, True), (True, True, False)))
+        == kinds[False, False, False]
+    )
