@@ -49,6 +49,10 @@ def add_adapters(model: UniFusion, config: AdapterConfig, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(peft_config, model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # peft gives them the type of the frozen weights
+            parameter.data = parameter.data.float()
 
 
 def unchanged_adapters(model: nn.Module) -> int:

@@ -81,7 +81,6 @@ def train(
     # without `cpu=True`, Accelerator does not join processes on CPUs
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     run = Run(config, accelerator, say)
@@ -158,6 +157,8 @@ class Run:
             shard(self.model, self.objective)
         self.trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = build_optimizer(config, self.model)
+        # of fp16, whose small gradients would vanish without a factor
+        self.scaler = torch.GradScaler(self.accelerator.device.type, enabled=config.precision == "fp16")
         self.average = {name: p.detach().clone() for name, p in self.trainable.items()} if config.ema else {}
         done = self._load() if resume else 0
         if self.accelerator.num_processes > 1 and not config.shard:
@@ -175,19 +176,13 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         loss, parts = self._accumulate(batch)
-        scaler = self.accelerator.scaler
-        if scaler is not None:
-            # of fp16, whose small gradients would vanish without a factor
-            scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)
         norm = float(_whole(nn.utils.clip_grad_norm_(list(self.trainable.values()), self.config.clip)))
-        # a factor that is too large for one step is lowered by the scaler, which then leaves the step out
-        if not math.isfinite(loss) or (scaler is None and not math.isfinite(norm)):
+        # a factor that is too large for one step is lowered by the scaler, which leaves the step out
+        if not math.isfinite(loss) or not (self.scaler.is_enabled() or math.isfinite(norm)):
             self._stop_at_nan(step, batch, loss, norm)
-        if scaler is None:
-            self.optimizer.step()
-        else:
-            scaler.step(self.optimizer)
-            scaler.update()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
         update_average(self.average, self.trainable, min(self.config.ema, (step + 1) / (step + 10)))
         rate = self.optimizer.param_groups[0]["lr"]
@@ -247,10 +242,9 @@ class Run:
             last = index == number - 1
             with nullcontext() if last else self._without_exchange():
                 flow = self.flow_batch(samples)
-                with self.accelerator.autocast():
-                    each = self.objective(flow)
+                each = self._loss(flow)
                 # gradients are averaged over the processes
-                self.accelerator.backward(weight * each.sum() * processes / total)
+                self.scaler.scale(weight * each.sum() * processes / total).backward()
             if weight:
                 losses.append(each.detach().float())
                 times.append(flow.t)
@@ -277,6 +271,16 @@ class Run:
             return sample.latents.float()
         assert sample.pixels is not None
         return self.data.encode(sample.pixels[None])[0]
+
+    def _loss(self, flow: FlowBatch) -> Tensor:
+        """The loss of each sample, computed in the configuration's type."""
+        with self._autocast():
+            return self.objective(flow)
+
+    def _autocast(self) -> torch.autocast:
+        """A context that computes in the configuration's type."""
+        dtype = DTYPES[self.config.precision]
+        return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype != torch.float32)
 
     def _without_exchange(self) -> Any:
         """A context in which gradients are added up without being exchanged."""
@@ -308,9 +312,7 @@ class Run:
         if not samples:
             return
         mine = samples[self.accelerator.process_index :: self.accelerator.num_processes] or samples[:1]
-        losses = [
-            self.objective(self.flow_batch(each)).sum() for each in passes_of(mine, self.config.batch_size)
-        ]
+        losses = [self._loss(self.flow_batch(each)).sum() for each in passes_of(mine, self.config.batch_size)]
         total = self._sum_or_max(
             torch.stack([torch.stack(losses).sum().cpu(), torch.tensor(float(len(mine)))])
         )

@@ -23,6 +23,7 @@ from unifusion_core.errors import CheckpointError, ConfigError, TrainingError
 from unifusion_core.pipeline import Pipeline
 from unifusion_core.shapes.examples import write_examples
 from unifusion_core.training.adapters import TARGETS, add_adapters
+from unifusion_core.training.checkpoint import checkpoints
 from unifusion_core.training.config import AdapterConfig, TrainConfig, load_config
 from unifusion_core.training.trainer import Run, train
 from unifusion_core.zoo.tiny import BUILT_IN
@@ -156,7 +157,7 @@ def killed_run(
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     folder = config.output / "checkpoints"
     for _ in range(moments):
-        resume = ["--resume"] if list(folder.glob("step-*")) else ["--overwrite"]
+        resume = ["--resume"] if checkpoints(folder) else ["--overwrite"]
         metrics = config.output / "metrics.jsonl"
         before = metrics.stat().st_size if metrics.exists() else 0
         process = subprocess.Popen([*command, *resume], env=environment, stderr=subprocess.DEVNULL)
@@ -167,7 +168,7 @@ def killed_run(
         process.wait()
         if (config.output / "final.safetensors").exists():
             break
-    resume = ["--resume"] if list(folder.glob("step-*")) else ["--overwrite"]
+    resume = ["--resume"] if checkpoints(folder) else ["--overwrite"]
     subprocess.run([*command, *resume], check=True, capture_output=True, env=environment)
     return load_file(config.output / "final.safetensors")
 
