@@ -202,6 +202,10 @@ class TrainConfig(_Section):
             raise ValueError(f"the weights of the sources are {total:g} together; give at most 1")
         if all(source.weight for source in self.data) and total < 1 - 1e-9:
             raise ValueError(f"every source has a weight, and together they are {total:g}; they must be 1")
+        if self.samples and self.shard:
+            raise ValueError(
+                "samples are drawn with whole weights and shard divides them: leave samples out, and draw by unifusion generate"
+            )
         if self.optimizer == "muon" and self.shard:
             raise ValueError("muon needs whole matrices and shard divides them: use adamw, or shard: false")
         return self

@@ -13,17 +13,19 @@ from .config import SampleConfig
 _GAP = 4
 
 
-def write_sheet(
-    folder: Path, step: int, samples: Sequence[SampleConfig], images: Sequence[Image.Image]
-) -> Path:
-    """Writes the images of a step, one file each, and a sheet of all of them. Returns the sheet."""
-    columns: list[list[Image.Image]] = []
-    for number, (sample, image) in enumerate(zip(samples, images, strict=True)):
-        single = folder / f"step-{step:07d}" / f"{number:02d}.png"
-        single.parent.mkdir(parents=True, exist_ok=True)
-        image.save(single)
-        controls = [Image.fromarray(to_pixels(read_image_file(path)[None])[0]) for path in sample.images]
-        columns.append([*controls, image])
+def write_image(folder: Path, step: int, number: int, image: Image.Image) -> None:
+    """Writes one image of a step."""
+    path = _path(folder, step, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def write_sheet(folder: Path, step: int, samples: Sequence[SampleConfig]) -> Path:
+    """Writes the sheet of a step from its images. Returns its path."""
+    columns = [
+        [*map(_opened, sample.images), _opened(_path(folder, step, number))]
+        for number, sample in enumerate(samples)
+    ]
     width = max(image.width for column in columns for image in column)
     height = max(sum(image.height + _GAP for image in column) for column in columns)
     sheet = Image.new("RGB", (len(columns) * (width + _GAP), height), "white")
@@ -36,3 +38,11 @@ def write_sheet(
     path = folder / f"step-{step:07d}.png"
     sheet.save(path)
     return path
+
+
+def _path(folder: Path, step: int, number: int) -> Path:
+    return folder / f"step-{step:07d}" / f"{number:02d}.png"
+
+
+def _opened(path: Path) -> Image.Image:
+    return Image.fromarray(to_pixels(read_image_file(path)[None])[0])

@@ -39,7 +39,7 @@ from .config import TrainConfig
 from .data import TrainingData, TrainingSample, write_report
 from .objective import FlowBatch, FlowMatching
 from .optimizer import MuonAdamW, parameter_groups
-from .sheet import write_sheet
+from .sheet import write_image, write_sheet
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ def train(
     run.prepare_data()
     if not prepare:
         run.train(resume=resume)
+    accelerator.end_training()
 
 
 class Run:
@@ -376,20 +377,21 @@ class Run:
         }
 
     def _draw(self, step: int) -> None:
-        """The sample sheet, drawn by the product's own pipeline with the averaged weights."""
-        if self.chief:
-            with averaged(self.trainable, self.average):
-                images = [
-                    self.pipeline(
-                        each.prompt,
-                        images=[read_image_file(path) for path in each.images],
-                        rewrite=each.rewrite,
-                        seed=each.seed,
-                    )
-                    for each in self.config.samples
-                ]
-            write_sheet(self.config.output / "samples", step, self.config.samples, images)
+        """The sample sheet, drawn by the product's own pipeline with the averaged weights; each process draws its share."""
+        folder, count = self.config.output / "samples", self.accelerator.num_processes
+        with averaged(self.trainable, self.average):
+            for number in range(self.accelerator.process_index, len(self.config.samples), count):
+                sample = self.config.samples[number]
+                image = self.pipeline(
+                    sample.prompt,
+                    images=[read_image_file(path) for path in sample.images],
+                    rewrite=sample.rewrite,
+                    seed=sample.seed,
+                )
+                write_image(folder, step, number, image)
         self.accelerator.wait_for_everyone()
+        if self.chief:
+            write_sheet(folder, step, self.config.samples)
 
     def _export(self) -> None:
         """The finished file. Warns of adapters without effect."""

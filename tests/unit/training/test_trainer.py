@@ -217,7 +217,10 @@ def test_two_processes_train_as_one(config: TrainConfig, tmp_path: Path, shard: 
     # both processes start from a full cache
     alone = changed(config, mode="full" if shard else "lora", ema=0.9, learning_rate=1e-4)
     train(alone, say=lambda _: None)
-    together = changed(alone, output=tmp_path / "together", gradient_accumulation=1, shard=shard)
+    samples = [] if shard else [{"prompt": "a red circle", "seed": seed} for seed in (1, 2, 3)]
+    together = changed(
+        alone, output=tmp_path / "together", gradient_accumulation=1, shard=shard, samples=samples
+    )
     path = tmp_path / "together.yaml"
     path.write_text(yaml.safe_dump(json.loads(together.model_dump_json())))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -229,6 +232,8 @@ def test_two_processes_train_as_one(config: TrainConfig, tmp_path: Path, shard: 
         for name in ("loss", "validation_loss"):
             if name in one:
                 assert one[name] == pytest.approx(two[name], rel=1e-5)
+    drawn = sorted(each.name for each in (together.output / "samples").rglob("??.png"))
+    assert drawn == sorted(2 * [f"{number:02d}.png" for number in range(len(samples))])
     # saved by two, resumed by one
     later = changed(together, gradient_accumulation=2, shard=False, steps=7)
     train(later, resume=True, say=lambda _: None)
