@@ -88,7 +88,7 @@ class RewriteConfig(_Section):
     share: Share | None = None
     """share of the samples that are conditioned on a rewrite; default: 0.8 for models that rewrite by themselves, else 0"""
     cache: bool = True
-    """keep the rewrites on disk, for later runs too"""
+    """keep the rewrites in the cache folder, for later runs too; false = in the output folder, for this run"""
 
 
 class DropoutConfig(_Section):
@@ -172,7 +172,7 @@ class TrainConfig(_Section):
     time_shift: float | None = None
     """mean of the logit-normal training times; default: the model's shift for the resolution. Higher = more noise"""
     checkpointing: bool = False
-    """recompute the blocks' activations in the backward pass: less memory, about a third more time"""
+    """recompute the activations of the DiT's blocks in the backward pass: less memory, more time"""
     compile: bool = False
     """compile each block (torch.compile)"""
     shard: bool = False

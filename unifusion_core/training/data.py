@@ -128,7 +128,8 @@ class TrainingData:
         self.rewrite_share = usual if share is None else share
         vae = weights_key(pipeline.autoencoder)[:16]
         self.latents = LatentCache(self.folder / "latents" / vae)
-        self.rewrites = FileCache(self.folder / "rewrites" / pipeline.backbone.fingerprint[:16], ".txt")
+        kept = self.folder if config.rewrite.cache else config.output
+        self.rewrites = FileCache(kept / "rewrites" / pipeline.backbone.fingerprint[:16], ".txt")
         self._written: dict[str, str] = {}
 
     # Before the training -------------------------------------------------------------------------

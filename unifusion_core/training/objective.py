@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..contracts import Features
 from ..flow.path import interpolate, velocity
@@ -43,17 +46,23 @@ class FlowBatch:
 class FlowMatching(nn.Module):
     """Squared error of the velocity that LAP, refiner and DiT predict (arXiv 2510.12789, section on training; 2209.03003)."""
 
-    def __init__(self, unifusion: UniFusion) -> None:
+    def __init__(self, unifusion: UniFusion, *, checkpointing: bool = False) -> None:
+        """`checkpointing`: recompute the activations of the DiT's blocks on latents in the backward pass."""
         super().__init__()
-        self.unifusion = unifusion
+        self.unifusion, self.checkpointing = unifusion, checkpointing
 
     def forward(self, batch: FlowBatch) -> Float[Tensor, " B"]:
         """The loss of each sample: the mean over its latent cells."""
         patch = self.unifusion.config.dit.patch_size
         grid = (batch.latents.shape[-2] // patch, batch.latents.shape[-1] // patch)
         condition = self.unifusion.prepare(self.unifusion.pool(batch.features), grid)
-        predicted = self.unifusion(interpolate(batch.latents, batch.noise, batch.t), batch.t, condition)
+        noisy = interpolate(batch.latents, batch.noise, batch.t)
+        predicted = self.unifusion(noisy, batch.t, condition, self._block_call)
         error = (predicted.float() - velocity(batch.latents, batch.noise)).square()
         if batch.weights is None:
             return error.mean((1, 2, 3))
         return (error * batch.weights).mean((1, 2, 3)) / batch.weights.mean((1, 2, 3))
+
+    def _block_call(self, _: int, block: nn.Module) -> Callable[..., Tensor]:
+        """What is called in a block's place."""
+        return partial(checkpoint, block, use_reentrant=False) if self.checkpointing else block

@@ -149,7 +149,7 @@ class Run:
     def _begin(self, *, resume: bool) -> int:
         """Everything before the first step. Returns the number of steps done."""
         config = self.config
-        self.objective: Any = FlowMatching(self.model).train()
+        self.objective: Any = FlowMatching(self.model, checkpointing=config.checkpointing).train()
         self.pipeline.backbone.eval()
         if config.compile:
             for block in self.model.blocks:

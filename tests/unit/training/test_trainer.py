@@ -256,6 +256,20 @@ def test_bf16_trains_adapters_in_32_bits_to_nearly_the_same_loss(config: TrainCo
     assert set(kept.values()) == {torch.float32}
 
 
+def test_checkpointing_computes_the_same(config: TrainConfig, tmp_path: Path) -> None:
+    short = changed(config, steps=2)
+    train(short, say=lambda _: None)
+    saved = changed(
+        short, output=tmp_path / "saved", checkpointing=True, rewrite={"share": 0.5, "cache": False}
+    )
+    train(saved, say=lambda _: None)
+
+    one, other = (load_file(each.output / "final.safetensors") for each in (short, saved))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, atol=1e-6, rtol=1e-4)
+    assert list((saved.output / "rewrites").rglob("*.txt"))
+
+
 def test_a_precision_that_the_machine_lacks_is_refused(config: TrainConfig) -> None:
     if torch.accelerator.is_available():
         pytest.skip("there is a GPU")
