@@ -1,6 +1,6 @@
 """`unifusion train`: a run from its configuration to the finished file.
 
-It runs in one process or in several (`accelerate launch`, `torchrun`). A step has batch_size * gradient_accumulation * processes
+It runs in one process or in several (`torchrun`, `accelerate launch`). A step has batch_size * gradient_accumulation * processes
 samples. A process sorts its samples of a step by the shape of their latents into passes, and the loss of every sample counts the
 same, so that any number of processes computes the same gradient.
 """
@@ -495,7 +495,7 @@ def shard(model: UniFusion, objective: nn.Module) -> None:
 
     if not dist.is_initialized():
         raise ConfigError(
-            "shard: true divides weights among processes, and there is one: use accelerate launch"
+            "shard: true divides weights among processes, and there is one: start several by torchrun or accelerate launch"
         )
     device = "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
     mesh = dist.device_mesh.init_device_mesh(str(device), (dist.get_world_size(),))
