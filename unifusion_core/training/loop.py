@@ -267,6 +267,13 @@ def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: boo
     if writer is not None:
         writer.close()
         task.export(_with_weights(model, average), out, record)
+    _leave(accelerator)
+
+
+def _leave(accelerator: Accelerator) -> None:
+    """Ends the group of processes: one that ends while its group still has threads is aborted."""
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 def _start_equal(model: nn.Module, accelerator: Accelerator) -> None:

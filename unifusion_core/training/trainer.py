@@ -83,11 +83,14 @@ def train(
         cpu=not torch.accelerator.is_available(),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    run = Run(config, accelerator, say)
-    run.prepare_data()
-    if not prepare:
-        run.train(resume=resume)
-    accelerator.end_training()
+    try:
+        run = Run(config, accelerator, say)
+        run.prepare_data()
+        if not prepare:
+            run.train(resume=resume)
+    finally:
+        # a process that ends while its group still has threads is aborted
+        accelerator.end_training()
 
 
 class Run:
