@@ -95,3 +95,8 @@ def finite(text: str) -> float:
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f'"{text}" was given, a number is needed')
     return number
+
+
+def training_needs(error: ModuleNotFoundError) -> ConfigError:
+    """The error for a package that only training needs."""
+    return ConfigError(f'training needs {error.name}, which is not installed: pip install "unifusion[train]"')

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..shapes.evaluation.suites import OF_THE_MODEL, SUITES
 from .evaluate import add_suite_options, run
 from .inspect import millions
-from .options import positive
+from .options import positive, training_needs
 
 if TYPE_CHECKING:
     # for annotations alone
@@ -86,9 +86,7 @@ def train(arguments: argparse.Namespace) -> None:
         from ..shapes.training.recipes import RECIPES
         from ..training.loop import train as run_recipe
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f'training needs {error.name}, which is not installed: pip install "unifusion[train]"'
-        ) from error
+        raise training_needs(error) from error
     if arguments.recipe not in RECIPES:
         raise ConfigError(f'there is no recipe "{arguments.recipe}"; choose one of {", ".join(RECIPES)}')
     out = arguments.out or Path("runs") / arguments.recipe

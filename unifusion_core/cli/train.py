@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import ConfigError
+from .options import training_needs
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -42,9 +43,7 @@ def train(arguments: argparse.Namespace) -> None:
         from ..training.trainer import InterruptedRunError
         from ..training.trainer import train as run
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f'training needs {error.name}, which is not installed: pip install "unifusion[train]"'
-        ) from error
+        raise training_needs(error) from error
     if arguments.schema:
         print(schema())
         return

@@ -110,8 +110,8 @@ class TrainingData:
         for number in range(len(self.sources)):
             usable = self._scan(number)
             held = [each for each in usable if _fraction(each.key) < config.validation]
+            kept = [each for each in usable if _fraction(each.key) >= config.validation]
             self.held_back += [(number, each) for each in held]
-            kept = [each for each in usable if each not in held]
             if not kept:
                 place = config.data[number].place
                 raise ConfigError("\n".join([f"{place} has no usable sample:", *self.report.lines()]))
@@ -212,7 +212,7 @@ class TrainingData:
             if example:
                 images = [decode_image(each, entry.name) for each in example.inputs]
             if rewritten < self.rewrite_share:
-                rewrite = entry.rewrite or self._kept_rewrite(entry)
+                rewrite = entry.rewrite or self._kept_rewrite(source, entry)
         request = Request(prompt=prompt, images=images, rewrite=rewrite)
         if without_text < config.dropout.text:
             request = replace(request, prompt="", rewrite=None)
@@ -311,15 +311,13 @@ class TrainingData:
             [entry.caption, *entry.images, str(spec.template), str(settings), str(self.config.max_tiles)]
         )
 
-    def _kept_rewrite(self, entry: Entry) -> str | None:
+    def _kept_rewrite(self, source: int, entry: Entry) -> str | None:
         """The rewrite of a caption; None if the VLM has none, so that the caption is read as it is."""
         key = self._rewrite_key(entry)
         if key not in self._written:
-            data = self.rewrites.read(key)
-            if data is None:
-                self._rewrite([(0, entry)]) if not entry.images else None
-                data = self.rewrites.read(key) or b""
-            self._written[key] = data.decode()
+            if key not in self.rewrites:
+                self._rewrite([(source, entry)])
+            self._written[key] = (self.rewrites.read(key) or b"").decode()
         return self._written[key] or None
 
     def _unwritten(self) -> list[tuple[int, Entry]]:

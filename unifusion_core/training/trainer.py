@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +84,8 @@ def train(
         cpu=not torch.accelerator.is_available(),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if overwrite:
+        _remove_earlier_run(config, accelerator)
     try:
         run = Run(config, accelerator, say)
         run.prepare_data()
@@ -316,6 +319,9 @@ class Run:
         if not samples:
             return
         mine = samples[self.accelerator.process_index :: self.accelerator.num_processes] or samples[:1]
+        if self.config.shard:
+            # sharded weights are gathered in every pass, so all processes need the same number of passes
+            mine = samples
         losses = [self._loss(self.flow_batch(each)).sum() for each in passes_of(mine, self.config.batch_size)]
         total = self._sum_or_max(
             torch.stack([torch.stack(losses).sum().cpu(), torch.tensor(float(len(mine)))])
@@ -627,6 +633,15 @@ def _check_output(config: TrainConfig, *, resume: bool, overwrite: bool) -> None
         raise CheckpointError(
             f"{config.output} has an earlier run: go on with --resume, replace it with --overwrite, or choose another output"
         )
+
+
+def _remove_earlier_run(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Removes what --resume and readers would take for this run's."""
+    if accelerator.is_main_process:
+        shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
+        for name in ("metrics.jsonl", "final.safetensors"):
+            (config.output / name).unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -288,6 +288,14 @@ def test_an_earlier_run_is_neither_overwritten_nor_mixed_up(config: TrainConfig)
         train(changed(config, steps=1), resume=True)
 
 
+def test_an_overwritten_run_leaves_nothing_to_resume_from(config: TrainConfig) -> None:
+    train(changed(config, steps=4), say=lambda _: None)
+    train(changed(config, steps=2), overwrite=True, say=lambda _: None)
+
+    assert [each.name for each in checkpoints(config.output / "checkpoints")] == ["step-0000002"]
+    assert max(each["step"] for each in lines(config)) == 2
+
+
 def test_nothing_to_resume_is_said(config: TrainConfig) -> None:
     with pytest.raises(CheckpointError, match=r"there is no checkpoint .*: start without --resume"):
         train(config, resume=True)
