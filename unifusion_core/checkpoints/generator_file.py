@@ -75,7 +75,7 @@ class GeneratorContent:
                 found = zoo.identify({k: tuple(v.shape) for k, v in own.items()})
             else:
                 config, self.training, generator = config_from_json(text)
-                found = zoo.spec_for(config, generator), config
+                found = _with_own_rewriting(zoo.spec_for(config, generator), self.training), config
             if found is not None:
                 self.spec, self.config = found
                 self.tensors = normalize_layout(own, metadata, prefix)
@@ -148,6 +148,14 @@ def load_generator(
     """The generator of a file and its training record. Arguments and errors as in `GeneratorFile`."""
     file = GeneratorFile(path)
     return file.load(dtype=dtype, device=device), file.training
+
+
+def _with_own_rewriting(spec: GeneratorSpec, training: Mapping[str, Any]) -> GeneratorSpec:
+    """The spec with what the training record says about rewriting, where it says so."""
+    share = training.get("rewritten")
+    if share is None:
+        return spec
+    return dataclasses.replace(spec, rewrites=bool(share), trained_on_rewrites=bool(share))
 
 
 def _split(

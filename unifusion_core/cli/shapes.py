@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
-    """`shapes train`, `shapes evaluate` and `shapes results`."""
+    """The verbs of `shapes`."""
     parser = commands.add_parser("shapes", help="train and measure the embedded model of coloured shapes")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
@@ -48,11 +48,23 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     add_suite_options(evaluate_options, SUITES)
 
     examples_options = verbs.add_parser(
-        "examples", help="draw captioned images in a style, to try out unifusion train"
+        "examples", help="draw captioned images or edits, to try out unifusion train"
     )
     examples_options.set_defaults(run=examples)
     examples_options.add_argument("folder", type=Path, metavar="DIR")
     examples_options.add_argument("--count", type=positive, default=60, metavar="N", help="default 60")
+    examples_options.add_argument(
+        "--kind",
+        choices=("style", "color", "paint", "plain"),
+        default="style",
+        help="style (default); color: an eighth colour; paint: edits of a new kind; plain: the world as it is",
+    )
+
+    encoder_options = verbs.add_parser(
+        "encoder", help="write a real language model as a VLM folder, to train a connector on"
+    )
+    encoder_options.set_defaults(run=encoder)
+    encoder_options.add_argument("folder", type=Path, metavar="DIR")
 
     results_options = verbs.add_parser("results", help="write the page of results from the reports of suites")
     results_options.set_defaults(run=results)
@@ -70,7 +82,16 @@ def examples(arguments: argparse.Namespace) -> None:
     """Write images with captions."""
     from ..shapes.examples import write_examples
 
-    print(write_examples(arguments.folder, arguments.count))
+    print(write_examples(arguments.folder, arguments.count, arguments.kind))
+
+
+def encoder(arguments: argparse.Namespace) -> None:
+    """Write the VLM folder of a real language model."""
+    try:
+        from ..shapes.encoder import write_encoder
+    except ModuleNotFoundError as error:
+        raise training_needs(error) from error
+    print(write_encoder(arguments.folder))
 
 
 def results(arguments: argparse.Namespace) -> None:

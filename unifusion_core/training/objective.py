@@ -22,14 +22,14 @@ class FlowBatch:
 
     features   the condition, as the pipeline encodes it
     latents    of the target images
-    noise, t   the points on the path; drawn outside, because wrapped modules cast the arguments of `forward`
+    noise, t   n points on the path for each image; drawn outside, because wrapped modules cast the arguments of `forward`
     weights    of each latent cell in the loss, or None
     """
 
     features: Features
     latents: Float[Tensor, "B C h w"]
-    noise: Float[Tensor, "B C h w"]
-    t: Float[Tensor, " B"]
+    noise: Float[Tensor, "B n C h w"]
+    t: Float[Tensor, "B n"]
     weights: Float[Tensor, "B 1 h w"] | None = None
 
     def to(self, device: torch.device) -> FlowBatch:
@@ -51,17 +51,22 @@ class FlowMatching(nn.Module):
         super().__init__()
         self.unifusion, self.checkpointing = unifusion, checkpointing
 
-    def forward(self, batch: FlowBatch) -> Float[Tensor, " B"]:
-        """The loss of each sample: the mean over its latent cells."""
+    def forward(self, batch: FlowBatch) -> Float[Tensor, "B n"]:
+        """The loss of each point on the path: the mean over the latent cells."""
         patch = self.unifusion.config.dit.patch_size
         grid = (batch.latents.shape[-2] // patch, batch.latents.shape[-1] // patch)
         condition = self.unifusion.prepare(self.unifusion.pool(batch.features), grid)
-        noisy = interpolate(batch.latents, batch.noise, batch.t)
-        predicted = self.unifusion(noisy, batch.t, condition, self._block_call)
-        error = (predicted.float() - velocity(batch.latents, batch.noise)).square()
-        if batch.weights is None:
-            return error.mean((1, 2, 3))
-        return (error * batch.weights).mean((1, 2, 3)) / batch.weights.mean((1, 2, 3))
+        points = batch.t.shape[1]
+        latents = batch.latents.repeat_interleave(points, 0)
+        noise, t = batch.noise.flatten(0, 1), batch.t.flatten()
+        predicted = self.unifusion(
+            interpolate(latents, noise, t), t, condition.repeat(points), self._block_call
+        )
+        error = (predicted.float() - velocity(latents, noise)).square()
+        if batch.weights is not None:
+            weights = batch.weights / batch.weights.mean((1, 2, 3), keepdim=True)
+            error = error * weights.repeat_interleave(points, 0)
+        return error.mean((1, 2, 3)).unflatten(0, (-1, points))
 
     def _block_call(self, _: int, block: nn.Module) -> Callable[..., Tensor]:
         """What is called in a block's place."""

@@ -15,7 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -27,16 +27,18 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .. import __version__, zoo
-from ..checkpoints.generator_file import save_generator
-from ..checkpoints.vae_file import load_vae
+from ..checkpoints.generator_file import GeneratorFile, save_generator
+from ..checkpoints.vae_file import check_decodes, load_vae
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..images import read_image_file
-from ..models.unifusion import UniFusion, initialize
+from ..models.unifusion import UniFusion
 from ..pipeline import Pipeline
 from ..vlm.folder import load_vlm
+from ..zoo.spec import GeneratorSpec
 from .adapters import add_adapters, save_adapters, unchanged_adapters
 from .checkpoint import checkpoints, load_checkpoint, remove_old, save_checkpoint
 from .config import TrainConfig
+from .connector import build_connected, connected_config, train_connector
 from .data import TrainingData, TrainingSample, write_report
 from .objective import FlowBatch, FlowMatching
 from .optimizer import MuonAdamW, parameter_groups
@@ -108,6 +110,8 @@ class Run:
         self.model = self.pipeline.model
         if config.mode == "lora":
             add_adapters(self.model, config.lora, config.seed)
+        elif config.mode == "connector":
+            train_connector(self.model, dit=bool(config.connector and config.connector.train_dit))
         else:
             self.model.requires_grad_(True)
         self.data = TrainingData(config, self.pipeline)
@@ -251,26 +255,24 @@ class Run:
                 flow = self.flow_batch(samples)
                 each = self._loss(flow)
                 # gradients are averaged over the processes
-                self.scaler.scale(weight * each.sum() * processes / total).backward()
+                self.scaler.scale(weight * each.mean(1).sum() * processes / total).backward()
             if weight:
                 losses.append(each.detach().float())
                 times.append(flow.t)
         loss = torch.cat(losses)
-        mean = float(self._sum_or_max(loss.sum())) / total
+        mean = float(self._sum_or_max(loss.mean(1).sum())) / total
         return mean, loss_by_time(loss, torch.cat(times))
 
     def flow_batch(self, samples: Sequence[TrainingSample]) -> FlowBatch:
         """What the objective gets: the condition is made by the pipeline, as when a user draws."""
         device = self.accelerator.device
-        features = self.pipeline.encode([each.request for each in samples], self.config.max_tiles)
+        features = self.data.features([each.request for each in samples])
         latents = torch.stack([self._latents(each) for each in samples]).to(device)
+        shape = (self.config.noises, *latents.shape[1:])
         noise = torch.stack(
-            [
-                torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(each.noise_seed))
-                for each in samples
-            ]
+            [torch.randn(shape, generator=torch.Generator().manual_seed(each.noise_seed)) for each in samples]
         )
-        t = torch.tensor([each.t for each in samples])
+        t = torch.stack([each.t for each in samples])
         return FlowBatch(features=features, latents=latents, noise=noise, t=t).to(device)
 
     def _latents(self, sample: TrainingSample) -> Tensor:
@@ -280,7 +282,7 @@ class Run:
         return self.data.encode(sample.pixels[None])[0]
 
     def _loss(self, flow: FlowBatch) -> Tensor:
-        """The loss of each sample, computed in the configuration's type."""
+        """The loss of each point on the path, computed in the configuration's type."""
         with self._autocast():
             return self.objective(flow)
 
@@ -322,7 +324,10 @@ class Run:
         if self.config.shard:
             # sharded weights are gathered in every pass, so all processes need the same number of passes
             mine = samples
-        losses = [self._loss(self.flow_batch(each)).sum() for each in passes_of(mine, self.config.batch_size)]
+        losses = [
+            self._loss(self.flow_batch(each)).mean(1).sum()
+            for each in passes_of(mine, self.config.batch_size)
+        ]
         total = self._sum_or_max(
             torch.stack([torch.stack(losses).sum().cpu(), torch.tensor(float(len(mine)))])
         )
@@ -381,6 +386,8 @@ class Run:
         return identity | {
             "samples per step": samples,
             "vlm": self.pipeline.backbone.fingerprint,
+            "taps": list(self.model.config.vlm.taps),
+            "tap scales": list(self.model.config.lap.tap_scales),
             "vae": self.data.latents.folder.name,
             "samples found": [len(each) for each in self.data.entries],
         }
@@ -410,7 +417,7 @@ class Run:
             if not self.chief:
                 return
             path = self.config.output / "final.safetensors"
-            record = {
+            record: dict[str, Any] = {
                 "mode": self.config.mode,
                 "steps": self.config.steps,
                 "version": __version__,
@@ -425,9 +432,11 @@ class Run:
                         count,
                     )
             else:
-                save_generator(
-                    self.model, path, record, dtype=torch.float32, spec=self.pipeline.spec, weights=whole
-                )
+                if self.config.mode in ("connector", "scratch"):
+                    # prompts are rewritten by default only where the model has learned to read rewrites
+                    record["rewritten"] = self.data.rewrite_share
+                dtype = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
+                save_generator(self.model, path, record, dtype=dtype, spec=self.pipeline.spec, weights=whole)
             self.say(str(path))
 
     # Stopping ------------------------------------------------------------------------------------
@@ -452,19 +461,35 @@ class Run:
 
 def build_pipeline(config: TrainConfig, device: torch.device) -> Pipeline:
     """The pipeline whose generator is trained. Raises ConfigError for an unknown preset, otherwise as `Pipeline.load`."""
-    if isinstance(config.model, str):
-        # frozen weights in the type of the computation; trained ones keep 32 bits, so that small steps are not rounded away
-        dtype = DTYPES[config.precision] if config.mode == "lora" else torch.float32
-        return Pipeline.load(config.model, config.vlm, config.vae, device=device, dtype=dtype)
-    name = config.model["scratch"]
+    # frozen weights in the type of the computation; trained ones keep 32 bits, so that small steps are not rounded away
+    frozen = DTYPES[config.precision]
+    if config.mode in ("lora", "full"):
+        dtype = frozen if config.mode == "lora" else torch.float32
+        return Pipeline.load(config.model, config.vlm, config.vae, device=device, dtype=dtype)  # pyright: ignore[reportArgumentType]  (no preset in these modes)
+    file = GeneratorFile(config.model) if isinstance(config.model, str) else None
+    spec = file.spec if file else _preset(config.model)
+    own, before = (file.config, file.training) if file else (spec.config, None)
+    connects = file is not None or config.connector is not None
+    backbone = load_vlm(zoo.path_of(config.vlm, "vlm"), frozen, device, spec=None if connects else own.vlm)
+    vae = load_vae(config.vae, device)
+    check_decodes(vae, own)
+    if connects:
+        own = connected_config(config, backbone, own)
+    if config.rewrite.share is not None:
+        # samples are drawn as the finished model will draw
+        spec = replace(spec, rewrites=config.rewrite.share > 0)
+    model = build_connected(own, config.seed, file and file.load(dtype=frozen))
+    return Pipeline(model.to(device), backbone, vae, spec=spec, training=before)
+
+
+def _preset(model: Any) -> GeneratorSpec:
+    """The generator that {scratch: PRESET} names. Raises ConfigError if there is none."""
+    name = model["scratch"]
     spec = next((each for each in zoo.specs() if each.name == name), None)
     if spec is None:
         names = ", ".join(each.name for each in zoo.specs())
         raise ConfigError(f'there is no preset "{name}" to train from scratch; choose one of {names}')
-    backbone = load_vlm(zoo.path_of(config.vlm, "vlm"), torch.float32, device, spec=spec.config.vlm)
-    model = UniFusion(spec.config)
-    initialize(model, torch.Generator().manual_seed(config.seed))
-    return Pipeline(model.to(device), backbone, load_vae(config.vae, device), spec=spec)
+    return spec
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -574,11 +599,12 @@ def passes_of(samples: Sequence[TrainingSample], size: int) -> list[list[Trainin
 
 
 def loss_by_time(losses: Tensor, times: Tensor) -> dict[str, float]:
-    """Mean loss of the samples in each quarter of time."""
-    buckets = torch.bucketize(times.cpu(), torch.tensor(TIME_EDGES))
+    """Mean loss in each quarter of time."""
+    times, losses = times.cpu().flatten(), losses.cpu().flatten()
+    buckets = torch.bucketize(times, torch.tensor(TIME_EDGES))
     names = ("0-0.25", "0.25-0.5", "0.5-0.75", "0.75-1")
     return {
-        f"loss_t_{name}": float(losses.cpu()[buckets == i].mean())
+        f"loss_t_{name}": float(losses[buckets == i].mean())
         for i, name in enumerate(names)
         if bool((buckets == i).any())
     }

@@ -15,7 +15,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
-from ..contracts import MAX_TILES, ChatTemplate, Features, Request, TokenInfo, TokenRole, VLMSpec
+from ..contracts import (
+    MAX_TILES,
+    ChatTemplate,
+    Features,
+    Request,
+    TokenInfo,
+    TokenRole,
+    TokenSelection,
+    VLMSpec,
+)
 from ..errors import VLMError
 from .base import NEW_TOKENS, BaseVLM, Written
 from .chat import VLMInputs, single_token
@@ -119,6 +128,19 @@ class VLMBackbone(BaseVLM, nn.Module):
             in_memory = sorted(self.model.state_dict().items())
             self._fingerprint = fingerprint_of(tensors_in_files(self.folder) if self.folder else in_memory)
         return self._fingerprint
+
+    def spec(self, taps: Sequence[int], token_selection: TokenSelection = "rewrite") -> VLMSpec:
+        """What a generator that is trained on this VLM records of it, with the family's chat. Raises ConfigError for taps that
+        are not layers of this VLM."""
+        return VLMSpec(
+            family=self.family_name,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            taps=tuple(taps),
+            template=self.template,
+            token_selection=token_selection,
+            fingerprint=self.fingerprint,
+        )
 
     def check_fits(self, spec: VLMSpec) -> None:
         """Raises VLMError unless the generator was trained with this VLM: size, taps, chat template and fingerprint."""
