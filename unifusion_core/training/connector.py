@@ -30,19 +30,23 @@ PARTS = ("txtfusion.", "txtmlp.")
 def connected_config(
     config: TrainConfig, backbone: VLMBackbone, of_model: UniFusionConfig
 ) -> UniFusionConfig:
-    """The generator's configuration with LAP and refiner for `backbone`.
+    """The generator's configuration with LAP and refiner for `backbone`; without the taps' scales if that has no weights.
 
     Raises ConfigError for taps that the VLM does not have, for heads that do not divide its width, or for data without a usable
     sample.
     """
+    empty = next(backbone.parameters()).is_meta
     own = config.connector or ConnectorConfig()  # pyright: ignore[reportCallIssue]
     spec = backbone.spec(own.taps or every_third(backbone.num_layers), own.token_selection)
+    if backbone.reads(of_model.vlm.template):
+        # what the DiT has seen so far; another VLM has the chat of its family
+        spec = replace(spec, template=of_model.vlm.template)
     lap = LAPConfig(
         num_heads=own.heads or backbone.text_config.num_attention_heads,
         mlp_size=own.mlp_size or -(-backbone.hidden_size * 8 // 3 // 64) * 64,
         num_layer_blocks=own.layer_blocks,
         num_refiner_blocks=own.refiner_blocks,
-        tap_scales=measure_tap_scales(config, backbone, spec),
+        tap_scales=() if empty else measure_tap_scales(config, backbone, spec),
     )
     return replace(of_model, vlm=spec, lap=lap)
 

@@ -201,6 +201,13 @@ class TrainingData:
         vae = self.pipeline.autoencoder
         return vae.encode(pixels.to(next(vae.parameters()).device)).float()
 
+    def longest_condition(self) -> int:
+        """The most tokens that a condition of the run has, rewrites up to their limit."""
+        written = self.pipeline.spec.rewriting.max_new_tokens if self.rewrite_share else 0
+        pictured = self.config.max_tiles * self.pipeline.backbone.tokens_per_tile
+        longest = max(entry.tokens for _, entry in self._all_entries()) + written
+        return max(longest, pictured) if self.config.reconstruct else longest
+
     def features(self, requests: Sequence[Request]) -> Features:
         """The conditions of samples as the pipeline encodes them; from the cache where they are kept."""
         encode = partial(self.pipeline.encode, max_tiles=self.config.max_tiles)

@@ -31,6 +31,7 @@ from ..checkpoints.generator_file import GeneratorFile, save_generator
 from ..checkpoints.vae_file import check_decodes, load_vae
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..images import read_image_file
+from ..models.layers import LayerFactory
 from ..models.unifusion import UniFusion
 from ..pipeline import Pipeline
 from ..vlm.folder import load_vlm
@@ -108,12 +109,7 @@ class Run:
         self.chief = accelerator.is_main_process
         self.pipeline = build_pipeline(config, accelerator.device)
         self.model = self.pipeline.model
-        if config.mode == "lora":
-            add_adapters(self.model, config.lora, config.seed)
-        elif config.mode == "connector":
-            train_connector(self.model, dit=bool(config.connector and config.connector.train_dit))
-        else:
-            self.model.requires_grad_(True)
+        choose_trained(self.model, config)
         self.data = TrainingData(config, self.pipeline)
         self.folder = config.output / "checkpoints"
         self.best: tuple[float, int] | None = None
@@ -459,27 +455,43 @@ class Run:
 # Parts --------------------------------------------------------------------------------------------
 
 
-def build_pipeline(config: TrainConfig, device: torch.device) -> Pipeline:
-    """The pipeline whose generator is trained. Raises ConfigError for an unknown preset, otherwise as `Pipeline.load`."""
-    # frozen weights in the type of the computation; trained ones keep 32 bits, so that small steps are not rounded away
-    frozen = DTYPES[config.precision]
-    if config.mode in ("lora", "full"):
-        dtype = frozen if config.mode == "lora" else torch.float32
-        return Pipeline.load(config.model, config.vlm, config.vae, device=device, dtype=dtype)  # pyright: ignore[reportArgumentType]  (no preset in these modes)
+def build_pipeline(config: TrainConfig, device: torch.device | str) -> Pipeline:
+    """The pipeline whose generator is trained. `device` "meta": generator and VLM have no weights, which suffices to scan data.
+
+    Raises ConfigError for an unknown preset, otherwise as `Pipeline.load`.
+    """
     file = GeneratorFile(config.model) if isinstance(config.model, str) else None
     spec = file.spec if file else _preset(config.model)
     own, before = (file.config, file.training) if file else (spec.config, None)
-    connects = file is not None or config.connector is not None
-    backbone = load_vlm(zoo.path_of(config.vlm, "vlm"), frozen, device, spec=None if connects else own.vlm)
-    vae = load_vae(config.vae, device)
+    vae = load_vae(config.vae, "cpu" if str(device) == "meta" else device)
     check_decodes(vae, own)
+    connects = config.mode == "connector" or config.connector is not None
+    # frozen weights in the type of the computation; trained ones keep 32 bits, so that small steps are not rounded away
+    frozen = DTYPES[config.precision]
+    backbone = load_vlm(zoo.path_of(config.vlm, "vlm"), frozen, device, spec=None if connects else own.vlm)
     if connects:
         own = connected_config(config, backbone, own)
-    if config.rewrite.share is not None:
+    if config.rewrite.share is not None and config.mode in ("connector", "scratch"):
         # samples are drawn as the finished model will draw
         spec = replace(spec, rewrites=config.rewrite.share > 0)
-    model = build_connected(own, config.seed, file and file.load(dtype=frozen))
-    return Pipeline(model.to(device), backbone, vae, spec=spec, training=before)
+    dtype = frozen if config.mode in ("lora", "connector") else torch.float32
+    if str(device) == "meta":
+        model = UniFusion(own, LayerFactory(device="meta", dtype=dtype))
+    elif file and not connects:
+        model = file.load(dtype=dtype, device=device)
+    else:
+        model = build_connected(own, config.seed, file and file.load(dtype=dtype)).to(device)
+    return Pipeline(model, backbone, vae, spec=spec, training=before)
+
+
+def choose_trained(model: UniFusion, config: TrainConfig) -> None:
+    """Adds adapters, or makes the parameters of the mode trainable."""
+    if config.mode == "lora":
+        add_adapters(model, config.lora, config.seed)
+    elif config.mode == "connector":
+        train_connector(model, dit=bool(config.connector and config.connector.train_dit))
+    else:
+        model.requires_grad_(True)
 
 
 def _preset(model: Any) -> GeneratorSpec:

@@ -142,6 +142,15 @@ class VLMBackbone(BaseVLM, nn.Module):
             fingerprint=self.fingerprint,
         )
 
+    def reads(self, template: ChatTemplate) -> bool:
+        """Whether the template's special tokens are tokens of this VLM."""
+        try:
+            single_token(self.tokenizer, template.end, "end")
+            self.check_image_token(template)
+        except VLMError:
+            return False
+        return True
+
     def check_fits(self, spec: VLMSpec) -> None:
         """Raises VLMError unless the generator was trained with this VLM: size, taps, chat template and fingerprint."""
         check_size_fits(spec, self.family_name, self.hidden_size, self.num_layers)
