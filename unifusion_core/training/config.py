@@ -198,8 +198,11 @@ class TrainConfig(_Section):
     """of the computation; trained weights stay in fp32"""
     time_shift: float | None = None
     """mean of the logit-normal training times; default: the model's shift for the resolution. Higher = more noise"""
+    quantize: Literal["fp8"] | None = None
+    """of mode lora: keep the frozen weights of the DiT's, LAP's and the refiner's blocks in 8 bits with a scale for each output,
+    which halves their memory"""
     checkpointing: bool = False
-    """recompute the activations of the DiT's blocks in the backward pass: less memory, more time"""
+    """recompute the activations of all blocks in the backward pass: less memory, a third more time"""
     compile: bool = False
     """compile each block (torch.compile)"""
     shard: bool = False
@@ -236,6 +239,10 @@ class TrainConfig(_Section):
         if self.samples and self.shard:
             raise ValueError(
                 "samples are drawn with whole weights and shard divides them: leave samples out, and draw by unifusion generate"
+            )
+        if self.quantize and (self.mode != "lora" or self.lora.type == "dora"):
+            raise ValueError(
+                "quantize rounds frozen weights: it goes with mode lora and the types lora and lokr (dora needs exact norms)"
             )
         if self.optimizer == "muon" and self.shard:
             raise ValueError("muon needs whole matrices and shard divides them: use adamw, or shard: false")

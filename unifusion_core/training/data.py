@@ -194,6 +194,35 @@ class TrainingData:
             starts = range(0, len(todo), REWRITTEN_AT_ONCE)
             for start in tqdm(starts, desc="rewrites", disable=index > 0 or not todo):
                 self._rewrite(todo[start : start + REWRITTEN_AT_ONCE])
+        if self.states:
+            todo = list(self._all_entries())[index::count]
+            for source, entry in tqdm(todo, desc="states", disable=index > 0 or not todo):
+                for request in self._possible_requests(source, entry):
+                    if self._states_key(request) not in self.states:
+                        self.features([request])
+
+    def _possible_requests(self, source: int, entry: Entry) -> Iterator[Request]:
+        """Every condition that a sample can be drawn with."""
+        config = self.config
+        example = self._unchanged(source, entry)
+        images = [decode_image(each, entry.name) for each in example.inputs]
+        whole = []
+        if self.rewrite_share < 1:
+            whole.append(Request(prompt=entry.caption, images=images))
+        if self.rewrite_share:
+            rewrite = entry.rewrite or self._kept_rewrite(source, entry)
+            whole.append(Request(prompt=entry.caption, images=images, rewrite=rewrite))
+        if config.reconstruct:
+            whole.append(Request(prompt="", images=[decode_image(example.target, entry.name)]))
+        for request in whole:
+            wordless = replace(request, prompt="", rewrite=None)
+            yield request
+            if config.dropout.text:
+                yield wordless
+            if config.dropout.images and request.images:
+                yield replace(request, images=[])
+                if config.dropout.text:
+                    yield replace(wordless, images=[])
 
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:

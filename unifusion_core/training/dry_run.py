@@ -33,8 +33,13 @@ def dry_run(config: TrainConfig, say: Callable[[str], None] = print, *, gpus: in
     size = (side, side)
     vlm = list(pipeline.backbone.parameters())
     vlm_bytes = sum(p.nbytes for p in vlm)
+    # with cached states the VLM waits in main memory
     step = estimate_step(
-        config, generator, vlm_bytes=vlm_bytes, condition_tokens=tokens, size=size
+        config,
+        generator,
+        vlm_bytes=0 if config.cache.states else vlm_bytes,
+        condition_tokens=tokens,
+        size=size,
     )
     per_step = config.batch_size * config.gradient_accumulation * gpus
     vlm_flops = 0 if config.cache.states else 2 * sum(p.numel() for p in vlm) * tokens
@@ -58,7 +63,9 @@ def dry_run(config: TrainConfig, say: Callable[[str], None] = print, *, gpus: in
         f"memory    {_size(step.memory)} on each GPU: {', '.join(f'{name} {_size(n)}' for name, n in parts.items())}",
     ]
     if config.shard:
-        sharded = sharded_memory(step, vlm_bytes, largest_block(generator, dtype), gpus)
+        sharded = sharded_memory(
+            step, 0 if config.cache.states else vlm_bytes, largest_block(generator, dtype), gpus
+        )
         lines.append(f"sharded   {_size(sharded)} on each of {gpus} GPUs")
     lines += [
         f"steps     {config.steps} of {per_step} samples on {gpus} GPUs; "

@@ -71,7 +71,8 @@ def estimate_step(
     _place(model, mode)
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    weights = sum(p.nbytes for p in model.parameters())
+    # rounded weights have a scale for each output
+    weights = sum(value.nbytes for value in (*model.parameters(), *model.buffers()))
     gradients = sum(p.nbytes for p in trained)
     objective = FlowMatching(model, checkpointing=config.checkpointing)
     with mode:
@@ -124,9 +125,7 @@ def _step(objective: FlowMatching, batch: FlowBatch, config: TrainConfig) -> Non
     loss.backward()
 
 
-def _batch(
-    config: TrainConfig, generator: UniFusionConfig, tokens: int, size: tuple[int, int]
-) -> FlowBatch:
+def _batch(config: TrainConfig, generator: UniFusionConfig, tokens: int, size: tuple[int, int]) -> FlowBatch:
     count, vlm, channels = config.batch_size, generator.vlm, generator.dit.latent_channels
     height, width = size[1] // DOWNSCALE, size[0] // DOWNSCALE
     features = Features(
@@ -149,6 +148,9 @@ def _place(model: nn.Module, mode: FakeTensorMode) -> None:
             if parameter is not None:
                 fake = FakeTensor(mode, parameter.detach(), torch.device("cpu"))
                 module._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = FakeTensor(mode, buffer, torch.device("cpu"))
 
 
 class _Answer(TorchDispatchMode):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,9 +46,15 @@ class FlowMatching(nn.Module):
     """Squared error of the velocity that LAP, refiner and DiT predict (arXiv 2510.12789, section on training; 2209.03003)."""
 
     def __init__(self, unifusion: UniFusion, *, checkpointing: bool = False) -> None:
-        """`checkpointing`: recompute the activations of the DiT's blocks on latents in the backward pass."""
+        """`checkpointing`: recompute the activations of all blocks in the backward pass."""
         super().__init__()
-        self.unifusion, self.checkpointing = unifusion, checkpointing
+        self.unifusion = unifusion
+        if checkpointing:
+            # inside the blocks, so that hooks of FSDP are outside and gather weights for the recomputation, too
+            for block in unifusion.dit_blocks:
+                _checkpoint(block, "with_keys_values")
+            for block in (*unifusion.txtfusion.layerwise_blocks, *unifusion.txtfusion.refiner_blocks):
+                _checkpoint(block, "forward")
 
     def forward(self, batch: FlowBatch) -> Float[Tensor, "B n"]:
         """The loss of each point on the path: the mean over the latent cells."""
@@ -59,15 +64,14 @@ class FlowMatching(nn.Module):
         points = batch.t.shape[1]
         latents = batch.latents.repeat_interleave(points, 0)
         noise, t = batch.noise.flatten(0, 1), batch.t.flatten()
-        predicted = self.unifusion(
-            interpolate(latents, noise, t), t, condition.repeat(points), self._block_call
-        )
+        predicted = self.unifusion(interpolate(latents, noise, t), t, condition.repeat(points))
         error = (predicted.float() - velocity(latents, noise)).square()
         if batch.weights is not None:
             weights = batch.weights / batch.weights.mean((1, 2, 3), keepdim=True)
             error = error * weights.repeat_interleave(points, 0)
         return error.mean((1, 2, 3)).unflatten(0, (-1, points))
 
-    def _block_call(self, _: int, block: nn.Module) -> Callable[..., Tensor]:
-        """What is called in a block's place."""
-        return partial(checkpoint, block, use_reentrant=False) if self.checkpointing else block
+
+def _checkpoint(block: nn.Module, method: str) -> None:
+    """Makes a method keep its inputs alone for the backward pass."""
+    setattr(block, method, partial(checkpoint, getattr(block, method), use_reentrant=False))

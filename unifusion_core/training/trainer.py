@@ -41,6 +41,7 @@ from .checkpoint import checkpoints, load_checkpoint, remove_old, save_checkpoin
 from .config import TrainConfig
 from .connector import build_connected, connected_config, train_connector
 from .data import TrainingData, TrainingSample, write_report
+from .float8 import quantize_frozen
 from .objective import FlowBatch, FlowMatching
 from .optimizer import MuonAdamW, parameter_groups
 from .sheet import write_image, write_sheet
@@ -110,6 +111,7 @@ class Run:
         self.pipeline = build_pipeline(config, accelerator.device)
         self.model = self.pipeline.model
         choose_trained(self.model, config)
+        self.model.to(accelerator.device)
         self.data = TrainingData(config, self.pipeline)
         self.folder = config.output / "checkpoints"
         self.best: tuple[float, int] | None = None
@@ -128,6 +130,9 @@ class Run:
             write_report(self.config.output / "scan.json", self.data.report)
         self.data.fill_caches((self.accelerator.process_index, self.accelerator.num_processes))
         self.accelerator.wait_for_everyone()
+        if self.data.states:
+            # the room is the generator's from here on
+            self.pipeline.backbone.to("cpu")
 
     def train(self, *, resume: bool) -> None:
         """The training loop."""
@@ -478,7 +483,8 @@ def build_pipeline(config: TrainConfig, device: torch.device | str) -> Pipeline:
     if str(device) == "meta":
         model = UniFusion(own, LayerFactory(device="meta", dtype=dtype))
     elif file and not connects:
-        model = file.load(dtype=dtype, device=device)
+        # weights to be rounded wait in main memory until they are
+        model = file.load(dtype=dtype, device="cpu" if config.quantize else device)
     else:
         model = build_connected(own, config.seed, file and file.load(dtype=dtype)).to(device)
     return Pipeline(model, backbone, vae, spec=spec, training=before)
@@ -488,6 +494,8 @@ def choose_trained(model: UniFusion, config: TrainConfig) -> None:
     """Adds adapters, or makes the parameters of the mode trainable."""
     if config.mode == "lora":
         add_adapters(model, config.lora, config.seed)
+        if config.quantize:
+            quantize_frozen(model)
     elif config.mode == "connector":
         train_connector(model, dit=bool(config.connector and config.connector.train_dit))
     else:

@@ -47,7 +47,7 @@ def measured_memory(config: TrainConfig) -> tuple[int, int]:
         for first in (0, config.batch_size)
     ]
     with LiveBytes() as live:
-        for number, samples in enumerate(steps):
+        for samples in steps:
             live.peak = live.now
             (batch,) = passes_of(samples, config.batch_size)
             run.data.features([each.request for each in batch])
@@ -82,9 +82,7 @@ def test_the_estimated_memory_is_what_a_run_allocates(
     del run
 
     measured, tokens = measured_memory(config)
-    estimate = estimate_step(
-        config, generator, vlm_bytes=vlm_bytes, condition_tokens=tokens, size=(128, 128)
-    )
+    estimate = estimate_step(config, generator, vlm_bytes=vlm_bytes, condition_tokens=tokens, size=(128, 128))
 
     assert estimate.memory == pytest.approx(measured, rel=0.15)
 

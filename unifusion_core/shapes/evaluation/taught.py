@@ -40,7 +40,7 @@ def evaluate_color(subject: Subject, sampling: Sampling) -> Iterator[Row]:
         images = _draw(subject, [Request(prompt=word_color(each.text)) for each in wordings])
         readings = [read_with_color(image) for image in images]
         wanted = [_in_new_color(each.requirement) for each in wordings]
-        yield _row(name, wanted, readings)
+        yield _row(name, wanted, readings, NEW_COLOR)
 
 
 def evaluate_paint(subject: Subject, sampling: Sampling) -> Iterator[Row]:
@@ -90,11 +90,19 @@ def _in_new_color(requirement: Requirement) -> Requirement:
     return replace(requirement, objects=objects)
 
 
-def _row(name: str, wanted: list[Requirement], readings: list[Reading]) -> Row:
+def _row(name: str, wanted: list[Requirement], readings: list[Reading], new_color: str | None = None) -> Row:
+    """The share of exact images, of right colours, and of right colours among the objects in the new one."""
     verdicts = [check(want, reading.scene) for want, reading in zip(wanted, readings, strict=True)]
-    colors = [right for verdict in verdicts for right in verdict.color]
     exact = [v.exact and reading.readable for v, reading in zip(verdicts, readings, strict=True)]
-    return Row(
-        name=name,
-        rates={"colors": Rate(sum(colors), len(colors)), "exact": Rate(sum(exact), len(exact))},
-    )
+    rates = {"exact": Rate(sum(exact), len(exact))}
+    colors = [
+        (each.color, right)
+        for want, verdict in zip(wanted, verdicts, strict=True)
+        for each, right in zip(want.objects, verdict.color, strict=True)
+    ]
+    new = [right for color, right in colors if color == new_color]
+    if new:
+        rates[f"{new_color} objects"] = Rate(sum(new), len(new))
+    old = [right for color, right in colors if color != new_color]
+    rates["other colours" if new else "colours"] = Rate(sum(old), len(old))
+    return Row(name=name, rates=rates)
