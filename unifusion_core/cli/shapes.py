@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 import typing
 from collections.abc import Sequence
@@ -31,7 +32,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     train_options.set_defaults(run=train)
     train_options.add_argument("recipe", metavar="RECIPE")
     train_options.add_argument("--out", type=Path, metavar="DIR", help="default runs/RECIPE")
-    train_options.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
+    train_options.add_argument(
+        "--resume", action="store_true", help="go on from the folder's last checkpoint"
+    )
+    train_options.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier run in the folder"
+    )
     train_options.add_argument(
         "--dry-run", action="store_true", help="show what would run, and how long it would take"
     )
@@ -40,7 +46,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="change the recipe's loop, e.g. num_steps=100",
+        help="change the recipe's loop, e.g. steps=100",
     )
 
     evaluate_options = verbs.add_parser("evaluate", help="judge its pictures exactly")
@@ -105,6 +111,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Run a recipe. Raises ConfigError for one that does not exist, or for a missing package."""
     try:
         from ..shapes.training.recipes import RECIPES
+        from ..training.loop import InterruptedRunError
         from ..training.loop import train as run_recipe
     except ModuleNotFoundError as error:
         raise training_needs(error) from error
@@ -116,7 +123,18 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _describe_run(task, config)
     else:
-        run_recipe(task, config, out, recipe=arguments.recipe, resume=arguments.resume)
+        try:
+            run_recipe(
+                lambda _: task,
+                config,
+                out,
+                name=arguments.recipe,
+                resume=arguments.resume,
+                overwrite=arguments.overwrite,
+            )
+        except InterruptedRunError as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(130)
 
 
 def _changed(config: LoopConfig, changes: Sequence[str]) -> LoopConfig:
@@ -127,7 +145,7 @@ def _changed(config: LoopConfig, changes: Sequence[str]) -> LoopConfig:
     values: dict[str, Any] = {}
     for change in changes:
         key, _, text = change.partition("=")
-        if key not in types:
+        if key not in types or types[key] not in (int, float):
             raise ConfigError(f'--set {change}: there is no "{key}" to set; choose from {", ".join(types)}')
         try:
             values[key] = types[key](text)
@@ -141,9 +159,9 @@ def _describe_run(task: Task, config: LoopConfig) -> None:
     parameters = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     print(json.dumps(dataclasses.asdict(config), indent=1))
     print(f"parameters       {millions(parameters)}")
-    print(f"steps            {config.num_steps} of {config.batch_size} items")
+    print(f"steps            {config.steps} of {config.batch_size} samples")
     seconds = _seconds_per_step(task, config)
-    hours = seconds * config.num_steps / 3600
+    hours = seconds * config.steps / 3600
     print(f"time             {seconds:.3f} s per step, {hours:.2f} h in all (evaluations not counted)")
 
 
@@ -151,12 +169,11 @@ def _seconds_per_step(task: Task, config: LoopConfig, steps: int = 3) -> float:
     import torch
 
     from ..pipeline import default_device
-    from ..training.loop import build_optimizer
 
     device = torch.device(default_device())
     task.model.to(device)
     task.place(device)
-    optimizer = build_optimizer(task, config)
+    optimizer = task.optimizer(config)
     for index in range((steps + 1) * config.batch_size):
         # what a run would take from a file (a pool's latents) is made now, and not timed
         task.item(index)

@@ -43,7 +43,7 @@ def train(arguments: argparse.Namespace) -> None:
     try:
         from ..training.config import load_config, schema
         from ..training.dry_run import dry_run
-        from ..training.trainer import InterruptedRunError
+        from ..training.loop import InterruptedRunError
         from ..training.trainer import train as run
     except ModuleNotFoundError as error:
         raise training_needs(error) from error

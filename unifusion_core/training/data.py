@@ -268,6 +268,11 @@ class TrainingData:
 
     # Samples -------------------------------------------------------------------------------------
 
+    def entry(self, position: int) -> Entry:
+        """What the sample of a position is made of."""
+        source, index = self.order[position]
+        return self.entries[source][index]
+
     def sample(self, position: int) -> TrainingSample:
         """The sample of a position."""
         source, index = self.order[position]

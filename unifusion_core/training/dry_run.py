@@ -13,7 +13,8 @@ from ..models.autoencoder import DOWNSCALE
 from .config import TrainConfig
 from .data import TrainingData
 from .estimate import estimate_step, largest_block, sharded_memory
-from .trainer import DTYPES, build_pipeline
+from .loop import DTYPES
+from .trainer import build_pipeline
 
 # of an H100 in bfloat16, dense, and the share of it that trainings of such models reach
 H100_FLOPS, REACHED = 989e12, 0.4

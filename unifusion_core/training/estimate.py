@@ -20,8 +20,9 @@ from ..models.autoencoder import DOWNSCALE
 from ..models.layers import LayerFactory
 from ..models.unifusion import UniFusion, UniFusionConfig
 from .config import TrainConfig
+from .loop import DTYPES
 from .objective import FlowBatch, FlowMatching
-from .trainer import DTYPES, build_optimizer, choose_trained
+from .trainer import build_optimizer, choose_trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ def largest_block(generator: UniFusionConfig, dtype: torch.dtype) -> int:
 def _step(objective: FlowMatching, batch: FlowBatch, config: TrainConfig) -> None:
     dtype = DTYPES[config.precision]
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        loss = objective(batch).mean()
+        loss = objective.losses(batch).mean()
     loss.backward()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from ..contracts import Features
 from ..flow.path import interpolate, velocity
 from ..models.unifusion import UniFusion
+
+# edges of the quarters of time in which the loss is logged
+TIME_EDGES = (0.25, 0.5, 0.75)
+QUARTERS = ("0-0.25", "0.25-0.5", "0.5-0.75", "0.75-1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +36,8 @@ class FlowBatch:
     t: Float[Tensor, "B n"]
     weights: Float[Tensor, "B 1 h w"] | None = None
 
-    def to(self, device: torch.device) -> FlowBatch:
-        """The batch on another device."""
+    def to(self, device: torch.device, **_: Any) -> FlowBatch:
+        """The batch on another device; accelerate calls it."""
         return FlowBatch(
             features=self.features.to(device),
             latents=self.latents.to(device),
@@ -56,7 +61,12 @@ class FlowMatching(nn.Module):
             for block in (*unifusion.txtfusion.layerwise_blocks, *unifusion.txtfusion.refiner_blocks):
                 _checkpoint(block, "forward")
 
-    def forward(self, batch: FlowBatch) -> Float[Tensor, "B n"]:
+    def forward(self, batch: FlowBatch, number: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss of the batch, and its values in each quarter of time. `number` belongs to the loop's interface."""
+        losses = self.losses(batch)
+        return losses.mean(), loss_by_time(losses.detach(), batch.t)
+
+    def losses(self, batch: FlowBatch) -> Float[Tensor, "B n"]:
         """The loss of each point on the path: the mean over the latent cells."""
         patch = self.unifusion.config.dit.patch_size
         grid = (batch.latents.shape[-2] // patch, batch.latents.shape[-1] // patch)
@@ -70,6 +80,18 @@ class FlowMatching(nn.Module):
             weights = batch.weights / batch.weights.mean((1, 2, 3), keepdim=True)
             error = error * weights.repeat_interleave(points, 0)
         return error.mean((1, 2, 3)).unflatten(0, (-1, points))
+
+
+def loss_by_time(losses: Float[Tensor, "B n"], times: Float[Tensor, "B n"]) -> dict[str, Tensor]:
+    """The losses in each quarter of time that has some."""
+    quarter = torch.bucketize(times.flatten(), times.new_tensor(TIME_EDGES))
+    # one comparison of numbers outside of the device for all quarters
+    present = set(quarter.tolist())
+    return {
+        f"loss_t_{name}": losses.flatten()[quarter == index]
+        for index, name in enumerate(QUARTERS)
+        if index in present
+    }
 
 
 def _checkpoint(block: nn.Module, method: str) -> None:

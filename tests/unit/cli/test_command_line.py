@@ -355,9 +355,9 @@ def test_dry_run_says_what_would_run_and_writes_nothing(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["shapes", "train", recipe, "--dry-run", "--set", "num_steps=10", "learning_rate=1"]) == 0
+    assert main(["shapes", "train", recipe, "--dry-run", "--set", "steps=10", "learning_rate=1"]) == 0
     printed = capsys.readouterr().out
-    assert '"num_steps": 10' in printed
+    assert '"steps": 10' in printed
     assert '"learning_rate": 1.0' in printed
     assert "parameters" in printed
     assert "s per step" in printed
@@ -368,8 +368,8 @@ def test_dry_run_says_what_would_run_and_writes_nothing(
     ("change", "sentence"),
     [
         ("speed=3", 'there is no "speed" to set'),
-        ("num_steps=many", "num_steps needs a value of type int"),
-        ("log_every=0", "log_every is 0, 1 or more is needed"),
+        ("steps=many", "steps needs a value of type int"),
+        ("save_every=0", "save_every is 0, 1 or more is needed"),
     ],
 )
 def test_settings_that_a_recipe_does_not_have_are_refused(

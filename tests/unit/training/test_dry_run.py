@@ -14,7 +14,8 @@ from unifusion_core.shapes.examples import write_examples
 from unifusion_core.training.config import TrainConfig
 from unifusion_core.training.dry_run import dry_run
 from unifusion_core.training.estimate import estimate_step, largest_block, sharded_memory
-from unifusion_core.training.trainer import Run, passes_of
+from unifusion_core.training.loop import Loop
+from unifusion_core.training.trainer import FlowTraining, loop_config
 from unifusion_core.zoo.tiny import TINY
 
 
@@ -37,26 +38,23 @@ def configuration(pictures: Path, tmp_path: Path, **values: Any) -> TrainConfig:
 
 def measured_memory(config: TrainConfig) -> tuple[int, int]:
     """Peak bytes of a real second step, weights and average included; and the tokens of its longest condition."""
-    run = Run(config, Accelerator(cpu=True), say=lambda _: None)
-    run.prepare_data()
-    run._begin(resume=False)
-    weights = sum(p.nbytes for p in (*run.model.parameters(), *run.pipeline.backbone.parameters()))
-    average = sum(value.nbytes for value in run.average.values())
-    steps = [
-        [run.data.sample(position) for position in range(first, first + config.batch_size)]
-        for first in (0, config.batch_size)
-    ]
+    accelerator = Accelerator(cpu=True)
+    task = FlowTraining(config, accelerator, say=lambda _: None)
+    task.prepare((0, 1))
+    loop = Loop(task, loop_config(config), config.output, accelerator)
+    loop.begin(resume=False)
+    weights = sum(p.nbytes for p in (*task.model.parameters(), *task.pipeline.backbone.parameters()))
+    average = sum(value.nbytes for value in loop.average.values())
     with LiveBytes() as live:
-        for samples in steps:
+        for step in range(2):
+            samples = [task.item(index) for index in loop.indices(step)]
             live.peak = live.now
-            (batch,) = passes_of(samples, config.batch_size)
-            run.data.features([each.request for each in batch])
-            loss = run._loss(run.flow_batch(batch)).mean()
+            loss, _ = loop.compute(samples, step)
             loss.backward()
             del loss
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-    tokens = run.data.features([each.request for each in steps[1]]).mask.shape[1]
+            loop.optimizer.step()
+            loop.optimizer.zero_grad()
+    tokens = task.data.features([each.request for each in samples]).mask.shape[1]
     return weights + average + live.peak, tokens
 
 
@@ -76,10 +74,10 @@ def test_the_estimated_memory_is_what_a_run_allocates(
     pictures: Path, tmp_path: Path, values: dict[str, Any]
 ) -> None:
     config = configuration(pictures, tmp_path, **values)
-    run = Run(config, Accelerator(cpu=True), say=lambda _: None)
-    vlm_bytes = sum(p.nbytes for p in run.pipeline.backbone.parameters())
-    generator = run.model.config
-    del run
+    task = FlowTraining(config, Accelerator(cpu=True), say=lambda _: None)
+    vlm_bytes = sum(p.nbytes for p in task.pipeline.backbone.parameters())
+    generator = task.model.config
+    del task
 
     measured, tokens = measured_memory(config)
     estimate = estimate_step(config, generator, vlm_bytes=vlm_bytes, condition_tokens=tokens, size=(128, 128))

@@ -25,7 +25,8 @@ from unifusion_core.shapes.examples import write_examples
 from unifusion_core.training.adapters import TARGETS, add_adapters
 from unifusion_core.training.checkpoint import checkpoints
 from unifusion_core.training.config import AdapterConfig, TrainConfig, load_config
-from unifusion_core.training.trainer import Run, train
+from unifusion_core.training.loop import Loop
+from unifusion_core.training.trainer import FlowTraining, loop_config, train
 from unifusion_core.zoo.tiny import BUILT_IN
 
 
@@ -89,12 +90,13 @@ def test_the_merged_file_draws_what_the_adapters_draw(config: TrainConfig, kind:
     own = changed(config, lora={"type": kind, "rank": 2, "alpha": 4}, steps=2, learning_rate=0.01, ema=0)
     from accelerate import Accelerator
 
-    run = Run(own, Accelerator(cpu=True), say=lambda _: None)
-    run.prepare_data()
-    run.train(resume=False)
+    accelerator = Accelerator(cpu=True)
+    task = FlowTraining(own, accelerator, say=lambda _: None)
+    task.prepare((0, 1))
+    Loop(task, loop_config(own), own.output, accelerator, name="train").run(resume=False)
     prompt, settings = "a big red circle on a white background", {"rewrite": False, "steps": 2}
 
-    with_adapters = run.pipeline(prompt, **settings)
+    with_adapters = task.pipeline(prompt, **settings)
     merged = Pipeline.load(lora=[own.output / "final.safetensors"])(prompt, **settings)
     plain = Pipeline.load()(prompt, **settings)
 
