@@ -49,6 +49,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="change the recipe's loop, e.g. steps=100",
     )
 
+    install_options = verbs.add_parser(
+        "install", help="put a recipe's finished part in its place in the package"
+    )
+    install_options.set_defaults(run=install_part)
+    install_options.add_argument("folder", type=Path, metavar="DIR", help="of the run")
+
     evaluate_options = verbs.add_parser("evaluate", help="judge its pictures exactly")
     evaluate_options.set_defaults(run=evaluate)
     add_suite_options(evaluate_options, SUITES)
@@ -89,6 +95,13 @@ def examples(arguments: argparse.Namespace) -> None:
     from ..shapes.examples import write_examples
 
     print(write_examples(arguments.folder, arguments.count, arguments.kind))
+
+
+def install_part(arguments: argparse.Namespace) -> None:
+    """Put a finished part in its place."""
+    from ..shapes.training.chain import install
+
+    print(install(arguments.folder))
 
 
 def encoder(arguments: argparse.Namespace) -> None:

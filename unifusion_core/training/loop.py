@@ -476,6 +476,9 @@ class Loop:
     def _evaluate(self, step: int) -> None:
         with averaged(self.trainable, self.average):
             scores = self.task.evaluate(self, step)
+            if self.config.shard:
+                # a pass without a backward pass leaves the outer weights gathered, and the next one would use them
+                self.objective.reshard()
         value = scores.get(VALIDATION)
         if value is not None and (self.best is None or value < self.best[0]):
             self.best = (value, step)

@@ -109,7 +109,8 @@ def test_the_operations_are_those_of_forward_and_backward(pictures: Path, tmp_pa
     blocks = TINY.config.dit
     weights = blocks.num_blocks * (5 * blocks.hidden_size**2 + 3 * blocks.hidden_size * blocks.mlp_size)
     assert flops > 6 * weights * 64 * 8
-    assert with_recomputation - flops == pytest.approx(2 * weights * 64 * 8, rel=0.1)
+    # the blocks are nearly all of the forward pass, which is a third of the whole
+    assert 1.25 < with_recomputation / flops < 4 / 3
 
 
 def test_a_dry_run_writes_nothing_and_says_what_it_takes(pictures: Path, tmp_path: Path) -> None:

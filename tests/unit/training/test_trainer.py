@@ -146,7 +146,9 @@ def test_a_resumed_run_ends_in_the_same_weights(config: TrainConfig, mode: str, 
     one, other = (load_file(each.output / "final.safetensors") for each in (whole, parts))
     assert one.keys() == other.keys()
     # the file's own JSON has the number of steps and the folder
-    assert [name for name in one if name != "unifusion" and not torch.equal(one[name], other[name])] == []
+    assert [
+        name for name in one if name != "unifusion_config" and not torch.equal(one[name], other[name])
+    ] == []
 
 
 def killed_run(
@@ -195,7 +197,7 @@ def test_a_run_killed_at_ten_moments_ends_in_the_same_weights(
 
     killed = killed_run(changed(long, output=tmp_path / "killed"), tmp_path, 10, random.Random(mode))
 
-    assert [n for n in whole if n != "unifusion" and not torch.equal(whole[n], killed[n])] == []
+    assert [n for n in whole if n != "unifusion_config" and not torch.equal(whole[n], killed[n])] == []
 
 
 def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: TrainConfig, tmp_path: Path) -> None:
