@@ -9,15 +9,13 @@ from functools import partial
 from typing import Any, ClassVar
 
 import comfy.latent_formats
-import comfy.ldm.common_dit
 import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
-import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...unifusion_core.checkpoints.generator_file import CONFIG_KEY, GeneratorContent, config_to_json
 from ...unifusion_core.contracts import Features
@@ -27,28 +25,22 @@ from ...unifusion_core.images import warn_of_other_size
 from ...unifusion_core.inspection import reading
 from ...unifusion_core.inspection.table import lines_of, write_table
 from ...unifusion_core.models.lap import parse_layer_gains
-from ...unifusion_core.models.layers import LayerFactory
-from ...unifusion_core.models.unifusion import UniFusion, UniFusionConfig
 from ..sockets import Encoded
 from .conditions import (
     EDITED,
     MASK,
     POSITIONS,
     ConditionInBatch,
+    ContextInBatch,
     Rows,
     SamplingCondition,
     check_spec,
-    to_batch,
 )
 from .host import SMALL, wrong_type
-from .ops import HostAttention, Options
+from .module import CONDITIONS, WEIGHTS, HostedUniFusion
+from .ops import Options
 
 logger = logging.getLogger(__name__)
-
-# keyword argument of a step that holds its conditions
-CONDITIONS = "unifusion_conditions"
-# entry of transformer_options that identifies the present state of hooked weights
-WEIGHTS = "unifusion_weights"
 
 
 # Latents ------------------------------------------------------------------------------------------
@@ -79,86 +71,6 @@ def shift_of(schedule: str) -> float:
     size it is the shift at 1024 x 1024 pixels."""
     middle = float(build_schedule(schedule, 2, num_tokens=4096)[1])
     return middle / (1 - middle)
-
-
-# The module ---------------------------------------------------------------------------------------
-
-
-class HostedUniFusion(UniFusion):
-    """UniFusion with the call signature of ComfyUI's diffusion models."""
-
-    def __init__(
-        self,
-        *,
-        unifusion: UniFusionConfig,
-        operations: Any,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        **for_comfyui: Any,
-    ) -> None:
-        attention = HostAttention()
-        super().__init__(
-            unifusion, LayerFactory(operations=operations, attend=attention, device=device, dtype=dtype)
-        )
-        self.attention = attention
-        # ComfyUI asks the module for the type of its weights
-        self.dtype = dtype
-        if dtype is not None and dtype.itemsize == 1:
-            for name, parameter in self.named_parameters():
-                # vectors of scales and shifts are small and need more than 8 bits
-                if not name.endswith("weight"):
-                    parameter.data = parameter.data.to(torch.bfloat16)
-
-    def forward(  # type: ignore[override]
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor | None = None,
-        transformer_options: Options = {},  # noqa: B006  (ComfyUI's convention)
-        **extra: Any,
-    ) -> Tensor:
-        """The velocity of latents B C h w, or B C 1 h w where the latent format has a time axis, at times in 0..1."""
-        wrappers = comfy.patcher_extension.get_all_wrappers(
-            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
-        )
-        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._step, self, wrappers)
-        return executor.execute(x, timesteps, context, transformer_options, **extra)
-
-    def _step(
-        self, x: Tensor, timesteps: Tensor, context: Tensor | None, options: Options, **extra: Any
-    ) -> Tensor:
-        conditions: list[Rows] = extra[CONDITIONS]
-        flat = x[:, :, 0] if x.ndim == 5 else x
-        height, width = flat.shape[-2:]
-        patch = self.config.dit.patch_size
-        latents = comfy.ldm.common_dit.pad_to_patch_size(flat, (patch, patch))
-        grid = (latents.shape[-2] // patch, latents.shape[-1] // patch)
-        with self.attention.during(options):
-            parts = [
-                (rows.condition.prepared(self, latents, grid, options.get(WEIGHTS)), rows.count)
-                for rows in conditions
-            ]
-            velocity = super().forward(latents, timesteps, to_batch(parts), partial(_replaced, options))
-        velocity = velocity[..., :height, :width]
-        return velocity[:, :, None] if x.ndim == 5 else velocity
-
-
-def _replaced(options: Options, index: int, block: nn.Module) -> Callable[..., Tensor]:
-    """A block of the DiT, or its replacement by a node such as SkipLayerGuidanceDiT. A replacement applies to the latents; the
-    keys and values of a condition in prefix form are computed without it."""
-    patches = options.get("patches_replace", {}).get("dit", {})
-    patch = patches.get(("single_block", index)) or patches.get(("double_block", index))
-    if patch is None:
-        return block
-
-    def call(x: Tensor, modulation: Tensor, **rest: Any) -> Tensor:
-        def original(args: dict[str, Any]) -> dict[str, Any]:
-            return args | {"img": block(args["img"], args["vec"], **rest)}
-
-        args = {"img": x, "vec": modulation, "pe": rest["rope"], "attn_mask": rest["bias"]}
-        return patch(args | {"transformer_options": options}, {"original_block": original})["img"]
-
-    return call
 
 
 # The model ----------------------------------------------------------------------------------------
@@ -197,7 +109,7 @@ class HostModel(comfy.model_base.Krea2):
     """The generator with ComfyUI's sampling around it.
 
     It is a subclass of ComfyUI's Krea 2, whose parameter names UniFusion shares, so that LoRAs in every layout that ComfyUI
-    supports for Krea 2 apply. Nothing else of that class is used.
+    supports for Krea 2 apply, and nodes of others that are made for Krea 2 do what they do there.
     """
 
     def __init__(self, model_config: HostConfig, device: torch.device | None = None) -> None:
@@ -207,7 +119,7 @@ class HostModel(comfy.model_base.Krea2):
         )
         # a condition's token takes as much memory as a latent token, which is one patch
         patch = model_config.unifusion.dit.patch_size
-        self.memory_usage_factor_conds = (CONDITIONS,)
+        self.memory_usage_factor_conds = (CONDITIONS, "ref_latents")
         self.memory_usage_shape_process = {CONDITIONS: lambda s: [s[0], s[2], s[1] * patch**2]}
         self.size_warned: tuple[int, int] | None = None
         self.edit_warned: tuple[tuple[int, int], tuple[int, int]] | None = None
@@ -221,11 +133,15 @@ class HostModel(comfy.model_base.Krea2):
         """The keyword arguments for one condition. ComfyUI calls this once per condition when sampling begins."""
         self._check_latents(kwargs["noise"], kwargs.get(EDITED))
         condition = SamplingCondition(self.model_config.unifusion, kwargs["cross_attn"], kwargs)
-        return {CONDITIONS: ConditionInBatch([Rows(condition, 1)])}
+        return super().extra_conds(**kwargs) | {
+            "c_crossattn": ContextInBatch(condition.tokens),
+            CONDITIONS: ConditionInBatch([Rows(condition, 1)]),
+        }
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, Any]:
         tokens = kwargs.get("cross_attn")
-        return {} if tokens is None else {CONDITIONS: list(tokens.shape)}
+        shapes = super().extra_conds_shapes(**kwargs)
+        return shapes if tokens is None else shapes | {CONDITIONS: list(tokens.shape)}
 
     def _apply_model(
         self,
