@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...unifusion_core.contracts import MAX_TILES, Features, Request, RewriteSettings, RewriteStates, VLMSpec
+from ...unifusion_core.errors import ShapeError
 from ...unifusion_core.images import edited_size
 from ...unifusion_core.vlm.styles import with_style
 from ..sockets import Encoded
@@ -26,6 +27,7 @@ from .ops import move_other_parameters, use_host_layers
 
 if TYPE_CHECKING:
     from ...unifusion_core.vlm.backbone import VLMBackbone
+    from ...unifusion_core.vlm.base import BaseVLM
     from ...unifusion_core.vlm.chat import VLMInputs
     from .stock_clip import StockEncoder
 
@@ -61,6 +63,7 @@ class VLMTokenizer:
         encoders, are ignored."""
         images = unbatched([*images] if image is None else [image, *images])
         request = Request(prompt=text, images=images, rewrite=rewrite)
+        warn_of_prompt(self.backbone, self.spec, request)
         return {"inputs": self.backbone.prepare([request], self.spec.template, max_tiles)}
 
     def decode(self, text: str, skip_special_tokens: bool = True) -> str:
@@ -209,6 +212,8 @@ def encode(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int) -> 
     a chat that is too long.
     """
     tokens = tokens_for(clip, prompt, images, max_tiles)
+    known = encoder_of(clip)
+    warn_of_prompt(known.backbone, known.spec, Request(prompt=prompt, images=unbatched(images)))
     with at_work(clip, tokens) as encoder:
         features = features_of(encoder, tokens, clip.patcher.patches_uuid)
         return tokens, _encoded(encoder, features, unbatched(images))
@@ -244,10 +249,12 @@ def rewrite(
     Raises as `encode` does, ConfigError for settings out of range, PromptError for a rewrite that is empty or does not end.
     """
     from ...unifusion_core.vlm import rewrite as verifi
+    from ...unifusion_core.vlm.prompt_check import warn_of_unread_parts
 
     request = with_style(Request(prompt=prompt, images=unbatched(images)), style)
     with at_work(clip, tokens_for(clip, f"{request.style} {prompt}", images, max_tiles)) as encoder:
         backbone, spec = encoder.backbone, encoder.spec
+        warn_of_unread_parts(backbone.tokenizer, [request])
         settings = RewriteSettings(
             max_new_tokens=max_new_tokens,
             states=spec.rewrite_states if states == AUTOMATIC else states,
@@ -274,8 +281,31 @@ def tokens_for(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int)
     return {"inputs": encoder.backbone.prepare([request], encoder.spec.template, max_tiles)}
 
 
+def warn_of_prompt(backbone: BaseVLM, spec: VLMSpec, request: Request) -> None:
+    """Warns of what the VLM does not understand in a prompt that is not rewritten, and of an instruction about images."""
+    from ...unifusion_core.vlm.prompt_check import warn_of_unread_parts
+
+    warn_of_unread_parts(backbone.tokenizer, [request])
+    if (
+        request.images
+        and request.prompt.strip()
+        and not request.rewrite
+        and spec.rewrite_states == "one_pass"
+    ):
+        host.warn_once(
+            "The prompt is used as it is, beside the images: it should describe the image to generate. For an instruction such "
+            "as 'make the circle green' use Rewrite for UniFusion (VERIFI), or the image is drawn unchanged."
+        )
+
+
 def unbatched(batches: Sequence[Tensor]) -> list[Tensor]:
-    """The images (C H W) of ComfyUI's batches (B H W C), in order."""
+    """The images (C H W) of ComfyUI's batches (B H W C), in order. Raises ShapeError for a batch without images."""
+    for batch in batches:
+        if 0 in batch.shape:
+            raise ShapeError(
+                f"An IMAGE input holds no image (its shape is {tuple(batch.shape)}): check the node that it comes from, or "
+                "disconnect it."
+            )
     return [image.movedim(-1, 0) for batch in batches for image in batch]
 
 

@@ -15,7 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...unifusion_core.contracts import Conditioning, Features, VLMSpec
+from ...unifusion_core.contracts import (
+    GENERATOR_REMEDY,
+    VLM_REMEDY,
+    Conditioning,
+    Features,
+    VLMSpec,
+    check_finite,
+)
 from ...unifusion_core.errors import ShapeError
 from ...unifusion_core.models.unifusion import PreparedCondition, UniFusion, UniFusionConfig
 from .host import warn_once
@@ -68,6 +75,7 @@ class SamplingCondition:
             raise ShapeError(_wrong_width(config, tokens.shape[-1]))
         if SPEC in rest:
             check_spec(config, rest[SPEC])
+        check_finite(tokens, "Conditioning", VLM_REMEDY if not self.pooled else GENERATOR_REMEDY)
         length, mask, positions = tokens.shape[1], rest.get(MASK), rest.get(POSITIONS)
         self.tokens = tokens
         # ConditioningConcat and ConditioningAverage change the tokens, but not mask and positions
@@ -111,7 +119,9 @@ class SamplingCondition:
         if self.pooled:
             return Conditioning(tokens=tokens, mask=mask, positions=positions)
         states = tokens.unflatten(-1, self.layers)
-        return model.pool(Features(states=states, mask=mask, positions=positions))
+        pooled = model.pool(Features(states=states, mask=mask, positions=positions))
+        check_finite(pooled.tokens, "Pooled condition", GENERATOR_REMEDY)
+        return pooled
 
 
 def _fitted(values: Tensor, length: int, fill: float | bool) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...unifusion_core.checkpoints.generator_file import CONFIG_KEY, GeneratorContent, config_to_json
-from ...unifusion_core.contracts import Features
+from ...unifusion_core.contracts import GENERATOR_REMEDY, Features, check_finite
 from ...unifusion_core.errors import ConfigError, ShapeError
 from ...unifusion_core.flow.schedule import build_schedule
 from ...unifusion_core.images import warn_of_other_size
@@ -39,6 +39,7 @@ from .conditions import (
 from .host import SMALL, wrong_type
 from .module import CONDITIONS, WEIGHTS, HostedUniFusion
 from .ops import Options
+from .unused import warn_of_unused
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +132,22 @@ class HostModel(comfy.model_base.Krea2):
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """The keyword arguments for one condition. ComfyUI calls this once per condition when sampling begins."""
+        config = self.model_config.unifusion
         self._check_latents(kwargs["noise"], kwargs.get(EDITED))
-        condition = SamplingCondition(self.model_config.unifusion, kwargs["cross_attn"], kwargs)
+        if kwargs.get("latent_image") is not None:
+            check_finite(kwargs["latent_image"], "Latent", "check the node that it comes from")
+        if kwargs.get("cross_attn") is None:
+            raise ShapeError(
+                "A conditioning holds no tokens: encode the prompt with Encode for UniFusion, Rewrite for UniFusion (VERIFI) or "
+                "CLIP Text Encode; for no prompt, encode an empty text."
+            )
+        joint = config.condition_attention == "joint"
+        method = kwargs.get("reference_latents_method") or self.diffusion_model.default_ref_method
+        warn_of_unused(kwargs | {"reference_latents_method": method}, takes_references=joint)
+        condition = SamplingCondition(config, kwargs["cross_attn"], kwargs)
+        self.model_config.spec.warn_of_long_condition(int(condition.mask.sum(1).max()))
+        if not joint:
+            kwargs.pop("reference_latents", None)
         return super().extra_conds(**kwargs) | {
             "c_crossattn": ContextInBatch(condition.tokens),
             CONDITIONS: ConditionInBatch([Rows(condition, 1)]),
@@ -154,7 +169,9 @@ class HostModel(comfy.model_base.Krea2):
         **kwargs: Any,
     ) -> Tensor:
         options = transformer_options | {WEIGHTS: self._hooked_weights()}
-        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        clean = super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        check_finite(clean, "Image predicted in a sampling step", GENERATOR_REMEDY)
+        return clean
 
     def _hooked_weights(self) -> Hashable:
         """The active LoRA hooks with their strengths. Hooks change the weights during sampling."""
@@ -164,9 +181,23 @@ class HostModel(comfy.model_base.Krea2):
     def _check_latents(self, noise: Tensor, edited: tuple[int, int] | None) -> None:
         """Warns of a size that the model was not trained on, and of an edit in another size than its image's.
 
-        Raises ShapeError for latents of another model.
+        Raises ShapeError for latents of another model, of several frames, or without content.
         """
         config = self.model_config.unifusion
+        if noise.ndim not in (4, 5):
+            raise ShapeError(
+                f"The latent has the shape {tuple(noise.shape)}, as of audio; this model draws images: use EmptySD3LatentImage, "
+                "or VAE Encode on an image."
+            )
+        if 0 in noise.shape:
+            raise ShapeError(
+                f"The latent holds no image (its shape is {tuple(noise.shape)}): give one of at least one image and 16 x 16 "
+                "pixels."
+            )
+        if noise.ndim == 5 and noise.shape[2] != 1:
+            raise ShapeError(
+                f"The latent has {noise.shape[2]} frames; this model draws single images: set the length to 1, or take one frame."
+            )
         if noise.shape[1] != config.dit.latent_channels:
             raise ShapeError(
                 f"The latent has {noise.shape[1]} channels, this model needs {config.dit.latent_channels}: use "
@@ -254,6 +285,8 @@ def pool(model: Any, encoded: Encoded, layer_gains: str = "") -> list[list[Any]]
     """
     with _at_work(model, encoded) as (module, features):
         pooled = module.pool(features, parse_layer_gains(layer_gains, encoded.spec.taps))
+        check_finite(pooled.tokens, "Pooled condition", GENERATOR_REMEDY)
+    hosted(model).model_config.spec.warn_of_long_condition(pooled.mask.shape[1])
     device = mm.intermediate_device()
     tokens = pooled.tokens.to(device, torch.float32)
     rest = {MASK: pooled.mask.long().to(device), POSITIONS: pooled.positions.to(device)}
