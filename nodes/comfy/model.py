@@ -36,7 +36,7 @@ from .conditions import (
     SamplingCondition,
     check_spec,
 )
-from .host import SMALL, wrong_type
+from .host import SMALL, warn_once, wrong_type
 from .module import CONDITIONS, WEIGHTS, HostedUniFusion
 from .ops import Options
 from .unused import warn_of_unused
@@ -168,10 +168,23 @@ class HostModel(comfy.model_base.Krea2):
         transformer_options: Options = {},  # noqa: B006  (ComfyUI's convention)
         **kwargs: Any,
     ) -> Tensor:
+        self._check_step_reuse(transformer_options)
         options = transformer_options | {WEIGHTS: self._hooked_weights()}
         clean = super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
         check_finite(clean, "Image predicted in a sampling step", GENERATOR_REMEDY)
         return clean
+
+    def _check_step_reuse(self, options: Options) -> None:
+        """Warns of an EasyCache that leaves out steps which this model needs."""
+        limit = self.model_config.spec.comfy_easy_cache
+        cache = options.get("easycache")
+        # LazyCache has the same entry
+        if limit is None or getattr(cache, "name", "") != "EasyCache" or cache.reuse_threshold <= limit:
+            return
+        warn_once(
+            f"EasyCache with reuse_threshold {cache.reuse_threshold:g} draws wrong images with this model: set it to {limit:g} or "
+            "less, or use LazyCache, which is right at its default."
+        )
 
     def _hooked_weights(self) -> Hashable:
         """The active LoRA hooks with their strengths. Hooks change the weights during sampling."""

@@ -60,6 +60,7 @@ class GeneratorSpec:
     trained_on_rewrites   whether it was trained on prompts that the VLM rewrote
     vae_hint              which VAE decodes its latents, for error sentences
     comfy_latent_format   class of comfy.latent_formats with the scale of its latents; "" = latents are used as they are
+    comfy_easy_cache      the largest reuse_threshold of ComfyUI's EasyCache that keeps its images right; None = not measured
     trained_tokens        the longest condition that it was trained on; None = not known, or any
     limits                what it is known not to do, one sentence each
     built_in              its files, if they come with the package
@@ -76,6 +77,7 @@ class GeneratorSpec:
     vae_hint: str
     comfy_latent_format: str = ""
     recognize: Callable[[Shapes], UniFusionConfig | None] = _never
+    comfy_easy_cache: float | None = None
     trained_tokens: int | None = None
     limits: tuple[str, ...] = field(default=())
     built_in: BuiltIn | None = None
