@@ -177,13 +177,13 @@ class HostModel(comfy.model_base.Krea2):
     def _check_step_reuse(self, options: Options) -> None:
         """Warns of an EasyCache that leaves out steps which this model needs."""
         limit = self.model_config.spec.comfy_easy_cache
-        cache = options.get("easycache")
+        cache: Any = options.get("easycache")
         # LazyCache has the same entry
         if limit is None or getattr(cache, "name", "") != "EasyCache" or cache.reuse_threshold <= limit:
             return
         warn_once(
-            f"EasyCache with reuse_threshold {cache.reuse_threshold:g} draws wrong images with this model: set it to {limit:g} or "
-            "less, or use LazyCache, which is right at its default."
+            f"EasyCache with reuse_threshold {cache.reuse_threshold:g} draws wrong images with this model: set it to {limit:g} "
+            "or less, or use LazyCache, which is right at its default."
         )
 
     def _hooked_weights(self) -> Hashable:
