@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .comfy import host
+from .comfy import host, messages
 from .encode import UniFusionImageEncode
 from .features_to_krea2 import UniFusionFeaturesToKrea2
 from .image_strength import UniFusionPictureStrength
@@ -23,6 +23,7 @@ class UniFusionExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         host.register_folders()
+        messages.show_on_nodes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

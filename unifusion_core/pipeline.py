@@ -38,6 +38,7 @@ from .models.unifusion import UniFusion
 from .sampling import OnStep, make_noise, sample
 from .vlm.backbone import VLMBackbone
 from .vlm.folder import load_vlm
+from .vlm.prompt_check import warn_of_unread_parts
 from .vlm.rewrite import Rewrite, encode_requests, rewrite
 from .vlm.styles import with_style
 from .zoo.spec import GeneratorSpec
@@ -219,6 +220,7 @@ class Pipeline:
         rewriting = self.spec.rewrites if rewrite is None else bool(rewrite)
         requests = [Request(prompt=each, images=inputs, rewrite=locked) for each in prompts]
         requests = [self._with_style(each, style, rewriting) for each in requests]
+        warn_of_unread_parts(self.backbone.tokenizer, requests)
         if image_cfg is not None and not inputs:
             raise ConfigError(
                 "image_cfg guides by input images, and none is given: give images, or leave image_cfg out."
@@ -261,6 +263,7 @@ class Pipeline:
         """
         inputs = _check_images(images)
         requests = [with_style(Request(prompt=each, images=inputs), style) for each in _check_prompts(prompt)]
+        warn_of_unread_parts(self.backbone.tokenizer, requests)
         _check_whole("max_tiles", max_tiles, 1)
         _check_finite("temperature", temperature)
         (checked,) = _check_seeds(seed, 1)
@@ -333,6 +336,7 @@ class Pipeline:
         if settings.image_cfg is not None:
             alone = [replace(request, prompt="", style="", rewrite=None) for request in requests]
             image_only = self.encode(alone, settings.max_tiles)
+        self.spec.warn_of_long_condition(features.mask.shape[1])
         pixels = self.sample(features, seeds, settings, on_step, image_only=image_only)
         return [Generated(pixels=p, request=r) for p, r in zip(pixels, requests, strict=True)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -18,6 +17,7 @@ from ...unifusion_core.errors import CheckpointError, VLMError
 from ...unifusion_core.images import size_for_image
 from ...unifusion_core.models.autoencoder import DOWNSCALE, LATENT_CHANNELS
 from ...unifusion_core.zoo.tiny import BUILT_IN as EMBEDDED
+from .messages import say_once
 
 logger = logging.getLogger(__name__)
 
@@ -148,10 +148,9 @@ def progress(total: int) -> Callable[[int], None]:
     return update
 
 
-@cache
 def warn_once(sentence: str) -> None:
-    """Logs a warning the first time it is given."""
-    logger.warning("UniFusion: %s", sentence)
+    """Warns the first time that the sentence is given in a run of a workflow; the node that runs shows it."""
+    say_once(logger, sentence)
 
 
 def wrong_type(socket: str, given: str, wanted: str) -> str:

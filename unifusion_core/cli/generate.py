@@ -86,6 +86,7 @@ def generate(arguments: argparse.Namespace) -> None:
     from ..flow.schedule import check_schedule
     from ..images import write_image_file
     from ..pipeline import Pipeline
+    from ..vlm.prompt_check import warn_of_unread_parts
 
     if arguments.schedule is not None:
         check_schedule(arguments.schedule)
@@ -97,6 +98,8 @@ def generate(arguments: argparse.Namespace) -> None:
     pipeline = Pipeline.load(
         file, arguments.vlm, arguments.vae, offload=arguments.offload, lora=arguments.lora
     )
+
+    warn_of_unread_parts(pipeline.backbone.tokenizer, [job.request for job in jobs])
 
     def settings(job: _Job) -> SamplingSettings:
         return pipeline.settings(

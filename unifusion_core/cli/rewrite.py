@@ -37,6 +37,7 @@ def rewrite_prompts(arguments: argparse.Namespace) -> None:
     from ..checkpoints.generator_file import GeneratorFile
     from ..pipeline import default_device
     from ..vlm.folder import load_vlm
+    from ..vlm.prompt_check import warn_of_unread_parts
     from ..vlm.rewrite import rewrite
 
     requests = [line.request(arguments.style) for line in lines]
@@ -45,6 +46,7 @@ def rewrite_prompts(arguments: argparse.Namespace) -> None:
     spec = file.config.vlm
     backbone = load_vlm(zoo.path_of(arguments.vlm, "vlm"), file.default_dtype, default_device(), spec=spec)
     backbone.check_fits(spec)
+    warn_of_unread_parts(backbone.tokenizer, requests)
     settings = file.spec.rewriting
     if arguments.seed is not None:
         settings = replace(settings, temperature=VARIED_TEMPERATURE, seed=arguments.seed)

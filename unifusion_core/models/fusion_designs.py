@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..contracts import Conditioning, Features
 from ..errors import ConfigError
 from .lap import LayerwiseAttentionPooling
-from .layers import LayerFactory, RMSNorm, apply_rope, key_bias
+from .layers import LayerFactory, RMSNorm, apply_rope, key_bias_if_padded
 from .unifusion import PreparedCondition, UniFusion, UniFusionConfig
 
 
@@ -86,14 +86,14 @@ class HiddenStateInjection(_WithoutPooling):
         states = self.taps_of(conditioning)
         rope = self._rope(self._condition_positions(conditioning, grid))
         x = self.injections[0](states[0])
-        bias = key_bias(conditioning.mask, x.dtype)
+        bias = key_bias_if_padded(conditioning.mask, x.dtype)
         _, modulation = self._time(x.new_zeros(1), x.dtype)
         keys_values, injected = [], 0
         for index, block in enumerate(self.dit_blocks):
             while injected < self.tap_of_block(index):
                 injected += 1
                 x = x + self.injections[injected](states[injected])
-            x, of_block = block.with_keys_values(x, modulation, rope=rope, bias=bias)
+            x, of_block = block.with_keys_values(x, modulation, rope, bias)
             keys_values.append(of_block)
         return PreparedCondition(conditioning=conditioning, grid=grid, keys_values=keys_values)
 

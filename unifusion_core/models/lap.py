@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .layers import LayerFactory, TransformerBlock, key_bias
+from .layers import LayerFactory, TransformerBlock, key_bias_if_padded
 
 # Elements of the states that are pooled at a time without gradients. A block needs about ten times as many.
 CHUNK = 8_000_000
@@ -143,7 +143,7 @@ class Refiner(nn.ModuleList):
 
     def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Refined tokens. `mask`: True = a real token. The output for padding is undefined."""
-        bias = key_bias(mask, tokens.dtype)
+        bias = key_bias_if_padded(mask, tokens.dtype)
         for block in self:
             tokens = block(tokens, bias)
         return tokens

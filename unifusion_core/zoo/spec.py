@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..contracts import RewriteSettings
 from ..models.unifusion import UniFusionConfig
+
+logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -57,6 +60,8 @@ class GeneratorSpec:
     trained_on_rewrites   whether it was trained on prompts that the VLM rewrote
     vae_hint              which VAE decodes its latents, for error sentences
     comfy_latent_format   class of comfy.latent_formats with the scale of its latents; "" = latents are used as they are
+    comfy_easy_cache      the largest reuse_threshold of ComfyUI's EasyCache that keeps its images right; None = not measured
+    trained_tokens        the longest condition that it was trained on; None = not known, or any
     limits                what it is known not to do, one sentence each
     built_in              its files, if they come with the package
     """
@@ -72,6 +77,8 @@ class GeneratorSpec:
     vae_hint: str
     comfy_latent_format: str = ""
     recognize: Callable[[Shapes], UniFusionConfig | None] = _never
+    comfy_easy_cache: float | None = None
+    trained_tokens: int | None = None
     limits: tuple[str, ...] = field(default=())
     built_in: BuiltIn | None = None
 
@@ -79,6 +86,17 @@ class GeneratorSpec:
     def default_sampling(self) -> SamplingDefaults:
         """That of the first variant."""
         return next(iter(self.sampling.values()))
+
+    def warn_of_long_condition(self, tokens: int) -> None:
+        """Warns of a condition of more tokens than the generator was trained on."""
+        if self.trained_tokens is not None and tokens > self.trained_tokens:
+            logger.warning(
+                "The condition has %d tokens, and %s was trained on at most %d: expect a worse image. Lower max_tiles (each tile "
+                "of an image is many tokens), give fewer images, or shorten the prompt.",
+                tokens,
+                self.name,
+                self.trained_tokens,
+            )
 
     @property
     def rewriting(self) -> RewriteSettings:
