@@ -64,12 +64,13 @@ _Facts = tuple[str, dict[str, Any], dict[str, dict[str, Any]]]
 
 def _generator_facts(content: GeneratorContent) -> _Facts:
     from ..checkpoints.memory import SIZE, fits, gigabytes, taps_of_tiles, working_bytes
-    from ..checkpoints.quantized import drop_scales
+    from ..checkpoints.quantized import drop_scales, formats_of, quantized_layers
 
-    weights, config = drop_scales(content.tensors), content.config
-    spec, total = config.vlm, _count(weights.values())
-    pooling = _count(t for key, t in weights.items() if key.startswith("txt"))
-    types = sorted({str(t.dtype).removeprefix("torch.") for t in weights.values()})
+    config, spec, total = content.config, content.config.vlm, content.num_parameters
+    pooling = _count(p for name, p in content.module.named_parameters() if name.startswith("txt"))
+    quantised = {f"{layer}.weight" for layer in quantized_layers(content.tensors)}
+    plain = (t for name, t in drop_scales(content.tensors).items() if name not in quantised)
+    types = sorted({str(t.dtype).removeprefix("torch.") for t in plain} | formats_of(content.tensors))
     variants = [
         f"{f'{name}: ' if name else ''}{each.schedule}, {each.steps} steps, cfg {each.cfg:g}"
         for name, each in content.spec.sampling.items()

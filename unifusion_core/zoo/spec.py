@@ -57,6 +57,7 @@ class GeneratorSpec:
     trained_on_rewrites   whether it was trained on prompts that the VLM rewrote
     vae_hint              which VAE decodes its latents, for error sentences
     comfy_latent_format   class of comfy.latent_formats with the scale of its latents; "" = latents are used as they are
+    unused                layers that some of its files have and that no published code reads
     limits                what it is known not to do, one sentence each
     built_in              its files, if they come with the package
     """
@@ -72,6 +73,7 @@ class GeneratorSpec:
     vae_hint: str
     comfy_latent_format: str = ""
     recognize: Callable[[Shapes], UniFusionConfig | None] = _never
+    unused: frozenset[str] = frozenset()
     limits: tuple[str, ...] = field(default=())
     built_in: BuiltIn | None = None
 

@@ -261,7 +261,7 @@ def test_a_picture_too_large_to_be_drawn_is_read_where_a_size_is_given(
         (["inspect", "nowhere"], "there is no file nowhere"),
         (["inspect", "diffusers"], "diffusers is a folder, such as diffusers saves"),
         (["generate", "x", "--model", "diffusers"], "diffusers is a folder, such as diffusers saves"),
-        (["generate", "x", "--model", "krea2.gguf"], "krea2.gguf is a GGUF file, which is not read"),
+        (["generate", "x", "--model", "krea2.gguf"], "krea2.gguf is a GGUF file, which is not read here"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_status_2(
