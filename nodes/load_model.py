@@ -26,8 +26,8 @@ class UniFusionModelLoader(io.ComfyNode):
                     "file",
                     options=host.generator_names(),
                     default=host.BUILT_IN,
-                    tooltip="A UniFusion or Krea 2 file in models/diffusion_models or models/checkpoints, or the small model that "
-                    "comes with the pack.",
+                    tooltip="A UniFusion or Krea 2 file in models/diffusion_models or models/checkpoints, or the small model "
+                    "that comes with the pack.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",

@@ -404,6 +404,33 @@ def test_inspect_tells_each_kind_of_file(
         assert all(word in printed for word in (*words, '"recipe": "random"')), printed
 
 
+def test_inspect_tells_what_a_lora_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"attn.to_q": (6144, 6144), "attn.to_k": (1536, 6144)}
+    tensors = {"text_encoder.layers.0.lora_A.weight": torch.ones(4, 8), "step": torch.ones(1)}
+    for layer, (rows, columns) in sizes.items():
+        key = f"transformer.transformer_blocks.27.{layer}"
+        tensors |= {
+            f"{key}.lora_A.weight": torch.ones(4, columns),
+            f"{key}.lora_B.weight": torch.zeros(rows, 4),
+        }
+    save_file(tensors, tmp_path / "lora.safetensors", {"ss_base_model_version": "krea2"})
+
+    assert main(["inspect", str(tmp_path / "lora.safetensors")]) == 0
+
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "base krea-2, of krea-2, tiny",
+        "kind LoRA (2 layers)",
+        "rank 4 (2 layers)",
+        "keys 4 used, 2 not used",
+        "it belongs to a text encoder 1 keys, such as text_encoder.layers.0.lora_A.weight",
+        "no known part of an adapter 1 keys, such as step",
+        "without effect 2 of 2 layers are zero, as before training",
+        '"ss_base_model_version": "krea2"',
+    ):
+        assert line in lines, lines
+
+
 @pytest.mark.parametrize(
     ("where", "value", "sentence"),
     [
