@@ -328,6 +328,15 @@ def layer_map(model: Any, encoded: Encoded) -> tuple[Tensor, str]:
     return torch.from_numpy(pixels)[None].float() / 255, write_table(shares, lines, taps)
 
 
+def _pooling_weights(model: Any) -> Hashable:
+    """Identifies the weights and patches of LAP and refiner; None if patches change more than weights."""
+    options = model.model_options.get("transformer_options", {})
+    replaced = any(name.startswith("diffusion_model") for name in model.object_patches)
+    if options or replaced or model.weight_wrapper_patches:
+        return None
+    return model.patches_uuid, model.model.get_dtype_inference()
+
+
 @torch.no_grad()
 def pool(model: Any, encoded: Encoded, layer_gains: str = "") -> list[list[Any]]:
     """VLM features as a CONDITIONING of the DiT's width, by LAP and refiner with the patches of the MODEL. `layer_gains` as in
@@ -337,7 +346,8 @@ def pool(model: Any, encoded: Encoded, layer_gains: str = "") -> list[list[Any]]
     for another model.
     """
     with _at_work(model, encoded) as (module, features):
-        pooled = module.pool(features, parse_layer_gains(layer_gains, encoded.spec.taps))
+        gains = parse_layer_gains(layer_gains, encoded.spec.taps)
+        pooled = module.pool(features, gains, weights=_pooling_weights(model))
     device = mm.intermediate_device()
     tokens = pooled.tokens.to(device, torch.float32)
     rest = {MASK: pooled.mask.long().to(device), POSITIONS: pooled.positions.to(device)}
