@@ -32,6 +32,7 @@ from ...unifusion_core.models.unifusion import UniFusion, UniFusionConfig
 from ..sockets import Encoded
 from .conditions import (
     EDITED,
+    EMPTY,
     MASK,
     POSITIONS,
     ConditionInBatch,
@@ -351,4 +352,5 @@ def pool(model: Any, encoded: Encoded, layer_gains: str = "") -> list[list[Any]]
     device = mm.intermediate_device()
     tokens = pooled.tokens.to(device, torch.float32)
     rest = {MASK: pooled.mask.long().to(device), POSITIONS: pooled.positions.to(device)}
-    return [[tokens, rest if encoded.edited is None else rest | {EDITED: encoded.edited}]]
+    more = {EDITED: encoded.edited, EMPTY: encoded.empty}
+    return [[tokens, rest | {name: value for name, value in more.items() if value is not None}]]
