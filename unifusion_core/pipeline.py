@@ -7,13 +7,14 @@ loaded generator's spec (zoo/), on the command line as in Python.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from . import zoo
 from .checkpoints.adapter_file import merge_adapters
@@ -422,26 +423,26 @@ class Pipeline:
 
     @torch.no_grad()
     def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
-        """What the DiT reads: features pooled by LAP and refined; `layer_gains` as in `UniFusion.pool`."""
-        return self.model.pool(features.to(self.device, self.dtype), layer_gains)
+        """What the DiT reads: features pooled by LAP and refined; `layer_gains` as in `UniFusion.pool`. Image tokens that were
+        pooled before are not pooled again."""
+        features = features.to(self.device, self.dtype)
+        return self.model.pool(features, layer_gains, weights=self._state_of_weights())
 
     @property
     def unconditional(self) -> Conditioning:
         """The empty prompt in the same template: what guidance leads away from. It is encoded once, and again after the weights
         that make it have changed (a merged LoRA, another type or device)."""
-        of_weights = self._state_of_weights()
+        of_weights = self._state_of_weights(self.backbone.model)
         if self._unconditional is None or self._unconditional[0] != of_weights:
             self._unconditional = (of_weights, self.pool(self.encode([Request(prompt="")])))
         return self._unconditional[1]
 
-    def _state_of_weights(self) -> object:
-        """Something that is equal as long as the weights behind a condition are: torch counts changes in place."""
-        parts = (self.backbone.model, self.model.txtfusion, self.model.txtmlp)
-        return (
-            self.dtype,
-            self.device,
-            [(p.data_ptr(), p._version, p.dtype) for part in parts for p in part.parameters()],
-        )
+    def _state_of_weights(self, *others: nn.Module) -> Hashable:
+        """Something that is equal as long as the weights behind a condition are, and those of `others`: torch counts changes in
+        place."""
+        pooling = [p for name, p in self.model.named_parameters() if name.startswith("txt")]
+        weights = [*pooling, *(p for other in others for p in other.parameters())]
+        return self.dtype, self.device, tuple((p.data_ptr(), p._version, p.dtype) for p in weights)
 
 
 def batches(count: int, size: tuple[int, int]) -> Iterator[slice]:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from ..caching import digest
 from ..contracts import Features, Request
 from ..errors import ConfigError, PromptError, ShapeError
 from ..flow.path import sample_training_times
@@ -27,7 +28,6 @@ from ..flow.schedule import build_schedule
 from ..images import decode_image
 from ..models.autoencoder import DOWNSCALE
 from ..pipeline import Pipeline
-from ..vlm.prefix_cache import digest
 from .caches import STATE_BYTES, FileCache, LatentCache, StatesCache, content_key, weights_key, write_whole
 from .config import TrainConfig
 from .order import SampleOrder

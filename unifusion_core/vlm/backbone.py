@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
+from ..caching import LRUCache, digest
 from ..contracts import (
     MAX_TILES,
     ChatTemplate,
@@ -31,7 +32,7 @@ from .chat import VLMInputs, single_token
 from .decoding import make_generators, pick_tokens
 from .families import decoder_layers, find_family
 from .fingerprint import fingerprint_of, tensors_in_files
-from .prefix_cache import STATES_LIMIT, TILES_LIMIT, CachedPrefix, LRUCache, digest
+from .prefix_cache import STATES_LIMIT, TILES_LIMIT, CachedPrefix
 from .taps import TapReader
 
 logger = logging.getLogger(__name__)

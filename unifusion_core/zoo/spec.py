@@ -62,6 +62,7 @@ class GeneratorSpec:
     comfy_latent_format   class of comfy.latent_formats with the scale of its latents; "" = latents are used as they are
     comfy_easy_cache      the largest reuse_threshold of ComfyUI's EasyCache that keeps its images right; None = not measured
     trained_tokens        the longest condition that it was trained on; None = not known, or any
+    unused                layers that some of its files have and that no published code reads
     limits                what it is known not to do, one sentence each
     built_in              its files, if they come with the package
     """
@@ -79,6 +80,7 @@ class GeneratorSpec:
     recognize: Callable[[Shapes], UniFusionConfig | None] = _never
     comfy_easy_cache: float | None = None
     trained_tokens: int | None = None
+    unused: frozenset[str] = frozenset()
     limits: tuple[str, ...] = field(default=())
     built_in: BuiltIn | None = None
 

@@ -261,7 +261,7 @@ def test_a_picture_too_large_to_be_drawn_is_read_where_a_size_is_given(
         (["inspect", "nowhere"], "there is no file nowhere"),
         (["inspect", "diffusers"], "diffusers is a folder, such as diffusers saves"),
         (["generate", "x", "--model", "diffusers"], "diffusers is a folder, such as diffusers saves"),
-        (["generate", "x", "--model", "krea2.gguf"], "krea2.gguf is a GGUF file, which is not read"),
+        (["generate", "x", "--model", "krea2.gguf"], "krea2.gguf is a GGUF file, which is not read here"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_status_2(
@@ -402,6 +402,33 @@ def test_inspect_tells_each_kind_of_file(
         assert main(["inspect", str(path)]) == 0
         printed = capsys.readouterr().out
         assert all(word in printed for word in (*words, '"recipe": "random"')), printed
+
+
+def test_inspect_tells_what_a_lora_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"attn.to_q": (6144, 6144), "attn.to_k": (1536, 6144)}
+    tensors = {"text_encoder.layers.0.lora_A.weight": torch.ones(4, 8), "step": torch.ones(1)}
+    for layer, (rows, columns) in sizes.items():
+        key = f"transformer.transformer_blocks.27.{layer}"
+        tensors |= {
+            f"{key}.lora_A.weight": torch.ones(4, columns),
+            f"{key}.lora_B.weight": torch.zeros(rows, 4),
+        }
+    save_file(tensors, tmp_path / "lora.safetensors", {"ss_base_model_version": "krea2"})
+
+    assert main(["inspect", str(tmp_path / "lora.safetensors")]) == 0
+
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "base krea-2, of krea-2, tiny",
+        "kind LoRA (2 layers)",
+        "rank 4 (2 layers)",
+        "keys 4 used, 2 not used",
+        "it belongs to a text encoder 1 keys, such as text_encoder.layers.0.lora_A.weight",
+        "no known part of an adapter 1 keys, such as step",
+        "without effect 2 of 2 layers are zero, as before training",
+        '"ss_base_model_version": "krea2"',
+    ):
+        assert line in lines, lines
 
 
 @pytest.mark.parametrize(
