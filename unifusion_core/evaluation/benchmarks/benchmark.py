@@ -185,7 +185,8 @@ class Benchmark(ABC):
 
     def missing(self, data: Path, what: str) -> ConfigError:
         """The error for data that are not there."""
-        return ConfigError(f"{data} has no {what}: the suite {self.name} needs {self.source}")
+        lack = f"{data} has no {what}" if data.is_dir() else f"there is no {data}"
+        return ConfigError(f"{lack}: the suite {self.name} needs {self.source}")
 
 
 def images_of(items: Sequence[Item], answers: Answers) -> list[tuple[Item, Key]]:

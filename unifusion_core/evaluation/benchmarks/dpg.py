@@ -19,7 +19,7 @@ import numpy as np
 
 from ...errors import ConfigError
 from .benchmark import Answer, Answers, Benchmark, Item, Key, Question, Scores, images_of
-from .bootstrap import Statistic, interval
+from .bootstrap import Statistic, intervals, mean_of, ratio_of, value
 from .judge import YES
 from .soft_tifa import unexpected_answers
 
@@ -79,7 +79,7 @@ class DPG(Benchmark):
     def score(self, items: Sequence[Item], answers: Answers) -> Scores:
         images = images_of(items, answers)
         values: dict[str, float] = {}
-        intervals: dict[str, tuple[float, float]] = {}
+        bounds: dict[str, tuple[float, float]] = {}
         tables: dict[str, dict[str, dict[str, float]]] = {"category": {}, "broad category": {}}
         of_images: dict[Key, float] = {}
         for kind in ("soft", "hard"):
@@ -91,10 +91,10 @@ class DPG(Benchmark):
             if kind == "soft":
                 of_images = {key: fmean(own) for key, own in after.items()}
             table = _Table(images, before, after)
-            every = np.arange(len(table.prompts))
-            for name, statistic in table.statistics().items():
-                values[name + suffix] = statistic(every)
-                intervals[name + suffix] = interval(statistic, len(every))
+            statistics = {name + suffix: each for name, each in table.statistics().items()}
+            count = len(table.prompts)
+            values |= {name: value(statistic, count) for name, statistic in statistics.items()}
+            bounds |= intervals(statistics, count)
             for title, by in (
                 ("category", lambda c: c),
                 ("broad category", lambda c: c.split("-")[0].strip()),
@@ -105,10 +105,10 @@ class DPG(Benchmark):
                     cell[f"average{suffix}"], cell[f"best{suffix}"], cell["questions"] = table.group(own)
         for category, (average, best) in PAPER.items():
             if category in tables["category"]:
-                tables["category"][category] |= {"paper_average": average, "paper_best": best}
+                tables["category"][category] |= {"paper average": average, "paper best": best}
         return Scores(
             values=values,
-            intervals=intervals,
+            intervals=bounds,
             tables=tables,
             of_images=of_images,
             notes=(NOT_COMPARABLE, *unexpected_answers(images, answers)),
@@ -154,27 +154,15 @@ class _Table:
             np.add.at(self.count[row], columns, 1)
 
     def statistics(self) -> dict[str, Statistic]:
-        """Name -> function of the prompts' places."""
-
-        def micro(which: int) -> Statistic:
-            return lambda chosen: float(self.micro[which, chosen].mean())
-
-        def macro(moment: str, which: int) -> Statistic:
-            def mean(chosen: np.ndarray) -> float:
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    shares = self.sums[moment][which][chosen].sum(0) / self.count[chosen].sum(0)
-                return float(np.nanmean(shares))
-
-            return mean
-
-        return {
-            "micro": micro(0),
-            "micro_best": micro(1),
-            "macro": macro("before", 0),
-            "macro_best": macro("before", 1),
-            "macro_after_rule": macro("after", 0),
-            "macro_after_rule_best": macro("after", 1),
-        }
+        """The scores as functions of how often each prompt counts."""
+        found = {}
+        for which, suffix in enumerate(("", "_best")):
+            found |= {
+                f"micro{suffix}": mean_of(self.micro[which]),
+                f"macro{suffix}": ratio_of(self.sums["before"][which], self.count),
+                f"macro_after_rule{suffix}": ratio_of(self.sums["after"][which], self.count),
+            }
+        return found
 
     def group(self, categories: Sequence[str]) -> tuple[float, float, int]:
         """Average, best and number of questions of some categories together, before the rule."""

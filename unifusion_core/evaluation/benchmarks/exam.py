@@ -17,7 +17,7 @@ import torch
 from ...errors import ConfigError
 from ...images import read_image_file
 from .benchmark import Answers, Benchmark, Item, Question, Scores, images_of
-from .bootstrap import interval
+from .bootstrap import intervals, ratio_of, value
 from .json_lines import read_json_lines
 from .judge import NO
 from .soft_tifa import ONE_WORD, one_word_question, unexpected_answers
@@ -94,26 +94,25 @@ class Exam(Benchmark):
         ]
         classes = sorted({truth for truth, _ in flat})
 
-        def accuracy(of: Sequence[Sequence[float]], chosen: np.ndarray) -> float:
-            return float(np.mean([r for place in chosen for r in of[place]]))
-
-        def balanced(chosen: np.ndarray) -> float:
-            by_class: dict[str, list[float]] = {}
-            for place in chosen:
-                for truth, r in zip(truths[place], seeing[place], strict=True):
-                    by_class.setdefault(truth, []).append(r)
-            return fmean(fmean(values) for values in by_class.values())
-
-        statistics = {
-            "accuracy": lambda chosen: accuracy(seeing, chosen),
-            "balanced_accuracy": balanced,
-            "probability_of_truth": lambda chosen: accuracy(soft, chosen),
-            "accuracy_without_image": lambda chosen: accuracy(blind, chosen),
-            "gain_from_image": lambda chosen: accuracy(seeing, chosen) - accuracy(blind, chosen),
+        count = len(seeing)
+        asked = [len(of_image) for of_image in seeing]
+        # images x classes: right answers, and questions
+        by_class = np.zeros((2, count, len(classes)))
+        for place, (of_image, own) in enumerate(zip(truths, seeing, strict=True)):
+            for truth, r in zip(of_image, own, strict=True):
+                by_class[:, place, classes.index(truth)] += r, 1
+        sums = {
+            name: np.array([sum(own) for own in of]) for name, of in (("seeing", seeing), ("blind", blind))
         }
-        every = np.arange(len(seeing))
-        values = {name: statistic(every) for name, statistic in statistics.items()}
-        intervals = {name: interval(statistic, len(seeing)) for name, statistic in statistics.items()}
+        statistics = {
+            "accuracy": ratio_of(sums["seeing"], asked),
+            "balanced_accuracy": ratio_of(*by_class),
+            "probability_of_truth": ratio_of([sum(own) for own in soft], asked),
+            "accuracy_without_image": ratio_of(sums["blind"], asked),
+            "gain_from_image": ratio_of(sums["seeing"] - sums["blind"], asked),
+        }
+        values = {name: value(statistic, count) for name, statistic in statistics.items()}
+        bounds = intervals(statistics, count)
         values["share_of_commonest_answer"] = max(sum(t == c for t, _ in flat) for c in classes) / len(flat)
         by_skill: dict[str, list[float]] = {}
         for of_image, own in zip(skills, seeing, strict=True):
@@ -126,7 +125,7 @@ class Exam(Benchmark):
             },
             "skill": {s: {"right": fmean(own), "questions": len(own)} for s, own in sorted(by_skill.items())},
         }
-        low, _ = intervals["gain_from_image"]
+        low, _ = bounds["gain_from_image"]
         verdict = (
             "The judge sees: it is right more often with the image than with a gray one."
             if low > 0
@@ -134,7 +133,7 @@ class Exam(Benchmark):
         )
         return Scores(
             values=values,
-            intervals=intervals,
+            intervals=bounds,
             tables=tables,
             of_images=of_images,
             notes=(verdict, *unexpected_answers(images, answers)),

@@ -12,14 +12,13 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from ...errors import ConfigError
 from .benchmark import Answers, Benchmark, Item, Question, Scores, images_of
-from .bootstrap import interval
+from .bootstrap import Statistic, intervals, ratio_of, value
 
 COLUMNS = ("task_type", "key", "instruction", "instruction_language", "input_image", "Intersection_exist")
 LANGUAGES = ("en", "cn")
@@ -142,30 +141,27 @@ class GEdit(Benchmark):
         places = np.array([types.index(item.labels["type"]) for item, _ in good])
         common = np.array([item.labels["intersection"] for item, _ in good])
 
-        def mean_over_types(chosen: np.ndarray, column: int) -> float:
-            own, of_type = numbers[chosen, column], places[chosen]
-            return fmean(float(own[of_type == each].mean()) for each in np.unique(of_type))
+        # images x types
+        of_type = np.eye(len(types))[places]
 
-        every = np.arange(len(good))
+        def over_types(column: int) -> Statistic:
+            return ratio_of(of_type * numbers[:, [column]], of_type)
+
+        statistics = {name: over_types(column) for column, name in enumerate(NAMES)}
         # the headline first
-        values = {name: mean_over_types(every, NAMES.index(name)) for name in reversed(NAMES)}
+        values = {name: value(statistics[name], len(good)) for name in reversed(NAMES)}
         values["failed_answers"] = failed
         values["overall_with_failures_as_0"] = values["overall"] * len(good) / len(images)
-        intervals = {
-            name: interval(lambda chosen, c=column: mean_over_types(chosen, c), len(good))
-            for column, name in enumerate(NAMES)
-        }
         tables: dict[str, dict[str, dict[str, float]]] = {"type": {}}
         for number, each in enumerate(types):
-            of_type = numbers[places == number]
-            tables["type"][each] = {"images": len(of_type), **_named(of_type.mean(0))}
+            own = numbers[places == number]
+            tables["type"][each] = {"images": len(own), **_named(own.mean(0))}
         if common.any():
-            shared = np.flatnonzero(common)
-            means = [mean_over_types(shared, column) for column in range(len(NAMES))]
-            tables["intersection"] = {"all types": {"images": len(shared), **_named(means)}}
+            means = [float(statistics[name](common[None].astype(float))[0]) for name in NAMES]
+            tables["intersection"] = {"all types": {"images": int(common.sum()), **_named(means)}}
         return Scores(
             values=values,
-            intervals=intervals,
+            intervals=intervals(statistics, len(good)),
             tables=tables,
             of_images={key: rated[key][2] for _, key in good},
             notes=NOTES,

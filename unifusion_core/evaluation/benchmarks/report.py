@@ -9,6 +9,7 @@ import json
 import math
 import tempfile
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ...errors import ConfigError
 from ..bars import Bar, draw_bars
 from .benchmark import Answers, Benchmark, Item, Key, Scores, images_of
 from .folder import RunFolder
-from .ways import paired_difference
+from .ways import Ways, paired_difference
 
 # columns of a terminal
 WIDTH = 100
@@ -50,7 +51,7 @@ def write_reports(
     folder = RunFolder(out, images)
     report = as_report(benchmark, conditions, scores, items, answers, folder)
     if against is not None:
-        report["against"] = compare(report, answers, against, scores)
+        report["against"] = compare(benchmark, report, answers, against, scores)
     files = [out / REPORT]
     files[0].write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if benchmark.draws and write_sheet(out / SHEET, items, scores, folder):
@@ -80,7 +81,7 @@ def as_report(
             "intervals_95": {name: list(bounds) for name, bounds in scores.intervals.items()},
             "tables": scores.tables,
             "notes": [*scores.notes, *_notes(benchmark, not_drawn)],
-            "prompts": len(items),
+            "prompts": len({item.source or item.id for item in items}),
             "images": len(images),
             "not_drawn": [f"{name}-{seed}" for name, seed in not_drawn],
             "of_images": {f"{name}-{seed}": value for (name, seed), value in scores.of_images.items()},
@@ -111,7 +112,9 @@ def _finite(value: Any) -> Any:
 # Against another run -------------------------------------------------------------------------------
 
 
-def compare(report: Mapping[str, Any], answers: Answers, other: Path, scores: Scores) -> dict[str, Any]:
+def compare(
+    benchmark: Benchmark, report: Mapping[str, Any], answers: Answers, other: Path, scores: Scores
+) -> dict[str, Any]:
     """The paired difference of this run's headline from another run's, over the images that both have, and how often the judges
     gave the same answer. Raises ConfigError for a folder without a report, or with one of another suite or data."""
     theirs = read_report(other)
@@ -123,12 +126,15 @@ def compare(report: Mapping[str, Any], answers: Answers, other: Path, scores: Sc
             )
     of_images = {_key(name): value for name, value in theirs["of_images"].items() if value is not None}
     difference, bounds = paired_difference(scores.of_images, of_images)
-    same = [
-        answer.text.lower() == given[question].text.lower()
-        for key, given in RunFolder(other).read_answers().items()
-        for question, answer in answers.get(key, {}).items()
-        if question in given
-    ]
+    pairs: dict[str, list[tuple[str, str]]] = {"all": []}
+    for key, given in RunFolder(other).read_answers().items():
+        for question, answer in answers.get(key, {}).items():
+            if question in given:
+                pair = answer.text.lower(), given[question].text.lower()
+                pairs["all"].append(pair)
+                # where items are drawn in several ways, each apart
+                if isinstance(benchmark, Ways):
+                    pairs.setdefault(key[0].rpartition(".")[2], []).append(pair)
     headline = next(iter(scores.values))
     compared = {
         "run": str(other),
@@ -138,8 +144,7 @@ def compare(report: Mapping[str, Any], answers: Answers, other: Path, scores: Sc
         "difference": difference,
         "difference_interval_95": list(bounds),
         "images": len([key for key in of_images if key in scores.of_images]),
-        "same_answers": sum(same) / len(same) if same else math.nan,
-        "answers": len(same),
+        "answers": {name: agreement(own) for name, own in pairs.items()},
     }
     if theirs["judge"] != report["judge"]:
         compared["note"] = (
@@ -148,6 +153,18 @@ def compare(report: Mapping[str, Any], answers: Answers, other: Path, scores: Sc
             "one of judges, too."
         )
     return _finite(compared)
+
+
+def agreement(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """How often two judges gave the same answer, and Cohen's kappa: the same beyond what their habits alone would give (0 = none,
+    1 = always)."""
+    if not pairs:
+        return {"same": math.nan, "kappa": math.nan, "answers": 0}
+    same = sum(one == other for one, other in pairs) / len(pairs)
+    habits = [Counter(side) for side in zip(*pairs, strict=True)]
+    by_chance = sum(habits[0][text] * habits[1][text] for text in habits[0]) / len(pairs) ** 2
+    kappa = (same - by_chance) / (1 - by_chance) if by_chance < 1 else math.nan
+    return {"same": same, "kappa": kappa, "answers": len(pairs)}
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -192,7 +209,7 @@ def text_of(report: Mapping[str, Any], scores: Scores) -> str:
             "",
             *textwrap.wrap(f"Against {other['run']}, {other['images']} images that both have:", WIDTH),
             f"{'difference':{NAME_WIDTH}} {_number(other['difference']):>10} ({_number(low)} - {_number(high)})",
-            f"{'same answers':{NAME_WIDTH}} {_number(other['same_answers']):>10} of {other['answers']}",
+            *table("answers", other["answers"]),
             *textwrap.wrap(other.get("note", ""), WIDTH),
         ]
     return "\n".join(lines)
