@@ -142,7 +142,8 @@ def run_benchmark(name: str, arguments: argparse.Namespace) -> None:
         only=arguments.only or "",
         images=arguments.images,
     )
-    device = processes().device
+    state = processes()
+    device = state.device
     subject = None
     if benchmark.draws and arguments.images is None:
         subject = Subject(
@@ -150,18 +151,21 @@ def run_benchmark(name: str, arguments: argparse.Namespace) -> None:
         )
     judge = None if arguments.judge is None else lambda: _load_judge(arguments.judge, device)
     done = run_steps(benchmark, config, arguments.out, subject=subject, judge=judge)
-    if done is None:
-        return
-    text, files = write_reports(
-        benchmark,
-        done,
-        arguments.out,
-        images=arguments.images,
-        against=arguments.against,
-        page=bool(arguments.page),
-    )
-    print(text)
-    print("\n" + "\n".join(map(str, files)))
+    if done is not None:
+        text, files = write_reports(
+            benchmark,
+            done,
+            arguments.out,
+            images=arguments.images,
+            against=arguments.against,
+            page=bool(arguments.page),
+        )
+        print(text)
+        print("\n" + "\n".join(map(str, files)))
+    if state.num_processes > 1:
+        # the first process may still have been writing
+        state.wait_for_everyone()
+        state.destroy_process_group()
 
 
 def _find_benchmark(name: str, arguments: argparse.Namespace) -> Benchmark:

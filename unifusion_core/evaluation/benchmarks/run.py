@@ -61,7 +61,7 @@ class RunConfig:
 
 def processes() -> PartialState:
     """This process among those of the run."""
-    return PartialState(timeout=PATIENCE)
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 def read_items(benchmark: Benchmark, config: RunConfig) -> list[Item]:
