@@ -2,8 +2,8 @@
 
     python tests/benchmarks/judging.py [--repeats 3] [--questions 8] [--out FILE.json]
 
-The judge is a Qwen3-VL of 0.3 billion random parameters, the image one tile of 896 pixels (784 tokens). The two take turns, so that
-other load on the machine slows both. The answers are compared, too.
+The judge is a Qwen3-VL of 0.3 billion random parameters, the image one tile of 896 pixels (784 tokens). The two take turns, so
+that other load on the machine slows both. The answers are compared, too.
 """
 
 from __future__ import annotations

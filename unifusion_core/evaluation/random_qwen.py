@@ -40,7 +40,8 @@ def build_random_qwen(
         text_config=text,
         vision_config=vision | {"deepstack_visual_indexes": [0, 1, 2]},
         tie_word_embeddings=True,
-        **token_ids,
     )
+    for name, value in token_ids.items():
+        setattr(config, name, value)
     with torch.device(device):
         return VLMBackbone(Qwen3VLForConditionalGeneration(config), tokenizer)

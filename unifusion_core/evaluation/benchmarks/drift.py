@@ -37,6 +37,8 @@ MIN_TEXTURE = 0.02
 UPSAMPLING = 50
 # share of the mean magnitude that is added to each frequency's, so that empty frequencies do not speak
 EMPTY = 0.1
+# pixels from the fit, beyond which a block was mistaken for another
+FAR = 2.0
 # times a block is cut anew at the place where its content went
 ROUNDS = 3
 
@@ -116,18 +118,28 @@ def psnr_outside(shown: Shown) -> float:
 
 
 def fit(displacements: Sequence[Displacement]) -> tuple[tuple[float, float], float]:
-    """Shift (rows, columns) at the middle of the image, and relative change of size. NaN for what is not determined."""
+    """Shift (rows, columns) at the middle of the image, and relative change of size. NaN for what is not determined.
+
+    The fit is done again without the blocks that it is far from: a block that was mistaken for another is far off.
+    """
     if not displacements:
         return (math.nan, math.nan), math.nan
     ways = np.array([d.way for d in displacements])
     centres = np.array([d.centre for d in displacements])
+    # from medians, which a few mistaken blocks do not move
+    distances = np.linalg.norm(ways - np.median(ways, axis=0), axis=1)
+    near = distances <= max(FAR, 3 * float(np.median(distances)))
+    shift, scale = _least_squares(centres[near], ways[near])
+    predicted = np.array(shift) + (0 if math.isnan(scale) else scale) * centres
+    near = np.linalg.norm(ways - predicted, axis=1) <= FAR
+    return _least_squares(centres[near], ways[near]) if near.any() else (shift, scale)
+
+
+def _least_squares(centres: np.ndarray, ways: np.ndarray) -> tuple[tuple[float, float], float]:
     around = centres - centres.mean(0)
     spread = float((around**2).sum())
-    if spread == 0:
-        row, column = ways.mean(0)
-        return (float(row), float(column)), math.nan
-    scale = float((around * (ways - ways.mean(0))).sum() / spread)
-    row, column = ways.mean(0) - scale * centres.mean(0)
+    scale = float((around * (ways - ways.mean(0))).sum() / spread) if spread else math.nan
+    row, column = ways.mean(0) - (scale if spread else 0) * centres.mean(0)
     return (float(row), float(column)), scale
 
 
