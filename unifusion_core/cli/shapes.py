@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..evaluation.suites import BENCHMARKS
 from ..shapes.evaluation.suites import OF_THE_MODEL, SUITES
 from .evaluate import add_suite_options, run
 from .inspect import millions
-from .options import positive, training_needs
+from .options import positive, seed, training_needs
 
 if TYPE_CHECKING:
     # for annotations alone
@@ -78,6 +79,17 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     encoder_options.set_defaults(run=encoder)
     encoder_options.add_argument("folder", type=Path, metavar="DIR")
 
+    benchmark_options = verbs.add_parser(
+        "benchmark", help="write a file of shapes in a benchmark's format, for unifusion evaluate"
+    )
+    benchmark_options.set_defaults(run=benchmark)
+    benchmark_options.add_argument(
+        "name", choices=tuple(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS)
+    )
+    benchmark_options.add_argument("folder", type=Path, metavar="DIR")
+    benchmark_options.add_argument("--count", type=positive, default=200, metavar="N", help="default 200")
+    benchmark_options.add_argument("--seed", type=seed, default=0, metavar="N", help="default 0")
+
     results_options = verbs.add_parser("results", help="write the page of results from the reports of suites")
     results_options.set_defaults(run=results)
     results_options.add_argument(
@@ -111,6 +123,13 @@ def encoder(arguments: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise training_needs(error) from error
     print(write_encoder(arguments.folder))
+
+
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Write a benchmark's file, and print the --data that reads it."""
+    from ..shapes.benchmarks import write_benchmark
+
+    print(write_benchmark(arguments.name, arguments.folder, arguments.count, arguments.seed))
 
 
 def results(arguments: argparse.Namespace) -> None:

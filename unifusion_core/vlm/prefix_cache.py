@@ -43,8 +43,9 @@ class CachedPrefix:
         tensors = [tensor for pair in self.keys_values for tensor in pair]
         return sum(t.nbytes for t in [*tensors, *([] if self.states is None else [self.states])])
 
-    def fill(self, cache: DynamicCache) -> DynamicCache:
-        """Fills an empty cache with these keys and values. They are not changed when the cache grows."""
+    def fill(self, cache: DynamicCache, rows: int = 1) -> DynamicCache:
+        """Fills an empty cache with these keys and values, the same in each of `rows` chats. They are not changed when the cache
+        grows."""
         for layer, (keys, values) in enumerate(self.keys_values):
-            cache.update(keys, values, layer)
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
         return cache

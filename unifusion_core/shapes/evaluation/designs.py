@@ -13,6 +13,7 @@ from ...checkpoints.generator_file import CONFIG_KEY, config_from_json
 from ...checkpoints.safetensors_file import read_tensors
 from ...contracts import Request
 from ...errors import ConfigError
+from ...evaluation.drawing import generate_as_is
 from ...evaluation.subject import Row, Sampling, Subject, chunks
 from ...models.fusion_designs import FUSIONS
 from ...models.unifusion import UniFusion
@@ -20,7 +21,6 @@ from ...pipeline import Pipeline
 from ...zoo.tiny import TINY
 from ..world import captions, edits
 from ..world.requirements import Requirement
-from .drawing import generate_as_is
 from .edits import generate_group, reconstruct
 from .judging import Tally, score_pictures
 from .vlm import draw_scene
