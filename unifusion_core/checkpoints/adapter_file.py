@@ -9,6 +9,7 @@ as ComfyUI computes it.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -31,6 +32,14 @@ _PARTS = (
     "lokr_w2_a",
     "lokr_w2_b",
 )
+
+
+def with_strength(adapter: str | Path) -> tuple[Path, float]:
+    """File and strength of an adapter that is written FILE or FILE:STRENGTH."""
+    path, _, number = str(adapter).rpartition(":")
+    if not Path(adapter).exists() and path and re.fullmatch(r"[-+]?\d*\.?\d+", number):
+        return Path(path), float(number)
+    return Path(adapter), 1.0
 
 
 @torch.no_grad()

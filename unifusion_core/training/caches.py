@@ -6,8 +6,6 @@ entries. Entries are written whole or not at all, and several processes may writ
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +14,8 @@ import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+
+from ..files import write_whole
 
 
 def content_key(parts: Iterable[str | bytes]) -> str:
@@ -79,16 +79,3 @@ class LatentCache(FileCache):
     def save(self, key: str, latents: Tensor) -> None:
         """Keeps latents C h w in their own type."""
         self.write(key, save({"latents": latents.detach().cpu().contiguous()}))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(part).replace(path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..contracts import RewriteSettings
+from jaxtyping import Float
+from torch import Tensor
+
+from ..contracts import Request, RewriteSettings
 from ..models.unifusion import UniFusionConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
+# the VLM's caption of an image
+Describe = Callable[[Float[Tensor, "3 H W"]], str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +46,11 @@ def _never(shapes: Shapes) -> None:
     """For generators whose files always carry their configuration."""
 
 
+def _nothing_known(request: Request, describe: Describe) -> Sequence[str]:
+    """For generators of whose limits nothing can be told from a request."""
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSpec:
     """One generator. `zoo/` has a file for each.
@@ -57,6 +67,8 @@ class GeneratorSpec:
     trained_on_rewrites   whether it was trained on prompts that the VLM rewrote
     vae_hint              which VAE decodes its latents, for error sentences
     comfy_latent_format   class of comfy.latent_formats with the scale of its latents; "" = latents are used as they are
+    outside               what of a request it cannot draw, one sentence each that names the words; it may look at images by the
+                          VLM's captions. Empty = nothing that is known
     limits                what it is known not to do, one sentence each
     built_in              its files, if they come with the package
     """
@@ -72,6 +84,7 @@ class GeneratorSpec:
     vae_hint: str
     comfy_latent_format: str = ""
     recognize: Callable[[Shapes], UniFusionConfig | None] = _never
+    outside: Callable[[Request, Describe], Sequence[str]] = _nothing_known
     limits: tuple[str, ...] = field(default=())
     built_in: BuiltIn | None = None
 
@@ -79,6 +92,10 @@ class GeneratorSpec:
     def default_sampling(self) -> SamplingDefaults:
         """That of the first variant."""
         return next(iter(self.sampling.values()))
+
+    def max_pixels(self, config: UniFusionConfig) -> int:
+        """Pixels of the largest size that a file with this configuration is known to draw well."""
+        return max(width * height for width, height in (self.size, *config.trained_sizes))
 
     @property
     def rewriting(self) -> RewriteSettings:

@@ -9,6 +9,7 @@ from ..models.dit import DiTConfig
 from ..models.lap import LAPConfig
 from ..models.unifusion import UniFusionConfig
 from .spec import BuiltIn, GeneratorSpec, SamplingDefaults
+from .tiny_limits import outside_of_tiny
 
 _NAME = "unifusion-tiny-1"
 _WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -57,6 +58,7 @@ TINY = GeneratorSpec(
     max_new_tokens=128,
     trained_on_rewrites=True,
     vae_hint="the one that comes with the package",
+    outside=outside_of_tiny,
     limits=(
         "It draws coloured shapes on flat backgrounds, nothing else.",
         "It was trained on three sizes: 128 x 128, 160 x 112 and 112 x 160 pixels.",
