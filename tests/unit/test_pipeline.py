@@ -195,9 +195,7 @@ def test_a_rewrite_that_does_not_end_is_an_error_that_names_its_prompt(pipeline:
     # random weights never come to an end
     attempts = attempt_rewrites(pipeline.backbone, SPEC, [RED, LONG], replace(WRITING, max_new_tokens=3))
     assert [type(attempt) for attempt in attempts] == [PromptError, PromptError]
-    with pytest.raises(
-        PromptError, match=r'"a red circle" did not end within 3 tokens.*max_new_tokens'
-    ):
+    with pytest.raises(PromptError, match=r'"a red circle" did not end within 3 tokens.*max_new_tokens'):
         rewrite(pipeline.backbone, SPEC, [RED, LONG], replace(WRITING, max_new_tokens=3))
 
 

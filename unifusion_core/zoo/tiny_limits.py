@@ -87,13 +87,16 @@ _JOINING = (
 )
 # more of them in edits
 _EDITING = (
-    "add all alone as away bigger bring but by caption change copy delete describe do down enlarge erase everything "
-    "first for from get go gone grow have increase insert instead into keep larger let move only order place put "
-    "recolor reduce remove replace rid same say scale second set shift shrink size smaller so take them then they "
-    "third this transform turn up use what where"
+    "add alone away bigger bring but by caption change copy delete describe do enlarge erase everything first for from "
+    "get go gone grow have increase insert instead into keep larger let move only order place put recolor reduce remove "
+    "replace rid same say second set shift shrink size smaller so take them then they third this transform turn use "
+    "what where"
 )
 # of edits: they take something away and are no negation
 _TAKING_AWAY = ("i do not want", "do not want", "nothing but", "without")
+# known in these phrases of edits alone
+_EDIT_PHRASES = ("all of it", "the same as", "scale up", "scale down")
+_ARTICLES = ("a", "an", "the", "other")
 # joined by one of these, two objects are two; by nothing else
 _SEPARATORS = {",", ";", ".", ":", "!", "?", "and", "with", "plus"}
 _KNOWS = "It draws one to three circles, squares, triangles, stars, diamonds or crosses on a flat background"
@@ -187,7 +190,7 @@ _TABLE = _phrase_table()
 _EDIT_TABLE = {
     **_TABLE,
     **{(word,): ("join", "") for word in _EDITING.split()},
-    **{tuple(text.split()): ("join", "") for text in _TAKING_AWAY},
+    **{tuple(text.split()): ("join", "") for text in (*_TAKING_AWAY, *_EDIT_PHRASES)},
     ("one",): ("shape", ""),
     **{
         ("picture", n): ("image", str(i))
@@ -261,6 +264,7 @@ def _outside_of_prompt(text: str) -> Iterator[str]:
     yield from _miscolored(items)
     yield from _misjoined(items)
     yield from _misplaced(items)
+    yield from _missized(items)
 
 
 def _unknown_sentence(text: str, unknown: Sequence[_Item]) -> str:
@@ -308,12 +312,21 @@ def _count_objects(items: Sequence[_Item]) -> int:
 def _phrase_before(items: Sequence[_Item], index: int) -> list[_Item]:
     """The items of the noun phrase that ends in the shape at `index`, the shape left out."""
     start = index
-    while start and (
-        items[start - 1].kind in ("size", "color", "ground", "number")
-        or items[start - 1].text in ("a", "an", "the", "other")
-        or (items[start - 1].text == "and" and start > 1 and items[start - 2].kind in ("color", "size"))
-    ):
+    while start:
+        before = items[start - 1]
+        joins = before.text == "and" and start > 1 and items[start - 2].kind in ("color", "size")
+        # "that is red and blue star": what follows "is" belongs to the object before
+        if joins and start > 2 and items[start - 3].text in ("is", "in", "of"):
+            break
+        if (
+            not joins
+            and before.kind not in ("size", "color", "ground", "number")
+            and before.text not in _ARTICLES
+        ):
+            break
         start -= 1
+        if before.text in ("a", "an", "the"):
+            break
     return list(items[start:index])
 
 
@@ -388,13 +401,28 @@ def _misjoined(items: Sequence[_Item]) -> Iterator[str]:
                     "above or below between them."
                 )
         last = index
+    for index, item in enumerate(items):
+        # "it" is placed by a relation alone: "a circle with a star above it"
+        if item.text == "it" and not (index and items[index - 1].kind == "relation"):
+            words = " ".join(each.text for each in items[max(0, index - 2) : index + 1])
+            yield f'This model does not know what "{words}" means: place an object left of, right of, above or below it.'
 
 
 def _misplaced(items: Sequence[_Item]) -> Iterator[str]:
     places = Counter(item.value for item in items if item.kind == "place")
+    if len(places) > _count_objects(items) > 0:
+        yield f"The prompt names more places ({_listed(places)}) than objects: name one for each."
     for place, count in places.items():
         if count > 1:
             yield f"The prompt puts {count} objects at one place ({place}), and this model draws one at each: move one."
+
+
+def _missized(items: Sequence[_Item]) -> Iterator[str]:
+    for index, item in enumerate(items):
+        if item.kind == "shape":
+            sizes = [each for each in _phrase_before(items, index) if each.kind == "size"]
+            if len({each.value for each in sizes}) > 1:
+                yield f"The {item.text} has two sizes ({_named(sizes)}): name one."
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -421,7 +449,10 @@ _CAPTIONED = re.compile(
 
 
 def _outside_of_edit(request: Request, describe: Describe) -> Iterator[str]:
-    items = _items(request.prompt, _EDIT_TABLE)
+    words = re.sub(
+        r"\b(scale)\b(.*)\b(up|down)\b", r"scale \3 \2", request.prompt, flags=re.IGNORECASE | re.DOTALL
+    )
+    items = _items(words, _EDIT_TABLE)
     unknown = [item for item in items if item.kind == "unknown"]
     if unknown:
         yield _unknown_sentence(request.prompt, unknown)
@@ -437,7 +468,67 @@ def _outside_of_edit(request: Request, describe: Describe) -> Iterator[str]:
             yield f"{which} is unlike those that this model was trained on, and it will be taken for coloured shapes. {_KNOWS}."
     if not unknown:
         yield from _miscolored_edit(items)
+        if len(request.images) == 1:
+            yield from _beyond_one_change(items, seen[0])
     yield from _missing(items, seen)
+
+
+def _beyond_one_change(items: Sequence[_Item], shown: Sequence[_Shown] | None) -> Iterator[str]:
+    """What an instruction about one image asks for beyond one change of one object or of the background."""
+    texts = [item.text for item in items]
+    numbers = [item for item in items if item.kind == "number"]
+    if numbers:
+        yield f"This model changes or adds one object at a time ({_named(numbers)} is more): ask for one."
+    new = [
+        i
+        for i, item in enumerate(items)
+        if item.kind == "shape" and any(t in ("a", "an") for t in _article(items, i))
+    ]
+    if (
+        {"add", "insert", "also"} & set(texts)
+        and shown is not None
+        and len(shown) + max(1, len(new)) > MAX_OBJECTS
+    ):
+        yield f"The image shows {len(shown)} objects, and this model draws at most {MAX_OBJECTS}: remove one first."
+    if "copy" in texts:
+        yield "This model copies objects into another image only: add one instead, and describe it."
+    if {"remove", "delete", "erase"} & set(texts) and "background" in texts:
+        yield f"This model cannot remove a background: change it to {_listed(BACKGROUNDS)}."
+    everything = {"everything", "all of it"} & set(texts)
+    if everything and any(item.kind in ("color", "size") for item in items) and "but" not in texts:
+        yield 'This model changes one object at a time, and "everything" is about the background alone: name an object.'
+    if _lists_changes(items):
+        yield "This model makes one change of one object at a time: ask for one after the other."
+    if items and all(
+        item.kind in ("size", "color", "shape") or item.text in ("a", "an", "the") for item in items
+    ):
+        yield f'"{" ".join(texts)}" does not say what to do: begin with make, add, remove, move, replace or only.'
+    for before, after in zip(items[:-1], items[1:], strict=True):
+        if before.kind == after.kind == "shape":
+            yield f'This model does not know "{before.text} {after.text}": write turn the {before.text} into a {after.text}.'
+
+
+def _article(items: Sequence[_Item], index: int) -> list[str]:
+    return [item.text for item in _phrase_before(items, index)]
+
+
+def _lists_changes(items: Sequence[_Item]) -> bool:
+    """Whether "and" joins two objects or two properties; orders such as "describe in this order" may list objects."""
+    texts = [item.text for item in items]
+    if "order" in texts or "where" in texts:
+        return False
+    for index, item in enumerate(items):
+        if item.text != "and" or index == 0 or "is" in texts[max(0, index - 2) : index]:
+            continue
+        before, after = items[index - 1], items[index + 1 :]
+        names = [each.kind for each in after if each.kind in ("shape", "size", "color")]
+        if before.kind in ("shape", "color", "size", "place") and names:
+            # "the small and red circle" is one object
+            one = [each.kind in ("color", "size") for each in after[:1]] + [
+                each.kind == "shape" for each in after[1:2]
+            ]
+            return one != [True, True] or "the" not in texts[:index]
+    return False
 
 
 def _miscolored_edit(items: Sequence[_Item]) -> Iterator[str]:

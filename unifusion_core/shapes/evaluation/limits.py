@@ -1,7 +1,7 @@
-"""Suite "limits": everyday prompts, inside and outside of what the model was trained on. Is each drawn right, or said to be outside?
+"""Suite "limits": everyday prompts inside and outside of the model's world. Is each drawn right, or said to be outside?
 
-`everyday.json` has the prompts. Those inside have what they fix: objects separated by ";", each with its words and "@ place", then
-"| background" and "& relations" between objects by number.
+`everyday.json` has the prompts. Those inside have what they fix: objects separated by ";", each with its words and "@ place",
+then "| background" and "& relations" between objects by number.
 """
 
 from __future__ import annotations
@@ -60,12 +60,18 @@ def evaluate_limits(subject: Subject, sampling: Sampling) -> Iterator[Row]:
     outside = [each for each in outcomes if each.right is None]
     yield Row(
         name="in its world",
-        rates={"exact": _rate(each.right for each in inside), "warned": _rate(each.warnings for each in inside)},
+        rates={
+            "exact": _rate(each.right for each in inside),
+            "warned": _rate(each.warnings for each in inside),
+        },
     )
     yield Row(name="outside of it", rates={"warned": _rate(each.warnings for each in outside)})
     yield Row(
         name="all, drawn right or said to be outside",
-        rates={"exact": _rate(each.fine for each in outcomes), "silent wrong": _rate(not each.fine for each in outcomes)},
+        rates={
+            "exact": _rate(each.fine for each in outcomes),
+            "silent wrong": _rate(not each.fine for each in outcomes),
+        },
     )
 
 
