@@ -30,6 +30,7 @@ from .. import __version__, zoo
 from ..checkpoints.generator_file import save_generator
 from ..checkpoints.vae_file import load_vae
 from ..errors import CheckpointError, ConfigError, TrainingError
+from ..files import check_folder
 from ..images import read_image_file
 from ..models.unifusion import UniFusion, initialize
 from ..pipeline import Pipeline
@@ -626,13 +627,15 @@ class _Positions(Dataset):
 
 
 def _check_output(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
-    """Raises CheckpointError if the output has a run and neither --resume nor --overwrite says what to do with it."""
+    """Raises CheckpointError if the output has a run and neither --resume nor --overwrite says what to do with it, and
+    ConfigError if nothing can be written there."""
     final = config.output / "final.safetensors"
     present = final.exists() or checkpoints(config.output / "checkpoints")
     if present and not (resume or overwrite):
         raise CheckpointError(
             f"{config.output} has an earlier run: go on with --resume, replace it with --overwrite, or choose another output"
         )
+    check_folder(config.output)
 
 
 def _remove_earlier_run(config: TrainConfig, accelerator: Accelerator) -> None:

@@ -404,7 +404,11 @@ def test_inspect_tells_each_kind_of_file(
     }.items():
         assert main(["inspect", str(path)]) == 0
         printed = capsys.readouterr().out
-        assert all(word in printed for word in (*words, '"recipe": "random"')), printed
+        assert all(word in printed for word in words), printed
+        assert len(printed.splitlines()) <= 20
+        assert main(["inspect", str(path), "--json"]) == 0
+        everything = json.loads(capsys.readouterr().out)
+        assert everything["training"]["recipe"] == "random"
 
 
 @pytest.mark.parametrize(
