@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from .models.unifusion import UniFusion
 from .sampling import OnStep, make_noise, sample
 from .vlm.backbone import VLMBackbone
 from .vlm.folder import load_vlm
+from .vlm.prefix_cache import digest
 from .vlm.rewrite import Rewrite, describe_image, encode_requests, rewrite
 from .vlm.styles import with_style
 from .vlm.tiling import resize
@@ -57,6 +58,7 @@ SEED_LIMIT = 2**63
 MAX_CFG = 100.0
 MIN_DENOISE = 0.01
 MAX_STEPS = 10_000
+CAPTIONS_KEPT = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +154,7 @@ class Pipeline:
         self.autoencoder, self.run_device = autoencoder, run_device
         self.training = training or {}
         self._negative: tuple[object, Conditioning] | None = None
+        self._captions: dict[Hashable, str] = {}
         # of a step in the model's own size, with guidance or without
         self._step_seconds: dict[bool, float] = {}
 
@@ -348,8 +351,15 @@ class Pipeline:
         return sentences
 
     def describe(self, image: Float[Tensor, "3 H W"]) -> str:
-        """The VLM's caption of an image."""
-        return describe_image(self.backbone, self.model.config.vlm, image, self.spec.rewriting)
+        """The VLM's caption of an image. Those of the latest images are kept."""
+        key = digest(image)
+        if key not in self._captions:
+            while len(self._captions) >= CAPTIONS_KEPT:
+                self._captions.pop(next(iter(self._captions)))
+            self._captions[key] = describe_image(
+                self.backbone, self.model.config.vlm, image, self.spec.rewriting
+            )
+        return self._captions[key]
 
     @torch.no_grad()
     def estimate_seconds(self, settings: SamplingSettings) -> float:

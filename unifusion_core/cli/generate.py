@@ -449,7 +449,9 @@ def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
 
     alike: dict[object, list[_Job]] = {}
     for job in jobs:
-        alike.setdefault((job.settings, job.temperature, job.start is None), []).append(job)
+        alike.setdefault(
+            (job.settings, job.temperature, job.start is None, bool(job.request.images)), []
+        ).append(job)
     for same in alike.values():
         for part in batches(len(same), same[0].settings.size):
             yield same[part]
