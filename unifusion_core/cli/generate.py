@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from .options import (
     seed,
     share,
     size,
+    text,
 )
 from .output import Output
 from .processes import Processes
@@ -74,7 +76,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         action=argparse.BooleanOptionalAction,
         help="have the VLM rewrite the prompt, or draw from the prompt as it is (default: what suits the model)",
     )
-    how.add_argument("--rewrite-text", metavar="TEXT", help="your own rewrite, taken as it is")
+    how.add_argument("--rewrite-text", type=text, metavar="TEXT", help="your own rewrite, taken as it is")
     parser.add_argument(
         "--temperature",
         type=finite,
@@ -103,7 +105,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         metavar="X",
         help="guidance by the input images, apart from the text's (default: guided together)",
     )
-    parser.add_argument("--negative", metavar="TEXT", help="what guidance leads away from")
+    parser.add_argument("--negative", type=text, metavar="TEXT", help="what guidance leads away from")
     parser.add_argument(
         "--denoise",
         type=share,
@@ -430,17 +432,22 @@ class _Work:
         mask = job.line.option("mask", self.arguments)
         return {
             "prompt": drawn.request.prompt,
-            "images": [str(path) for path in job.line.images],
-            "mask": None if mask is None else str(mask),
+            "images": [_shown(path) for path in job.line.images],
+            "mask": None if mask is None else _shown(mask),
             "style": drawn.request.style,
             "rewrite": drawn.request.rewrite,
             "temperature": job.temperature,
             "seed": job.seed,
             "settings": dataclasses.asdict(job.settings),
-            "model": self.arguments.model,
-            "lora": [str(path) for path in self.arguments.lora],
+            "model": _shown(Path(self.arguments.model)),
+            "lora": [_shown(path) for path in self.arguments.lora],
             "version": __version__,
         }
+
+
+def _shown(path: Path) -> str:
+    """A file's name for the record, whatever its bytes are."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:

@@ -57,7 +57,7 @@ class Files(argparse.Action):
         *files, last = values
         takes_prompt = hasattr(namespace, "prompt") and namespace.prompt is None
         if files and takes_prompt and not _LIKE_A_FILE.fullmatch(last) and not _exists(last):
-            namespace.prompt = last
+            namespace.prompt = text(last)
         else:
             files = values
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), *map(Path, files)])
@@ -80,7 +80,7 @@ class Prompt(argparse.Action):
             parser.error(
                 f'two prompts were given, "{namespace.prompt}" and "{values}": write one, in quotation marks'
             )
-        namespace.prompt = values
+        namespace.prompt = text(values)
 
 
 def _exists(name: str) -> bool:
@@ -143,6 +143,7 @@ def add_style_option(parser: argparse.ArgumentParser) -> None:
     """--style."""
     parser.add_argument(
         "--style",
+        type=text,
         metavar="NAME",
         help=f"how the VLM rewrites: {', '.join(STYLES)}, or what to tell it in your own words",
     )
@@ -189,6 +190,15 @@ def size(text: str) -> tuple[int, int]:
     if not (_is_whole(width) and _is_whole(height)):
         raise argparse.ArgumentTypeError(f'"{text}" is no size: write width x height in pixels, like 128x128')
     return int(width), int(height)
+
+
+def text(given: str) -> str:
+    """Text in UTF-8, also where the locale is POSIX's and the system took its bytes for ASCII."""
+    try:
+        return given.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        # told by `check_text`, which knows whose text it is
+        return given
 
 
 def _is_whole(text: str) -> bool:
