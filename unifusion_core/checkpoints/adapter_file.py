@@ -362,6 +362,14 @@ def tensors_for_comfyui(adapter: Adapter, weight_of: Callable[[str], Tensor]) ->
     return tensors
 
 
+def with_strength(adapter: str | Path) -> tuple[Path, float]:
+    """File and strength of an adapter that is written FILE or FILE:STRENGTH."""
+    path, _, number = str(adapter).rpartition(":")
+    if not Path(adapter).exists() and path and re.fullmatch(r"[-+]?\d*\.?\d+", number):
+        return Path(path), float(number)
+    return Path(adapter), 1.0
+
+
 @torch.no_grad()
 def merge_adapters(model: nn.Module, path: Path, strength: float = 1.0) -> int:
     """Adds the change of an adapter file to the weights. Returns the number of changed layers, and warns of keys that are not

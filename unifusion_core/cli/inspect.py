@@ -27,6 +27,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("inspect", help="what a generator, a LoRA, a VAE or a VLM folder is")
     parser.set_defaults(run=inspect)
     parser.add_argument("file", metavar="FILE", help="tiny, a safetensors file, or a VLM folder")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="everything, with the whole configuration and training record, as JSON",
+    )
 
 
 def inspect(arguments: argparse.Namespace) -> None:
@@ -48,11 +53,14 @@ def inspect(arguments: argparse.Namespace) -> None:
             title, facts, blocks = _adapter_facts(file)
         else:
             title, facts, blocks = _generator_facts(GeneratorContent(file.layout, file.metadata, path.name))
+    if arguments.json:
+        print(json.dumps({"path": str(path), "kind": title, **facts, **blocks}, indent=1, ensure_ascii=False))
+        return
     print(f"{path}: {title}")
     for name, fact in facts.items():
         print(f"{name:16} {fact}")
-    for name, content in blocks.items():
-        print(f"{name}:\n{json.dumps(content, indent=1)}" if content else f"{name}: not recorded")
+    recorded = ", ".join(name for name, content in blocks.items() if content)
+    print(f"{'with --json':16} {recorded or 'the same'}")
 
 
 def _is_of_diffusers(folder: Path) -> bool:

@@ -14,6 +14,7 @@ import transformers
 
 from .. import __version__
 from ..errors import ConfigError
+from ..files import check_writable
 from .benchmarks.benchmark import Benchmark
 from .report import as_report, header, line, write_report
 from .subject import Row, Sampling, Subject, Suite
@@ -54,10 +55,13 @@ def evaluate(
               written beside it
     say       prints a line
 
-    Raises ConfigError for fewer than one sample.
+    Raises ConfigError for fewer than one sample, and for a report that cannot be written.
     """
     if samples < 1:
         raise ConfigError(f"{samples} samples were requested; at least 1 is needed")
+    if out is not None:
+        # better now than after hours of measuring
+        check_writable(out)
     conditions: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": str(subject.model),

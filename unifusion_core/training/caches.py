@@ -6,8 +6,6 @@ entries. Entries are written whole or not at all, and several processes may writ
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -19,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ..contracts import Features
+from ..files import write_whole
 
 
 def content_key(parts: Iterable[str | bytes]) -> str:
@@ -124,16 +123,3 @@ class StatesCache(FileCache):
             states = states / kept["scales"][:, None]
         dtype = torch.bfloat16 if self.kind == "bf16" else torch.float8_e4m3fn
         self.write(key, save({**kept, "states": states.to(dtype).contiguous()}))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(part).replace(path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise

@@ -23,12 +23,13 @@ from tqdm import tqdm
 from ..caching import digest
 from ..contracts import Features, Request
 from ..errors import ConfigError, PromptError, ShapeError
+from ..files import write_whole
 from ..flow.path import sample_training_times
 from ..flow.schedule import build_schedule
 from ..images import decode_image
 from ..models.autoencoder import DOWNSCALE
 from ..pipeline import Pipeline
-from .caches import STATE_BYTES, FileCache, LatentCache, StatesCache, content_key, weights_key, write_whole
+from .caches import STATE_BYTES, FileCache, LatentCache, StatesCache, content_key, weights_key
 from .config import TrainConfig
 from .order import SampleOrder
 from .sources import Example, open_source

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unifusion_core.checkpoints.adapter_file import is_adapter, merge_adapters, read_adapter
+from unifusion_core.checkpoints.adapter_file import is_adapter, merge_adapters, read_adapter, with_strength
 from unifusion_core.errors import CheckpointError
 from unifusion_core.models.unifusion import UniFusion
 
@@ -258,3 +258,11 @@ def test_one_part_under_two_names_is_used_once(model: UniFusion, write: Callable
 def test_generators_are_no_adapters(model: UniFusion) -> None:
     assert not is_adapter(model.state_dict())
     assert is_adapter(["step", "blocks.1.attn.wq.lora_A.weight"])
+
+
+def test_a_strength_is_told_from_a_name(tmp_path: Path) -> None:
+    odd = tmp_path / "b:2"
+    odd.write_text("")
+    assert with_strength(odd) == (odd, 1.0)
+    assert with_strength("c.safetensors:-0.25") == (Path("c.safetensors"), -0.25)
+    assert with_strength("c.safetensors") == (Path("c.safetensors"), 1.0)

@@ -14,6 +14,7 @@ OF_THE_MODEL = {
     "vlm": "shapes.evaluation.vlm:evaluate_vlm",
     "autoencoder": "shapes.evaluation.autoencoder:evaluate_autoencoder",
     "layers": "shapes.evaluation.layers:evaluate_layers",
+    "limits": "shapes.evaluation.limits:evaluate_limits",
 }
 
 # the others are about training runs, which must exist
