@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ...contracts import Request
+from ...evaluation.drawing import generate_as_is
 from ...evaluation.rates import Rate
 from ...evaluation.subject import Row, Sampling, Subject
 from ...images import Pixels
@@ -25,7 +26,6 @@ from ..world import edits, prompts
 from ..world.render import render_tensor
 from ..world.requirements import Requirement, check
 from ..world.scorer import Reading, read_picture
-from .drawing import generate_as_is
 
 BATCH = 16
 
