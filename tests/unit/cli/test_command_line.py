@@ -426,7 +426,7 @@ def test_inspect_tells_what_a_lora_changes(tmp_path: Path, capsys: pytest.Captur
 
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for line in (
-        "base krea-2, of krea-2, tiny",
+        "base krea-2, of krea-2, paper-8b, tiny",
         "kind LoRA (2 layers)",
         "rank 4 (2 layers)",
         "keys 4 used, 2 not used",
