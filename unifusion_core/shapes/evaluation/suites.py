@@ -14,6 +14,7 @@ OF_THE_MODEL = {
     "vlm": "shapes.evaluation.vlm:evaluate_vlm",
     "autoencoder": "shapes.evaluation.autoencoder:evaluate_autoencoder",
     "layers": "shapes.evaluation.layers:evaluate_layers",
+    "drift": "shapes.evaluation.drift:evaluate_drift",
     "limits": "shapes.evaluation.limits:evaluate_limits",
 }
 
