@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .comfy import host
+from .comfy import host, messages
 from .encode import UniFusionImageEncode
 from .features_to_krea2 import UniFusionFeaturesToKrea2
 from .image_strength import UniFusionPictureStrength
 from .inspect_layers import UniFusionLAPInspect
 from .latent_from_reference import UniFusionLatentFromReference
+from .load_lora import UniFusionLoraLoader
 from .load_model import UniFusionModelLoader
 from .load_vlm import UniFusionVLMLoader
 from .pool import UniFusionLAPPool
@@ -23,11 +24,13 @@ class UniFusionExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         host.register_folders()
+        messages.show_on_nodes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             UniFusionModelLoader,
             UniFusionVLMLoader,
+            UniFusionLoraLoader,
             UniFusionImageEncode,
             UniFusionVerifiRewrite,
             UniFusionPictureStrength,

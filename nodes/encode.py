@@ -56,7 +56,7 @@ class UniFusionImageEncode(io.ComfyNode):
             description="Encodes a prompt, and any images, with the VLM. The prompt is used as it is: it should describe "
             "the image to generate. For an instruction about an image ('make the circle green') use Rewrite for UniFusion "
             "(VERIFI).",
-            search_aliases=["unifusion", "text encode", "image encode", "prompt", "edit", "reference"],
+            search_aliases=["unifusion", "text encode", "image encode", "prompt", "reference"],
             inputs=[
                 io.Clip.Input(
                     "clip",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import (
     CheckpointError,
     ConfigError,
+    NumericsError,
     PromptError,
     ShapeError,
     TrainingError,
@@ -36,6 +37,7 @@ __all__ = [
     "Conditioning",
     "ConfigError",
     "Features",
+    "NumericsError",
     "Pipeline",
     "PromptError",
     "Request",

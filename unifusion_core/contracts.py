@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .errors import ConfigError, PromptError, ShapeError
+from .errors import ConfigError, NumericsError, PromptError, ShapeError
 
 TokenSelection = Literal["rewrite", "prompt"]
 RewriteStates = Literal["one_pass", "reencode"]
@@ -276,3 +276,23 @@ class Conditioning:
             mask=self.mask.repeat_interleave(count, 0),
             positions=self.positions.repeat_interleave(count, 0),
         )
+
+
+# Numbers that broke ---------------------------------------------------------------------------
+
+VLM_REMEDY = (
+    "load the VLM with weight type bf16 or fp32 (fp16 overflows in wide layers), and check the LoRAs on it"
+)
+GENERATOR_REMEDY = "load the generator with weight type bf16 or fp32, and check the strength of LoRAs"
+
+
+def check_finite(values: Tensor, where: str, remedy: str) -> None:
+    """Raises NumericsError, which names `where` and the `remedy`, if a value is NaN or infinite. Waits for the device."""
+    finite = torch.isfinite(values)
+    if bool(finite.all()):
+        return
+    share = 1 - float(finite.float().mean())
+    raise NumericsError(
+        f"{where}: {share:.1%} of the numbers are NaN or infinite ({str(values.dtype).removeprefix('torch.')}), so no image can "
+        f"be drawn: {remedy}."
+    )

@@ -6,6 +6,7 @@ UniFusionError
 ├── CheckpointError    a file that is damaged, of another kind, or does not fit
 ├── VLMError           a VLM folder that is missing, unsupported, or does not fit the generator
 ├── PromptError        a prompt or rewrite that the VLM cannot take
+├── NumericsError      numbers that became NaN or infinite
 └── TrainingError      a training run that diverged (non-finite gradient)
 """
 
@@ -32,6 +33,10 @@ class VLMError(UniFusionError, ValueError):
 
 class PromptError(UniFusionError, ValueError):
     """A prompt, picture set or rewrite that the VLM cannot take."""
+
+
+class NumericsError(UniFusionError, FloatingPointError):
+    """Numbers that became NaN or infinite, so that only noise or a black image could follow."""
 
 
 class TrainingError(UniFusionError, FloatingPointError):

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import zoo
+from .caching import digest
 from .checkpoints.adapter_file import merge_adapters, with_strength
 from .checkpoints.generator_file import GeneratorFile
 from .checkpoints.vae_file import AnyAutoencoder, check_decodes, load_vae
@@ -43,7 +44,7 @@ from .models.unifusion import UniFusion
 from .sampling import OnStep, make_noise, sample
 from .vlm.backbone import VLMBackbone
 from .vlm.folder import load_vlm
-from .vlm.prefix_cache import digest
+from .vlm.prompt_check import foreign_syntax
 from .vlm.rewrite import Rewrite, describe_image, encode_requests, rewrite
 from .vlm.styles import with_style
 from .vlm.tiling import resize
@@ -268,6 +269,7 @@ class Pipeline:
         rewriting = self.spec.rewrites if rewrite is None else bool(rewrite)
         requests = [Request(prompt=each, images=inputs, rewrite=locked) for each in prompts]
         requests = [self._with_style(each, style, rewriting) for each in requests]
+        self._warn_of_outside(requests)
         if image_cfg is not None and not inputs:
             raise ConfigError(
                 "image_cfg guides by input images, and none is given: give images, or leave image_cfg out."
@@ -316,6 +318,7 @@ class Pipeline:
         """
         inputs = _check_images(images)
         requests = [with_style(Request(prompt=each, images=inputs), style) for each in _check_prompts(prompt)]
+        self._warn_of_outside(requests)
         _check_whole("max_tiles", max_tiles, 1)
         _check_finite("temperature", temperature)
         (checked,) = _check_seeds(seed, 1)
@@ -340,7 +343,7 @@ class Pipeline:
     def outside(self, request: Request, settings: SamplingSettings | None = None) -> list[str]:
         """What of a request the model was not trained to draw, one sentence each with the words concerned; empty if it knows how.
         With `settings` also a size far from the trained ones, with the time that it will take."""
-        sentences = list(self.spec.outside(request, self.describe))
+        sentences = [*foreign_syntax(request.prompt), *self.spec.outside(request, self.describe)]
         if settings is not None:
             width, height = settings.size
             told = untrained_size(settings.size, self.model.config.trained_sizes)
@@ -349,6 +352,11 @@ class Pipeline:
                 seconds = told_time(self.estimate_seconds(settings))
                 sentences.append(f"{width}x{height} will take about {seconds} on this machine.")
         return sentences
+
+    def _warn_of_outside(self, requests: Sequence[Request]) -> None:
+        sentences = (sentence for request in requests for sentence in self.outside(request))
+        for sentence in dict.fromkeys(sentences):
+            logger.warning("%s", sentence)
 
     def describe(self, image: Float[Tensor, "3 H W"]) -> str:
         """The VLM's caption of an image. Those of the latest images are kept."""
@@ -444,6 +452,7 @@ class Pipeline:
         if settings.image_cfg is not None:
             alone = [replace(request, prompt="", style="", rewrite=None) for request in requests]
             image_only = self.encode(alone, settings.max_tiles)
+        self.spec.warn_of_long_condition(features.mask.shape[1])
         pixels = self.sample(features, seeds, settings, on_step, image_only=image_only, starts=starts)
         return [Generated(pixels=p, request=r) for p, r in zip(pixels, requests, strict=True)]
 
@@ -568,8 +577,10 @@ class Pipeline:
 
     @torch.no_grad()
     def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
-        """What the DiT reads: features pooled by LAP and refined; `layer_gains` as in `UniFusion.pool`."""
-        return self.model.pool(features.to(self.device, self.dtype), layer_gains)
+        """What the DiT reads: features pooled by LAP and refined; `layer_gains` as in `UniFusion.pool`. Image tokens that were
+        pooled before are not pooled again."""
+        features = features.to(self.device, self.dtype)
+        return self.model.pool(features, layer_gains, weights=self._state_of_weights())
 
     @property
     def unconditional(self) -> Conditioning:
@@ -579,19 +590,17 @@ class Pipeline:
     def negative(self, prompt: str) -> Conditioning:
         """What guidance leads away from. It is encoded once, and again after the weights that make it have changed (a merged
         LoRA, another type or device)."""
-        made_of = (self._state_of_weights(), prompt)
+        made_of = (self._state_of_weights(self.backbone.model), prompt)
         if self._negative is None or self._negative[0] != made_of:
             self._negative = (made_of, self.pool(self.encode([Request(prompt=prompt)])))
         return self._negative[1]
 
-    def _state_of_weights(self) -> object:
-        """Something that is equal as long as the weights behind a condition are: torch counts changes in place."""
-        parts = (self.backbone.model, self.model.txtfusion, self.model.txtmlp)
-        return (
-            self.dtype,
-            self.device,
-            [(p.data_ptr(), p._version, p.dtype) for part in parts for p in part.parameters()],
-        )
+    def _state_of_weights(self, *others: nn.Module) -> Hashable:
+        """Something that is equal as long as the weights behind a condition are, and those of `others`: torch counts changes in
+        place."""
+        pooling = [p for name, p in self.model.named_parameters() if name.startswith("txt")]
+        weights = [*pooling, *(p for other in others for p in other.parameters())]
+        return self.dtype, self.device, tuple((p.data_ptr(), p._version, p.dtype) for p in weights)
 
 
 def settings_for(

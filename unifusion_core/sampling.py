@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .contracts import Conditioning
+from .contracts import GENERATOR_REMEDY, Conditioning, check_finite
 from .errors import ShapeError
 from .flow.guidance import guide
 from .flow.path import clean_from_velocity, interpolate
@@ -60,7 +60,8 @@ def sample(
                                      latents
 
     Raises ShapeError if channels or batches do not fit, latents do not divide into patches, the noise is not finite or guidance
-    has no `negative`, and for a mask without `start`; ConfigError for an unknown solver.
+    has no `negative`, and for a mask without `start`; ConfigError for an unknown solver; NumericsError if a condition or the
+    velocity is NaN or infinite.
     """
     patch = model.config.dit.patch_size
     height, width = noise.shape[-2:]
@@ -79,6 +80,7 @@ def sample(
 
     def ready(condition: Conditioning | PreparedCondition) -> PreparedCondition:
         prepared = condition if isinstance(condition, PreparedCondition) else model.prepare(condition, grid)
+        check_finite(prepared.conditioning.tokens, "Condition", GENERATOR_REMEDY)
         rows = len(prepared.conditioning.tokens)
         if rows not in (1, len(noise)):
             raise ShapeError(f"{rows} conditions for {len(noise)} latents: give one, or as many as latents")
@@ -128,6 +130,7 @@ def sample(
         x, v = step(velocity, x, t, t_next)
         if mask is not None:
             x = mask * x + (1 - mask) * kept_at(t_next)
+        check_finite(x, f"Latents after step {number} of {len(times) - 1}", GENERATOR_REMEDY)
         if on_step is not None:
             on_step(number, len(times) - 1, clean_from_velocity(before, v, t))
     return x

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...unifusion_core.contracts import MAX_TILES, Features, Request, RewriteSettings, RewriteStates, VLMSpec
+from ...unifusion_core.errors import ConfigError, ShapeError, VLMError
 from ...unifusion_core.images import edited_size
 from ...unifusion_core.vlm.styles import with_style
 from ..sockets import Encoded
@@ -26,11 +27,25 @@ from .ops import move_other_parameters, use_host_layers
 
 if TYPE_CHECKING:
     from ...unifusion_core.vlm.backbone import VLMBackbone
+    from ...unifusion_core.vlm.base import BaseVLM
     from ...unifusion_core.vlm.chat import VLMInputs
     from .stock_clip import StockEncoder
 
-# {"inputs": VLMInputs}, from `VLMTokenizer` to `VLMEncoder`
-Tokens = dict[str, Any]
+# names of ComfyUI's own text encoders, which LoRAs for them have, by transformers' family
+_STOCK_NAMES = {"qwen3_vl": "qwen3vl_4b", "qwen2_5_vl": "qwen25_7b"}
+
+
+class Tokens(dict[str, Any]):
+    """{"inputs": VLMInputs}, from `VLMTokenizer` to `VLMEncoder`."""
+
+    def __missing__(self, key: str) -> Any:
+        """Nodes for text encoders of several parts ask for the tokens of one of them. Raises ConfigError."""
+        raise ConfigError(
+            f'This node needs a text encoder with a part "{key}", such as those of Flux, SD3 or SDXL; this CLIP is one VLM: use '
+            "Encode for UniFusion or CLIP Text Encode."
+        )
+
+
 StatesChoice = RewriteStates | Literal["automatic"]
 
 
@@ -57,22 +72,58 @@ class VLMTokenizer:
         rewrite: str | None = None,
         **unknown: Any,
     ) -> Tokens:
-        """One chat. Prompt weights such as (word:1.2) are plain text to a VLM. `unknown` settings, which belong to other text
-        encoders, are ignored."""
+        """One chat. `unknown` settings belong to other text encoders; those that a user chose are named as without effect."""
+        _warn_of_settings(unknown)
         images = unbatched([*images] if image is None else [image, *images])
         request = Request(prompt=text, images=images, rewrite=rewrite)
-        return {"inputs": self.backbone.prepare([request], self.spec.template, max_tiles)}
+        warn_of_prompt(self.backbone, self.spec, request)
+        return Tokens(inputs=self.backbone.prepare([request], self.spec.template, max_tiles))
 
     def decode(self, text: str, skip_special_tokens: bool = True) -> str:
         """The text that `VLMEncoder.generate` returned, unchanged."""
         return text
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {}
+        """ComfyUI calls this to save a CLIP. Raises VLMError, because a VLM is a folder, and the file could not be opened."""
+        raise VLMError(
+            "The VLM of Load UniFusion VLM is a folder in models/vlm, and ComfyUI would save it as one file that nothing opens: "
+            "copy the folder, and save the MODEL alone with Save Model."
+        )
+
+
+def _warn_of_settings(settings: Mapping[str, Any]) -> None:
+    """Warns of settings of Generate Text and other stock nodes that have no effect on a VLM of the pack."""
+    chosen = {
+        "thinking": settings.get("thinking"),
+        "use_default_template off": settings.get("skip_template"),
+        "a template of its own": settings.get("llama_template"),
+        "video": settings.get("video") is not None,
+        "audio": settings.get("audio") is not None,
+    }
+    if named := [name for name, value in chosen.items() if value]:
+        host.warn_once(
+            f"This CLIP does not use {', '.join(named)}: the generator's own chat template applies. Give frames as images, and "
+            "instructions in the prompt."
+        )
+
+
+class StockLayout(nn.Module):
+    """The parts of a VLM under the names that ComfyUI's own text encoders give them."""
+
+    def __init__(self, backbone: VLMBackbone) -> None:
+        super().__init__()
+        outer: Any = backbone.model
+        for name, part in outer.model.named_children():
+            self.add_module("model" if name == "language_model" else name, part)
+        for name, part in outer.named_children():
+            if part is not outer.model:
+                self.add_module(name, part)
 
 
 class VLMEncoder(nn.Module):
     """The VLM as a module for ComfyUI's model manager, which sets `.device`; a model of transformers does not allow that."""
+
+    backbone: VLMBackbone
 
     def __init__(
         self,
@@ -83,9 +134,14 @@ class VLMEncoder(nn.Module):
         model_options: Any = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.spec = backbone, spec
+        self.spec = spec
         self.dtypes = {dtype}
         use_host_layers(backbone)
+        # its layers are registered by the names that LoRAs for text encoders have, and by no others
+        object.__setattr__(self, "backbone", backbone)
+        named = nn.Module()
+        named.transformer = StockLayout(backbone)
+        self.add_module(_STOCK_NAMES.get(spec.family, spec.family), named)
         if device is not None:
             self.to(device)
 
@@ -121,11 +177,12 @@ class VLMEncoder(nn.Module):
         seed: int | None = None,
         **unused: Any,
     ) -> str:
-        """The VLM's answer, sampled at a temperature from the whole distribution. top_k, top_p, min_p and repetition_penalty are
+        """The VLM's answer, sampled at a temperature from the whole distribution. top_k, top_p, min_p and penalties are
         ignored."""
         if do_sample:
             host.warn_once(
-                "text is sampled with temperature and seed only; top_k, top_p, min_p and repetition_penalty have no effect"
+                "Text is sampled with temperature and seed only; top_k, top_p, min_p, repetition_penalty and presence_penalty "
+                "have no effect."
             )
         (text,) = self.backbone.generate(
             tokens["inputs"],
@@ -209,12 +266,30 @@ def encode(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int) -> 
     a chat that is too long.
     """
     tokens = tokens_for(clip, prompt, images, max_tiles)
+    known = encoder_of(clip)
+    warn_of_prompt(known.backbone, known.spec, Request(prompt=prompt, images=unbatched(images)))
     with at_work(clip, tokens) as encoder:
         features = features_of(encoder, tokens, clip.patcher.patches_uuid)
-        return tokens, _encoded(encoder, features, unbatched(images))
+        return tokens, _encoded(clip, encoder, features, unbatched(images))
 
 
-def _encoded(encoder: VLMEncoder | StockEncoder, features: Features, images: Sequence[Tensor]) -> Encoded:
+@dataclass
+class ClipEmptyPrompt:
+    """The empty prompt of a CLIP, encoded when a sampler needs it, and once."""
+
+    clip: Any
+
+    def encoded(self) -> Encoded:
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> Encoded:
+        return encode(self.clip, "", (), 1)[1]
+
+
+def _encoded(
+    clip: Any, encoder: VLMEncoder | StockEncoder, features: Features, images: Sequence[Tensor]
+) -> Encoded:
     """Features as the value of a `FeaturesSocket`."""
     ids = features.token_info.ids[0].unique()
     return Encoded(
@@ -223,6 +298,7 @@ def _encoded(encoder: VLMEncoder | StockEncoder, features: Features, images: Seq
         edited=edited_size(images),
         texts=dict(zip(ids.tolist(), encoder.backbone.token_texts(ids), strict=True)),
         images=images,
+        empty=ClipEmptyPrompt(clip),
     )
 
 
@@ -244,10 +320,12 @@ def rewrite(
     Raises as `encode` does, ConfigError for settings out of range, PromptError for a rewrite that is empty or does not end.
     """
     from ...unifusion_core.vlm import rewrite as verifi
+    from ...unifusion_core.vlm.prompt_check import warn_of_unread_parts
 
     request = with_style(Request(prompt=prompt, images=unbatched(images)), style)
     with at_work(clip, tokens_for(clip, f"{request.style} {prompt}", images, max_tiles)) as encoder:
         backbone, spec = encoder.backbone, encoder.spec
+        warn_of_unread_parts(backbone.tokenizer, [request])
         settings = RewriteSettings(
             max_new_tokens=max_new_tokens,
             states=spec.rewrite_states if states == AUTOMATIC else states,
@@ -264,18 +342,41 @@ def rewrite(
             on_token = host.progress(max_new_tokens)
             (done,) = verifi.rewrite(backbone, spec, [request], settings, on_token=on_token, **how)
     features = done.features.to(mm.intermediate_device())
-    return _encoded(encoder, features, request.images), done.text
+    return _encoded(clip, encoder, features, request.images), done.text
 
 
 def tokens_for(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int) -> Tokens:
     """One chat as tokens. Raises as `encode` does."""
     encoder = encoder_of(clip)
     request = Request(prompt=prompt, images=unbatched(images))
-    return {"inputs": encoder.backbone.prepare([request], encoder.spec.template, max_tiles)}
+    return Tokens(inputs=encoder.backbone.prepare([request], encoder.spec.template, max_tiles))
+
+
+def warn_of_prompt(backbone: BaseVLM, spec: VLMSpec, request: Request) -> None:
+    """Warns of what the VLM does not understand in a prompt that is not rewritten, and of an instruction about images."""
+    from ...unifusion_core.vlm.prompt_check import warn_of_unread_parts
+
+    warn_of_unread_parts(backbone.tokenizer, [request])
+    if (
+        request.images
+        and request.prompt.strip()
+        and not request.rewrite
+        and spec.rewrite_states == "one_pass"
+    ):
+        host.warn_once(
+            "The prompt is used as it is, beside the images: it should describe the image to generate. For an instruction such "
+            "as 'make the circle green' use Rewrite for UniFusion (VERIFI), or the image is drawn unchanged."
+        )
 
 
 def unbatched(batches: Sequence[Tensor]) -> list[Tensor]:
-    """The images (C H W) of ComfyUI's batches (B H W C), in order."""
+    """The images (C H W) of ComfyUI's batches (B H W C), in order. Raises ShapeError for a batch without images."""
+    for batch in batches:
+        if 0 in batch.shape:
+            raise ShapeError(
+                f"An IMAGE input holds no image (its shape is {tuple(batch.shape)}): check the node that it comes from, or "
+                "disconnect it."
+            )
     return [image.movedim(-1, 0) for batch in batches for image in batch]
 
 

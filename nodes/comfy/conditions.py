@@ -15,15 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...unifusion_core.contracts import Conditioning, Features, VLMSpec
+from ...unifusion_core.contracts import (
+    GENERATOR_REMEDY,
+    VLM_REMEDY,
+    Conditioning,
+    Features,
+    VLMSpec,
+    check_finite,
+)
 from ...unifusion_core.errors import ShapeError
 from ...unifusion_core.models.unifusion import PreparedCondition, UniFusion, UniFusionConfig
+from .host import warn_once
 
 # Entries in the dictionary of a CONDITIONING; the first has ComfyUI's own name
 MASK = "attention_mask"
 POSITIONS = "unifusion_positions"
 # (width, height) of the only image in the prompt
 EDITED = "unifusion_edited_size"
+# `EmptyPrompt` of the VLM that encoded it
+EMPTY = "unifusion_empty_prompt"
 # the VLMSpec that a conditioning was encoded for; pooled ones have none
 SPEC = "unifusion_vlm"
 
@@ -67,6 +77,7 @@ class SamplingCondition:
             raise ShapeError(_wrong_width(config, tokens.shape[-1]))
         if SPEC in rest:
             check_spec(config, rest[SPEC])
+        check_finite(tokens, "Conditioning", VLM_REMEDY if not self.pooled else GENERATOR_REMEDY)
         length, mask, positions = tokens.shape[1], rest.get(MASK), rest.get(POSITIONS)
         self.tokens = tokens
         # ConditioningConcat and ConditioningAverage change the tokens, but not mask and positions
@@ -78,27 +89,41 @@ class SamplingCondition:
         self.computed: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        """The result of `compute`, cached under `key` for the rest of the sampling call."""
+        """The result of `compute`, cached under `key` for the rest of the sampling call. With gradients nothing is cached: each
+        step needs a graph of its own."""
+        if torch.is_grad_enabled():
+            return compute()
         if key not in self.computed:
             self.computed[key] = compute()
         return self.computed[key]
 
-    def prepared(
-        self, model: UniFusion, like: Tensor, grid: tuple[int, int], weights: Hashable
+    def tokens_like(self, like: Tensor) -> Tensor:
+        """The tokens in the type and on the device of `like`."""
+        return self.once(("tokens", like.device, like.dtype), lambda: self.tokens.to(like))
+
+    def pooled_for(self, model: UniFusion, like: Tensor, state: Hashable) -> Conditioning:
+        """The pooled tokens in the type and on the device of `like`. `state` identifies the present state of the layers, which
+        hooks of the host may change from step to step."""
+        return self.once(("pooled", like.device, like.dtype, state), lambda: self._pool(model, like))
+
+    def prepared_for(
+        self, model: UniFusion, like: Tensor, grid: tuple[int, int], state: Hashable
     ) -> PreparedCondition:
-        """The condition for latents of the type and device of `like` on a `grid` of patches. `weights` identifies the present
-        state of the model's weights, which a hook may change from step to step."""
-        key = (like.device, like.dtype, weights)
-        conditioning = self.once(key, lambda: self._pool(model, like))
-        return self.once((*key, grid), lambda: model.prepare(conditioning, grid))
+        """`pooled_for`, with the keys and values for latents on a `grid` of patches."""
+        return self.once(
+            ("prepared", like.device, like.dtype, state, grid),
+            lambda: model.prepare(self.pooled_for(model, like, state), grid),
+        )
 
     def _pool(self, model: UniFusion, like: Tensor) -> Conditioning:
-        tokens = self.tokens.to(like)
+        tokens = self.tokens_like(like)
         mask, positions = self.mask.to(like.device), self.positions.to(like.device)
         if self.pooled:
             return Conditioning(tokens=tokens, mask=mask, positions=positions)
         states = tokens.unflatten(-1, self.layers)
-        return model.pool(Features(states=states, mask=mask, positions=positions))
+        pooled = model.pool(Features(states=states, mask=mask, positions=positions))
+        check_finite(pooled.tokens, "Pooled condition", GENERATOR_REMEDY)
+        return pooled
 
 
 def _fitted(values: Tensor, length: int, fill: float | bool) -> Tensor:
@@ -140,6 +165,8 @@ class ConditionInBatch(comfy.conds.CONDRegular):
 
     def can_concat(self, other: ConditionInBatch) -> bool:
         conditions = [rows.condition for each in (self, other) for rows in each.cond]
+        if len({condition.tokens.shape[2] for condition in conditions}) > 1:
+            return False
         lengths = {condition.tokens.shape[1] for condition in conditions}
         padded = len(lengths) > 1 or any(condition.has_padding for condition in conditions)
         return not (padded and conditions[0].joint)
@@ -151,6 +178,62 @@ class ConditionInBatch(comfy.conds.CONDRegular):
         """B T LD, for ComfyUI's estimate of memory use."""
         longest = max((rows.condition.tokens for rows in self.cond), key=lambda tokens: tokens.shape[1])
         return [sum(rows.count for rows in self.cond), *longest.shape[1:]]
+
+
+class ContextInBatch(comfy.conds.CONDRegular):
+    """The tokens of a condition, which wrappers may read and change; padded with zeros where they share a batch."""
+
+    cond: Tensor
+
+    def can_concat(self, other: ContextInBatch) -> bool:
+        """`ConditionInBatch` decides."""
+        return True
+
+    def concat(self, others: Sequence[ContextInBatch]) -> Tensor:
+        tensors = [each.cond for each in (self, *others)]
+        longest = max(tensor.shape[1] for tensor in tensors)
+        return torch.cat([_padded(tensor, longest, 1) for tensor in tensors])
+
+
+def rows_of(
+    rows: list[Rows] | None,
+    context: Tensor,
+    attention_mask: Tensor | None,
+    config: UniFusionConfig,
+    like: Tensor,
+    *,
+    changed: bool,
+) -> list[Rows]:
+    """`rows` itself, unless `changed` or if `context` holds other tokens; else the context as one new condition.
+
+    A wrapper may have changed the tokens, added some, or rearranged the batch; mask and positions stay those of the same places.
+    """
+    rest: dict[str, Any] = {} if attention_mask is None else {MASK: attention_mask}
+    if rows is not None and sum(each.count for each in rows) == len(context):
+        starts = torch.tensor([0, *(each.count for each in rows)]).cumsum(0).tolist()
+        places = zip(rows, starts, starts[1:], strict=False)
+        if not changed and all(
+            _holds(context[start:end], each.condition.tokens_like(like)) for each, start, end in places
+        ):
+            return rows
+        length = max(each.condition.tokens.shape[1] for each in rows)
+        for name, values in (("mask", MASK), ("positions", POSITIONS)):
+            each = [_padded(_rows(getattr(row.condition, name), row.count), length, 1) for row in rows]
+            rest.setdefault(values, torch.cat(each))
+    elif rows is not None and any(row.condition.positions.any() for row in rows):
+        warn_once(
+            "A node between sampler and model rearranged the batch, so the places of image tokens in their images are lost: take "
+            "it out, or draw one image at a time."
+        )
+    return [Rows(SamplingCondition(config, context, rest), len(context))]
+
+
+def _holds(context: Tensor, tokens: Tensor) -> bool:
+    """Whether the context begins with these tokens in every row, and holds nothing but padding behind them."""
+    length = tokens.shape[1]
+    if context.shape[1] < length or context.shape[2] != tokens.shape[2]:
+        return False
+    return torch.equal(context[:, :length], _rows(tokens, len(context))) and not context[:, length:].any()
 
 
 def to_batch(parts: Sequence[tuple[PreparedCondition, int]]) -> PreparedCondition:

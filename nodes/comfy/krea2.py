@@ -50,4 +50,5 @@ def krea2_conditioning(encoded: Encoded) -> list[list[Any]]:
             f"These features are prompts of unequal lengths ({lengths} tokens), and ComfyUI's Krea 2 cannot mask the padding: "
             "encode one prompt at a time, or use Load UniFusion Model."
         )
+    KREA_2.warn_of_long_condition(mask.shape[1])
     return [[*flattened(encoded.features, spec)]]

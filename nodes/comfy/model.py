@@ -9,46 +9,40 @@ from functools import partial
 from typing import Any, ClassVar
 
 import comfy.latent_formats
-import comfy.ldm.common_dit
 import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
-import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...unifusion_core.checkpoints.generator_file import CONFIG_KEY, GeneratorContent, config_to_json
-from ...unifusion_core.contracts import Features
+from ...unifusion_core.contracts import GENERATOR_REMEDY, Features, check_finite
 from ...unifusion_core.errors import ConfigError, ShapeError
 from ...unifusion_core.flow.schedule import build_schedule
 from ...unifusion_core.images import warn_of_other_size
 from ...unifusion_core.inspection import reading
 from ...unifusion_core.inspection.table import lines_of, write_table
 from ...unifusion_core.models.lap import parse_layer_gains
-from ...unifusion_core.models.layers import LayerFactory
-from ...unifusion_core.models.unifusion import UniFusion, UniFusionConfig
 from ..sockets import Encoded
 from .conditions import (
     EDITED,
+    EMPTY,
     MASK,
     POSITIONS,
     ConditionInBatch,
+    ContextInBatch,
     Rows,
     SamplingCondition,
     check_spec,
-    to_batch,
 )
-from .host import SMALL, wrong_type
-from .ops import HostAttention, Options
+from .host import SMALL, warn_once, wrong_type
+from .module import CONDITIONS, WEIGHTS, HostedUniFusion
+from .ops import Options
+from .unused import warn_of_unused
 
 logger = logging.getLogger(__name__)
-
-# keyword argument of a step that holds its conditions
-CONDITIONS = "unifusion_conditions"
-# entry of transformer_options that identifies the present state of hooked weights
-WEIGHTS = "unifusion_weights"
 
 
 # Latents ------------------------------------------------------------------------------------------
@@ -79,86 +73,6 @@ def shift_of(schedule: str) -> float:
     size it is the shift at 1024 x 1024 pixels."""
     middle = float(build_schedule(schedule, 2, num_tokens=4096)[1])
     return middle / (1 - middle)
-
-
-# The module ---------------------------------------------------------------------------------------
-
-
-class HostedUniFusion(UniFusion):
-    """UniFusion with the call signature of ComfyUI's diffusion models."""
-
-    def __init__(
-        self,
-        *,
-        unifusion: UniFusionConfig,
-        operations: Any,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        **for_comfyui: Any,
-    ) -> None:
-        attention = HostAttention()
-        super().__init__(
-            unifusion, LayerFactory(operations=operations, attend=attention, device=device, dtype=dtype)
-        )
-        self.attention = attention
-        # ComfyUI asks the module for the type of its weights
-        self.dtype = dtype
-        if dtype is not None and dtype.itemsize == 1:
-            for name, parameter in self.named_parameters():
-                # vectors of scales and shifts are small and need more than 8 bits
-                if not name.endswith("weight"):
-                    parameter.data = parameter.data.to(torch.bfloat16)
-
-    def forward(  # type: ignore[override]
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor | None = None,
-        transformer_options: Options = {},  # noqa: B006  (ComfyUI's convention)
-        **extra: Any,
-    ) -> Tensor:
-        """The velocity of latents B C h w, or B C 1 h w where the latent format has a time axis, at times in 0..1."""
-        wrappers = comfy.patcher_extension.get_all_wrappers(
-            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
-        )
-        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._step, self, wrappers)
-        return executor.execute(x, timesteps, context, transformer_options, **extra)
-
-    def _step(
-        self, x: Tensor, timesteps: Tensor, context: Tensor | None, options: Options, **extra: Any
-    ) -> Tensor:
-        conditions: list[Rows] = extra[CONDITIONS]
-        flat = x[:, :, 0] if x.ndim == 5 else x
-        height, width = flat.shape[-2:]
-        patch = self.config.dit.patch_size
-        latents = comfy.ldm.common_dit.pad_to_patch_size(flat, (patch, patch))
-        grid = (latents.shape[-2] // patch, latents.shape[-1] // patch)
-        with self.attention.during(options):
-            parts = [
-                (rows.condition.prepared(self, latents, grid, options.get(WEIGHTS)), rows.count)
-                for rows in conditions
-            ]
-            velocity = super().forward(latents, timesteps, to_batch(parts), partial(_replaced, options))
-        velocity = velocity[..., :height, :width]
-        return velocity[:, :, None] if x.ndim == 5 else velocity
-
-
-def _replaced(options: Options, index: int, block: nn.Module) -> Callable[..., Tensor]:
-    """A block of the DiT, or its replacement by a node such as SkipLayerGuidanceDiT. A replacement applies to the latents; the
-    keys and values of a condition in prefix form are computed without it."""
-    patches = options.get("patches_replace", {}).get("dit", {})
-    patch = patches.get(("single_block", index)) or patches.get(("double_block", index))
-    if patch is None:
-        return block
-
-    def call(x: Tensor, modulation: Tensor, **rest: Any) -> Tensor:
-        def original(args: dict[str, Any]) -> dict[str, Any]:
-            return args | {"img": block(args["img"], args["vec"], **rest)}
-
-        args = {"img": x, "vec": modulation, "pe": rest["rope"], "attn_mask": rest["bias"]}
-        return patch(args | {"transformer_options": options}, {"original_block": original})["img"]
-
-    return call
 
 
 # The model ----------------------------------------------------------------------------------------
@@ -197,7 +111,7 @@ class HostModel(comfy.model_base.Krea2):
     """The generator with ComfyUI's sampling around it.
 
     It is a subclass of ComfyUI's Krea 2, whose parameter names UniFusion shares, so that LoRAs in every layout that ComfyUI
-    supports for Krea 2 apply. Nothing else of that class is used.
+    supports for Krea 2 apply, and nodes of others that are made for Krea 2 do what they do there.
     """
 
     def __init__(self, model_config: HostConfig, device: torch.device | None = None) -> None:
@@ -207,7 +121,7 @@ class HostModel(comfy.model_base.Krea2):
         )
         # a condition's token takes as much memory as a latent token, which is one patch
         patch = model_config.unifusion.dit.patch_size
-        self.memory_usage_factor_conds = (CONDITIONS,)
+        self.memory_usage_factor_conds = (CONDITIONS, "ref_latents")
         self.memory_usage_shape_process = {CONDITIONS: lambda s: [s[0], s[2], s[1] * patch**2]}
         self.size_warned: tuple[int, int] | None = None
         self.edit_warned: tuple[tuple[int, int], tuple[int, int]] | None = None
@@ -219,13 +133,31 @@ class HostModel(comfy.model_base.Krea2):
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """The keyword arguments for one condition. ComfyUI calls this once per condition when sampling begins."""
+        config = self.model_config.unifusion
         self._check_latents(kwargs["noise"], kwargs.get(EDITED))
-        condition = SamplingCondition(self.model_config.unifusion, kwargs["cross_attn"], kwargs)
-        return {CONDITIONS: ConditionInBatch([Rows(condition, 1)])}
+        if kwargs.get("latent_image") is not None:
+            check_finite(kwargs["latent_image"], "Latent", "check the node that it comes from")
+        if kwargs.get("cross_attn") is None:
+            raise ShapeError(
+                "A conditioning holds no tokens: encode the prompt with Encode for UniFusion, Rewrite for UniFusion (VERIFI) or "
+                "CLIP Text Encode; for no prompt, encode an empty text."
+            )
+        joint = config.condition_attention == "joint"
+        method = kwargs.get("reference_latents_method") or self.diffusion_model.default_ref_method
+        warn_of_unused(kwargs | {"reference_latents_method": method}, takes_references=joint)
+        condition = SamplingCondition(config, kwargs["cross_attn"], kwargs)
+        self.model_config.spec.warn_of_long_condition(int(condition.mask.sum(1).max()))
+        if not joint:
+            kwargs.pop("reference_latents", None)
+        return super().extra_conds(**kwargs) | {
+            "c_crossattn": ContextInBatch(condition.tokens),
+            CONDITIONS: ConditionInBatch([Rows(condition, 1)]),
+        }
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, Any]:
         tokens = kwargs.get("cross_attn")
-        return {} if tokens is None else {CONDITIONS: list(tokens.shape)}
+        shapes = super().extra_conds_shapes(**kwargs)
+        return shapes if tokens is None else shapes | {CONDITIONS: list(tokens.shape)}
 
     def _apply_model(
         self,
@@ -237,8 +169,23 @@ class HostModel(comfy.model_base.Krea2):
         transformer_options: Options = {},  # noqa: B006  (ComfyUI's convention)
         **kwargs: Any,
     ) -> Tensor:
+        self._check_step_reuse(transformer_options)
         options = transformer_options | {WEIGHTS: self._hooked_weights()}
-        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        clean = super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        check_finite(clean, "Image predicted in a sampling step", GENERATOR_REMEDY)
+        return clean
+
+    def _check_step_reuse(self, options: Options) -> None:
+        """Warns of an EasyCache that leaves out steps which this model needs."""
+        limit = self.model_config.spec.comfy_easy_cache
+        cache: Any = options.get("easycache")
+        # LazyCache has the same entry
+        if limit is None or getattr(cache, "name", "") != "EasyCache" or cache.reuse_threshold <= limit:
+            return
+        warn_once(
+            f"EasyCache with reuse_threshold {cache.reuse_threshold:g} draws wrong images with this model: set it to {limit:g} "
+            "or less, or use LazyCache, which is right at its default."
+        )
 
     def _hooked_weights(self) -> Hashable:
         """The active LoRA hooks with their strengths. Hooks change the weights during sampling."""
@@ -248,9 +195,23 @@ class HostModel(comfy.model_base.Krea2):
     def _check_latents(self, noise: Tensor, edited: tuple[int, int] | None) -> None:
         """Warns of a size that the model was not trained on, and of an edit in another size than its image's.
 
-        Raises ShapeError for latents of another model.
+        Raises ShapeError for latents of another model, of several frames, or without content.
         """
         config = self.model_config.unifusion
+        if noise.ndim not in (4, 5):
+            raise ShapeError(
+                f"The latent has the shape {tuple(noise.shape)}, as of audio; this model draws images: use EmptySD3LatentImage, "
+                "or VAE Encode on an image."
+            )
+        if 0 in noise.shape:
+            raise ShapeError(
+                f"The latent holds no image (its shape is {tuple(noise.shape)}): give one of at least one image and 16 x 16 "
+                "pixels."
+            )
+        if noise.ndim == 5 and noise.shape[2] != 1:
+            raise ShapeError(
+                f"The latent has {noise.shape[2]} frames; this model draws single images: set the length to 1, or take one frame."
+            )
         if noise.shape[1] != config.dit.latent_channels:
             raise ShapeError(
                 f"The latent has {noise.shape[1]} channels, this model needs {config.dit.latent_channels}: use "
@@ -328,6 +289,15 @@ def layer_map(model: Any, encoded: Encoded) -> tuple[Tensor, str]:
     return torch.from_numpy(pixels)[None].float() / 255, write_table(shares, lines, taps)
 
 
+def _pooling_weights(model: Any) -> Hashable:
+    """Identifies the weights and patches of LAP and refiner; None if patches change more than weights."""
+    options = model.model_options.get("transformer_options", {})
+    replaced = any(name.startswith("diffusion_model") for name in model.object_patches)
+    if options or replaced or model.weight_wrapper_patches:
+        return None
+    return model.patches_uuid, model.model.get_dtype_inference()
+
+
 @torch.no_grad()
 def pool(model: Any, encoded: Encoded, layer_gains: str = "") -> list[list[Any]]:
     """VLM features as a CONDITIONING of the DiT's width, by LAP and refiner with the patches of the MODEL. `layer_gains` as in
@@ -337,8 +307,12 @@ def pool(model: Any, encoded: Encoded, layer_gains: str = "") -> list[list[Any]]
     for another model.
     """
     with _at_work(model, encoded) as (module, features):
-        pooled = module.pool(features, parse_layer_gains(layer_gains, encoded.spec.taps))
+        gains = parse_layer_gains(layer_gains, encoded.spec.taps)
+        pooled = module.pool(features, gains, weights=_pooling_weights(model))
+        check_finite(pooled.tokens, "Pooled condition", GENERATOR_REMEDY)
+    hosted(model).model_config.spec.warn_of_long_condition(pooled.mask.shape[1])
     device = mm.intermediate_device()
     tokens = pooled.tokens.to(device, torch.float32)
     rest = {MASK: pooled.mask.long().to(device), POSITIONS: pooled.positions.to(device)}
-    return [[tokens, rest if encoded.edited is None else rest | {EDITED: encoded.edited}]]
+    more = {EDITED: encoded.edited, EMPTY: encoded.empty}
+    return [[tokens, rest | {name: value for name, value in more.items() if value is not None}]]

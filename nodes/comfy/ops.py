@@ -8,38 +8,84 @@ from typing import Any
 
 import comfy.ops
 import torch
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.flux.math import apply_rope1
+from comfy.ldm.modules.attention import optimized_attention_masked
 from torch import Tensor, nn
+
+from ...unifusion_core.models.layers import Prefix, apply_rope
 
 # ComfyUI's transformer_options
 Options = dict[str, Any]
 
 
 class HostAttention:
-    """ComfyUI's attention as a `layers.Attend`. It honours ComfyUI's command line and users' attention patches."""
+    """ComfyUI's attention as a `layers.Attend`. It honours ComfyUI's command line and users' patches, in the order in which
+    ComfyUI's own Krea 2 calls them."""
 
     def __init__(self) -> None:
         self.options: Options = {}
 
     @contextmanager
     def during(self, options: Options) -> Iterator[None]:
-        """Applies the patches in `options` (transformer_options) during one call of the model."""
+        """Applies the patches in `options` (transformer_options) to layers that get none of their own: LAP and refiner."""
         self.options = options
         try:
             yield
         finally:
             self.options = {}
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rope: Tensor | None,
+        bias: Tensor | None,
+        *,
+        prefix: Prefix | None = None,
+        transformer_options: Options | None = None,
+    ) -> Tensor:
+        options = self.options if transformer_options is None else transformer_options
+        # only the DiT's blocks have an index
+        patches = options.get("patches", {}) if "block_index" in options else {}
+        for patch in patches.get("attn1_patch", ()):
+            changed = patch(q, k, v, pe=rope, attn_mask=bias, extra_options=options)
+            q, k, v = changed.get("q", q), changed.get("k", k), changed.get("v", v)
+            rope, bias = changed.get("pe", rope), changed.get("attn_mask", bias)
         heads = q.shape[1]
+        q, k = _rotated(q, rope), _rotated(k, rope)
+        if prefix is not None:
+            k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
+        more = {}
         if k.shape[1] != heads:
-            k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
-        if bias is not None:
+            if _TAKES_GROUPS and "optimized_attention_override" not in options:
+                more["enable_gqa"] = True
+            else:
+                k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
+        if bias is not None and bias.ndim == 4:
             # some kernels need a full query axis
             bias = bias.expand(len(q), -1, q.shape[2], -1)
-        return optimized_attention(
-            q, k, v, heads, mask=bias, skip_reshape=True, transformer_options=self.options
+        out = optimized_attention_masked(
+            q, k, v, heads, mask=bias, skip_reshape=True, transformer_options=options, **more
         )
+        for patch in patches.get("attn1_output_patch", ()):
+            out = patch(out, options)
+        return out
+
+
+# kernels that share key heads among query heads take the argument `enable_gqa`, since this helper of theirs exists
+_TAKES_GROUPS = hasattr(comfy.ops, "repeat_kv_for_gqa")
+
+
+def _rotated(x: Tensor, rope: Tensor | None) -> Tensor:
+    """By ComfyUI's fused operator; on a CPU, and where gradients are needed, the core's own is faster or the only one."""
+    if rope is None:
+        return x
+    # a patch may have shortened the tokens
+    rope = rope[:, :, : x.shape[2]]
+    if x.device.type == "cpu" or torch.is_grad_enabled():
+        return apply_rope(x, rope)
+    return apply_rope1(x, rope)
 
 
 def use_host_layers(module: nn.Module) -> None:

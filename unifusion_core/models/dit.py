@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -15,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .layers import Attention, LayerFactory, RMSNorm, Rope, SwiGLU
+from .layers import Attention, LayerFactory, Prefix, RMSNorm, Rope, SwiGLU, apply_rope
 
-# per block: keys and values, each B kv_heads T K
-KeysValues = Iterable[tuple[Tensor, Tensor]]
+# per block
+KeysValues = Iterable[Prefix]
 # (index, block) -> the function to call instead of the block
 BlockCall = Callable[[int, nn.Module], Callable[..., Tensor]]
 
@@ -73,7 +74,7 @@ class BlockModulation(nn.Module):
         super().__init__()
         self.lin = factory.parameter(6 * size)
 
-    def forward(self, modulation: Float[Tensor, "B 1 M6"]) -> tuple[Tensor, ...]:
+    def forward(self, modulation: Float[Tensor, "#B #S M6"]) -> tuple[Tensor, ...]:
         """Scale, shift and gate of the attention, then those of the MLP, each as wide as the stream."""
         return (modulation + self.lin.to(modulation)).chunk(6, -1)
 
@@ -92,38 +93,41 @@ class DiTBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B S M"],
-        modulation: Float[Tensor, "#B 1 M6"],
-        *,
+        modulation: Float[Tensor, "#B #S M6"],
         rope: Rope,
         bias: Float[Tensor, "#B 1 #S keys"] | None = None,
-        prefix: tuple[Tensor, Tensor] | None = None,
+        **more: Any,
     ) -> Float[Tensor, "B S M"]:
-        """The block's output for `x`. `prefix`: keys and values of condition tokens, which are attended to but not updated."""
-        return self.with_keys_values(x, modulation, rope=rope, bias=bias, prefix=prefix)[0]
+        """The block's output for `x`. `more` are keyword arguments of the attention, such as the `prefix` of condition tokens,
+        which are attended to but not updated."""
+        pre_scale, pre_shift, pre_gate, *after = self.mod(modulation)
+        x = x + pre_gate * self.attn((1 + pre_scale) * self.prenorm(x) + pre_shift, rope, bias, **more)
+        return self._with_mlp(x, *after)
 
     def with_keys_values(
         self,
         x: Float[Tensor, "B S M"],
-        modulation: Float[Tensor, "#B 1 M6"],
-        *,
+        modulation: Float[Tensor, "#B #S M6"],
         rope: Rope,
         bias: Float[Tensor, "#B 1 #S keys"] | None = None,
-        prefix: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Float[Tensor, "B S M"], tuple[Tensor, Tensor]]:
-        """`forward`, and the keys and values of the tokens `x`."""
-        pre_scale, pre_shift, pre_gate, post_scale, post_shift, post_gate = self.mod(modulation)
+    ) -> tuple[Float[Tensor, "B S M"], Prefix]:
+        """`forward`, and the tokens `x` as the prefix of other tokens."""
+        pre_scale, pre_shift, pre_gate, *after = self.mod(modulation)
         normed = (1 + pre_scale) * self.prenorm(x) + pre_shift
-        k, v = self.attn.keys_values(normed, rope)
-        x = x + pre_gate * self.attn.attend_to(normed, k, v, rope=rope, bias=bias, prefix=prefix)
-        x = x + post_gate * self.mlp((1 + post_scale) * self.postnorm(x) + post_shift)
-        return x, (k, v)
+        k, v = self.attn.keys_values(normed)
+        x = x + pre_gate * self.attn.attend_to(normed, k, v, rope, bias)
+        return self._with_mlp(x, *after), (apply_rope(k, rope), v)
 
     def keys_values(
-        self, x: Float[Tensor, "B S M"], modulation: Float[Tensor, "#B 1 M6"], rope: Rope
-    ) -> tuple[Tensor, Tensor]:
-        """Only the keys and values of `x`, for tokens whose output is not needed."""
+        self, x: Float[Tensor, "B S M"], modulation: Float[Tensor, "#B #S M6"], rope: Rope
+    ) -> Prefix:
+        """The tokens `x` as the prefix of other tokens, where their own output is not needed."""
         pre_scale, pre_shift, *_ = self.mod(modulation)
-        return self.attn.keys_values((1 + pre_scale) * self.prenorm(x) + pre_shift, rope)
+        k, v = self.attn.keys_values((1 + pre_scale) * self.prenorm(x) + pre_shift)
+        return apply_rope(k, rope), v
+
+    def _with_mlp(self, x: Tensor, scale: Tensor, shift: Tensor, gate: Tensor) -> Tensor:
+        return x + gate * self.mlp((1 + scale) * self.postnorm(x) + shift)
 
 
 class FinalModulation(nn.Module):

@@ -16,21 +16,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-# signature of `attend`
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+# signature of `attend`; the attention of a host may take more keyword arguments
+Attend = Callable[..., Tensor]
+# keys, already rotated, and values of earlier tokens, each B kv_heads T K
+Prefix = tuple[Tensor, Tensor]
 
 
 def attend(
     q: Float[Tensor, "B A S K"],
-    k: Float[Tensor, "B kv_heads keys K"],
-    v: Float[Tensor, "B kv_heads keys K"],
+    k: Float[Tensor, "B kv_heads S K"],
+    v: Float[Tensor, "B kv_heads S K"],
+    rope: Rope | None,
     bias: Float[Tensor, "#B 1 #S keys"] | None,
+    *,
+    prefix: Prefix | None = None,
 ) -> Float[Tensor, "B S AK"]:
-    """Scaled dot-product attention with an additive bias. Fewer key heads than query heads are shared by groups (grouped-query
-    attention, arXiv 2305.13245)."""
+    """Scaled dot-product attention of rotated queries and keys with an additive bias. Fewer key heads than query heads are shared
+    by groups (grouped-query attention, arXiv 2305.13245). `bias` covers all keys, those of `prefix` first."""
+    q, k = apply_rope(q, rope), apply_rope(k, rope)
+    if prefix is not None:
+        k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=q.shape[1] != k.shape[1])
     return rearrange(out, "B A S K -> B S (A K)")
 
@@ -58,15 +66,18 @@ class LayerFactory:
         return nn.Parameter(torch.zeros(shape, device=self.device, dtype=self.dtype))
 
 
-def key_bias(mask: Bool[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
-    """Additive attention bias that hides padded keys; None without padding, because kernels without a bias are faster.
+def key_bias(mask: Bool[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"]:
+    """Additive attention bias that hides padded keys. Without padding give None instead: kernels without a bias are faster.
 
     The bias is additive because kernels disagree about the meaning of boolean masks.
     """
-    if bool(mask.all()):
-        return None
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return bias.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None, :]
+
+
+def key_bias_if_padded(mask: Bool[Tensor, "B S"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 S"] | None:
+    """`key_bias`, or None without padding. The check waits for the device."""
+    return None if bool(mask.all()) else key_bias(mask, dtype)
 
 
 class RMSNorm(nn.Module):
@@ -90,6 +101,10 @@ class QKNorm(nn.Module):
         super().__init__()
         self.qnorm = RMSNorm(head_size, factory)
         self.knorm = RMSNorm(head_size, factory)
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The normed queries and keys."""
+        return self.qnorm(q), self.knorm(k)
 
 
 class SwiGLU(nn.Module):
@@ -120,50 +135,45 @@ class Attention(nn.Module):
         self.qknorm = QKNorm(self.head_size, factory)
         self.wo = factory.linear(size, size)
 
-    def keys_values(
-        self, x: Float[Tensor, "B S M"], rope: Rope | None
-    ) -> tuple[Float[Tensor, "B kv_heads S K"], Float[Tensor, "B kv_heads S K"]]:
-        """The keys and values of `x`. The prefix form computes those of a condition once and reuses them in every step."""
-        k = self.qknorm.knorm(rearrange(self.wk(x), "B S (kv_heads K) -> B kv_heads S K", K=self.head_size))
-        v = rearrange(self.wv(x), "B S (kv_heads K) -> B kv_heads S K", K=self.head_size)
-        return apply_rope(k, rope), v
-
     def forward(
         self,
         x: Float[Tensor, "B S M"],
-        *,
         rope: Rope | None = None,
         bias: Float[Tensor, "#B 1 #S keys"] | None = None,
-        prefix: tuple[Tensor, Tensor] | None = None,
+        **more: Any,
     ) -> Float[Tensor, "B S M"]:
-        """`bias` covers all keys, those of `prefix` first. `prefix`: keys and values of earlier tokens, which are attended to
-        but not updated."""
-        return self.attend_to(x, *self.keys_values(x, rope), rope=rope, bias=bias, prefix=prefix)
+        """The attention's output, without the residual. `more` are keyword arguments of `attend`."""
+        return self.attend_to(x, *self.keys_values(x), rope, bias, **more)
+
+    def keys_values(
+        self, x: Float[Tensor, "B S M"]
+    ) -> tuple[Float[Tensor, "B kv_heads S K"], Float[Tensor, "B kv_heads S K"]]:
+        """The keys of `x` before they are rotated, and its values."""
+        k = self.qknorm.knorm(rearrange(self.wk(x), "B S (kv_heads K) -> B kv_heads S K", K=self.head_size))
+        return k, rearrange(self.wv(x), "B S (kv_heads K) -> B kv_heads S K", K=self.head_size)
 
     def attend_to(
         self,
         x: Float[Tensor, "B S M"],
         k: Float[Tensor, "B kv_heads S K"],
         v: Float[Tensor, "B kv_heads S K"],
-        *,
         rope: Rope | None,
-        bias: Float[Tensor, "#B 1 #S keys"] | None = None,
-        prefix: tuple[Tensor, Tensor] | None = None,
+        bias: Float[Tensor, "#B 1 #S keys"] | None,
+        **more: Any,
     ) -> Float[Tensor, "B S M"]:
         """`forward` with the keys and values of `x` already computed."""
-        if prefix is not None:
-            k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
-        return self.wo(self.attend(self._queries(x, rope), k, v, bias) * torch.sigmoid(self.gate(x)))
+        attended = self.attend(self.queries(x), k, v, rope, bias, **more)
+        return self.wo(attended * torch.sigmoid(self.gate(x)))
+
+    def queries(self, x: Float[Tensor, "B S M"]) -> Float[Tensor, "B A S K"]:
+        """The queries of `x` before they are rotated."""
+        return self.qknorm.qnorm(rearrange(self.wq(x), "B S (A K) -> B A S K", K=self.head_size))
 
     def weights(self, x: Float[Tensor, "B S M"]) -> Float[Tensor, "B A S S"]:
         """The attention weights without positions or padding, in float32; rows sum to 1. For inspection of LAP: `attend` never
         materialises them, and key heads are not shared there."""
-        q, (k, _) = self._queries(x, None), self.keys_values(x, None)
+        q, (k, _) = self.queries(x), self.keys_values(x)
         return torch.softmax(q.float() @ k.float().mT * self.head_size**-0.5, -1)
-
-    def _queries(self, x: Float[Tensor, "B S M"], rope: Rope | None) -> Float[Tensor, "B A S K"]:
-        q = self.qknorm.qnorm(rearrange(self.wq(x), "B S (A K) -> B A S K", K=self.head_size))
-        return apply_rope(q, rope)
 
 
 class TransformerBlock(nn.Module):
@@ -180,12 +190,12 @@ class TransformerBlock(nn.Module):
         self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B 1 #S S"] | None = None
     ) -> Float[Tensor, "B S D"]:
         """The block's output for `x`. `bias` as in `key_bias`."""
-        x = x + self.attn(self.prenorm(x), bias=bias)
+        x = x + self.attn(self.prenorm(x), None, bias)
         return x + self.mlp(self.postnorm(x))
 
 
-# cos + i sin of the angle of each pair of channels
-Rope = Complex[Tensor, "B 1 S half_K"]
+# the rotation ((cos, -sin), (sin, cos)) of each pair of channels
+Rope = Float[Tensor, "#B 1 S half_K 2 2"]
 
 
 def rotary_axes(head_size: int) -> tuple[int, int, int]:
@@ -207,16 +217,24 @@ def rope_angles(positions: Float[Tensor, "B S 3"], head_size: int, theta: float)
         frequency = theta ** -(torch.arange(0, size, 2, dtype=torch.float64, device=exact.device) / size)
         angles.append(exact[..., axis, None] * frequency)
     angle = torch.cat(angles, -1)[:, None]
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(positions.device)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([cos, -sin, sin, cos], -1).unflatten(-1, (2, 2)).float().to(positions.device)
 
 
 def apply_rope(x: Float[Tensor, "B A S K"], rope: Rope | None) -> Float[Tensor, "B A S K"]:
     """Rotates each pair of neighbouring channels by its token's angle. None leaves `x` unchanged."""
     if rope is None:
         return x
-    # on a CPU, one complex product is five times as fast as the same in real numbers
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        # inductor fuses real numbers and has no code for complex ones
+        even, odd = pairs.unbind(-1)
+        turned = torch.stack([rope[..., i, 0] * even + rope[..., i, 1] * odd for i in range(2)], -1)
+    else:
+        # on a CPU, one complex product is about twice as fast as the same in real numbers; the first row is cos - i sin
+        turn = torch.view_as_complex(rope[..., 0, :]).conj()
+        turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turn)
+    return turned.flatten(-2).to(x.dtype)
 
 
 def time_embedding(t: Float[Tensor, " B"], size: int) -> Float[Tensor, "B size"]:

@@ -6,9 +6,9 @@ and classes. The architecture is that of arXiv 2510.12789.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,16 @@ from .dit import (
     to_patches,
 )
 from .lap import LAPConfig, TextFusion
-from .layers import LayerFactory, RMSNorm, Rope, TransformerBlock, key_bias, rope_angles, time_embedding
+from .layers import (
+    LayerFactory,
+    Prefix,
+    RMSNorm,
+    Rope,
+    TransformerBlock,
+    key_bias,
+    rope_angles,
+    time_embedding,
+)
 
 ConditionAttention = Literal["prefix", "joint"]
 TextPositions = Literal["index", "zero"]
@@ -129,15 +138,27 @@ class UniFusion(nn.Module):
         """`blocks`, typed: a ModuleList does not keep the type of its modules."""
         return cast(list[DiTBlock], list(self.blocks))
 
-    def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
+    def pool(
+        self,
+        features: Features,
+        layer_gains: Sequence[float] | None = None,
+        *,
+        weights: Hashable = None,
+    ) -> Conditioning:
         """The DiT's condition: LAP, refiner, then the projection to the DiT's width.
 
-        `layer_gains`, one for each tap, multiply LAP's pooling weights; None = as trained.
+        `layer_gains`, one for each tap, multiply LAP's pooling weights; None = as trained. `weights` identifies the present
+        weights and patches of LAP and refiner: with it, image tokens and whole chats that were pooled before are not pooled
+        again.
 
         Raises ShapeError for features of another width or number of taps, ConfigError for another number of gains.
         """
         self.check_features(features)
-        tokens = self.txtmlp(self.txtfusion(features.states, features.mask, layer_gains))
+        # a foreign part in LAP's place (ComfyUI's patches) may take states and mask alone
+        further: dict[str, Any] = {} if layer_gains is None else {"gains": layer_gains}
+        if weights is not None:
+            further |= {"images": features.positions[..., 0].long(), "weights": weights}
+        tokens = self.txtmlp(self.txtfusion(features.states, features.mask, **further))
         return Conditioning(tokens=tokens, mask=features.mask, positions=features.positions)
 
     def check_features(self, features: Features) -> None:
@@ -160,10 +181,10 @@ class UniFusion(nn.Module):
             return PreparedCondition(conditioning=conditioning, grid=grid, has_padding=has_padding)
         _, modulation = self._time(x.new_zeros(1), x.dtype)
         rope = self._rope(self._condition_positions(conditioning, grid))
-        bias = key_bias(conditioning.mask, x.dtype)
-        keys_values: list[tuple[Tensor, Tensor]] = []
+        bias = key_bias(conditioning.mask, x.dtype) if has_padding else None
+        keys_values: list[Prefix] = []
         for block in self.dit_blocks:
-            x, of_block = block.with_keys_values(x, modulation, rope=rope, bias=bias)
+            x, of_block = block.with_keys_values(x, modulation, rope, bias)
             keys_values.append(of_block)
         return PreparedCondition(
             conditioning=conditioning, grid=grid, has_padding=has_padding, keys_values=keys_values
@@ -178,7 +199,7 @@ class UniFusion(nn.Module):
     ) -> Float[Tensor, "B C h w"]:
         """The velocity (noise minus clean) of latents at time t; t = 1 is noise, t = 0 is clean.
 
-        `block_call` returns the function to call instead of a block; ComfyUI's patches use it.
+        `block_call` returns the function to call instead of a block, for training that recomputes activations.
 
         Raises ShapeError if `condition` was prepared for another grid.
         """
@@ -202,18 +223,18 @@ class UniFusion(nn.Module):
         if condition.keys_values is not None:
             rope = self._rope(positions)
             for index, (block, prefix) in enumerate(zip(self.dit_blocks, condition.keys_values, strict=True)):
-                x = block_call(index, block)(x, modulation, rope=rope, bias=bias, prefix=prefix)
+                x = block_call(index, block)(x, modulation, rope, bias, prefix=prefix)
         else:
             own = self._condition_positions(conditioning, (rows, columns))
             rope = self._rope(torch.cat([own, positions], 1))
             x = torch.cat([conditioning.tokens.to(x.dtype), x], 1)
             *early, last = self.dit_blocks
             for index, block in enumerate(early):
-                x = block_call(index, block)(x, modulation, rope=rope, bias=bias)
+                x = block_call(index, block)(x, modulation, rope, bias)
             # the last block's output for condition tokens is not used
             prefix = last.keys_values(x[:, :num_condition], modulation, rope[:, :, :num_condition])
             x = block_call(len(early), last)(
-                x[:, num_condition:], modulation, rope=rope[:, :, num_condition:], bias=bias, prefix=prefix
+                x[:, num_condition:], modulation, rope[:, :, num_condition:], bias, prefix=prefix
             )
         return from_patches(self.last(x, time), patch, rows, columns)
 

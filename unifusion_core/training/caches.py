@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import torch
 import xxhash
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from ..contracts import Features
 from ..files import write_whole
 
 
@@ -79,3 +81,45 @@ class LatentCache(FileCache):
     def save(self, key: str, latents: Tensor) -> None:
         """Keeps latents C h w in their own type."""
         self.write(key, save({"latents": latents.detach().cpu().contiguous()}))
+
+
+# bytes of a state
+STATE_BYTES = {"bf16": 2, "fp8": 1}
+# the largest number of float8_e4m3fn
+_LARGEST = 448.0
+
+
+class StatesCache(FileCache):
+    """The VLM's states of one condition by key, in bfloat16, or in 8 bits with a scale for each tap."""
+
+    def __init__(self, folder: Path, kind: Literal["bf16", "fp8"]) -> None:
+        super().__init__(folder, f".{kind}.safetensors")
+        self.kind = kind
+
+    def load(self, key: str) -> Features | None:
+        """The condition of one chat in float32; None if it is not there or the file is damaged, which makes it anew."""
+        data = self.read(key)
+        if data is None:
+            return None
+        try:
+            kept = load(data)
+            states = kept["states"].float()
+            if self.kind == "fp8":
+                states = states * kept["scales"][:, None]
+            return Features(
+                states=states[None],
+                mask=torch.ones(1, len(states), dtype=torch.bool),
+                positions=kept["positions"][None],
+            )
+        except (SafetensorError, KeyError):
+            return None
+
+    def save(self, key: str, features: Features) -> None:
+        """Keeps the condition of one chat."""
+        states = features.states[0].detach().float().cpu()
+        kept = {"positions": features.positions[0].cpu().contiguous()}
+        if self.kind == "fp8":
+            kept["scales"] = states.abs().amax((0, 2)).clamp(min=1e-12) / _LARGEST
+            states = states / kept["scales"][:, None]
+        dtype = torch.bfloat16 if self.kind == "bf16" else torch.float8_e4m3fn
+        self.write(key, save({**kept, "states": states.to(dtype).contiguous()}))

@@ -10,11 +10,11 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from ..caching import LRUCache, digest
 from ..contracts import MAX_TILES, ChatTemplate, Features, Request, TokenRole, VLMSpec
 from ..errors import ConfigError, PromptError, VLMError
 from .chat import ImageLayout, VLMInputs, build_chat, single_token, token_centres
 from .families import VLMFamily
-from .prefix_cache import LRUCache, digest
 from .tiling import Tiles, split_into_tiles
 
 # name in error messages: each host has its own

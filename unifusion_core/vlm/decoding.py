@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..contracts import VLM_REMEDY, check_finite
 from ..errors import ConfigError
 
 
@@ -47,7 +48,11 @@ def pick_tokens(
     """The next token of each chat: the likeliest, or a sample by inversion of the cumulative distribution.
 
     One uniform number per token in float64: rounding in the logits changes a sample only at the boundary between two tokens.
+    Raises NumericsError for logits that are NaN or positive infinity.
     """
+    if not bool((logits < torch.inf).all()):
+        # negative infinity is a token that cannot come
+        check_finite(logits.nan_to_num(torch.nan, neginf=0.0), "The VLM's next word", VLM_REMEDY)
     if generators is None:
         return logits.argmax(dim=-1).tolist()
     cumulative = torch.softmax(logits.cpu().double() / temperature, dim=-1).cumsum(dim=-1)

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 import torch
 
-from ..contracts import Features, TokenRole, TokenSelection, VLMSpec
+from ..contracts import VLM_REMEDY, Features, TokenRole, TokenSelection, VLMSpec, check_finite
 from ..errors import ConfigError, PromptError
 from .base import BaseVLM
 from .chat import VLMInputs
@@ -34,7 +34,8 @@ def select_tokens(features: Features, selection: TokenSelection) -> Features:
     "rewrite"   image tokens, the rewrite (the prompt in chats without one) and the suffix
     "prompt"    everything but the prefix and the end token
 
-    Raises ConfigError for another selection, PromptError for a chat without a selected token.
+    Raises ConfigError for another selection, PromptError for a chat without a selected token, NumericsError for states that are
+    NaN or infinite.
     """
     roles = features.token_info.roles
     if selection == "rewrite":
@@ -53,4 +54,6 @@ def select_tokens(features: Features, selection: TokenSelection) -> Features:
         )
     # a stable sort moves the selected tokens to the front and keeps their order
     order = torch.sort((~keep).int(), dim=1, stable=True).indices[:, : int(lengths.max())]
-    return features.select(order, torch.arange(order.shape[1], device=order.device) < lengths[:, None])
+    selected = features.select(order, torch.arange(order.shape[1], device=order.device) < lengths[:, None])
+    check_finite(selected.states, "Hidden states of the VLM", VLM_REMEDY)
+    return selected

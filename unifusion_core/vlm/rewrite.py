@@ -99,7 +99,7 @@ def attempt_rewrites(
     weights    as in `encode_requests`
     on_token   called with the number of tokens so far; may raise to interrupt
 
-    Raises as `BaseVLM.prepare` and `BaseVLM.write` do.
+    Raises as `BaseVLM.prepare` and `BaseVLM.write` do, NumericsError for a VLM whose numbers are NaN or infinite.
     """
     written = backbone.write(
         backbone.prepare(requests, spec.template, max_tiles),
@@ -121,6 +121,10 @@ def attempt_rewrites(
                 )
             )
         elif not text.strip():
+            # an answer out of NaN is empty, too: this raises NumericsError for it
+            encode_requests(
+                backbone, spec, [request], states=settings.states, max_tiles=max_tiles, weights=weights
+            )
             attempts.append(
                 PromptError(
                     f"The rewrite of {_shown(request)} is empty (the VLM ended its answer at once): reword the prompt, or turn "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from ..contracts import Request, RewriteSettings
 from ..models.unifusion import UniFusionConfig
+
+logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 # the VLM's caption of an image
@@ -69,6 +72,9 @@ class GeneratorSpec:
     comfy_latent_format   class of comfy.latent_formats with the scale of its latents; "" = latents are used as they are
     outside               what of a request it cannot draw, one sentence each that names the words; it may look at images by the
                           VLM's captions. Empty = nothing that is known
+    comfy_easy_cache      the largest reuse_threshold of ComfyUI's EasyCache that keeps its images right; None = not measured
+    trained_tokens        the longest condition that it was trained on; None = not known, or any
+    unused                layers that some of its files have and that no published code reads
     limits                what it is known not to do, one sentence each
     built_in              its files, if they come with the package
     """
@@ -85,6 +91,9 @@ class GeneratorSpec:
     comfy_latent_format: str = ""
     recognize: Callable[[Shapes], UniFusionConfig | None] = _never
     outside: Callable[[Request, Describe], Sequence[str]] = _nothing_known
+    comfy_easy_cache: float | None = None
+    trained_tokens: int | None = None
+    unused: frozenset[str] = frozenset()
     limits: tuple[str, ...] = field(default=())
     built_in: BuiltIn | None = None
 
@@ -96,6 +105,17 @@ class GeneratorSpec:
     def max_pixels(self, config: UniFusionConfig) -> int:
         """Pixels of the largest size that a file with this configuration is known to draw well."""
         return max(width * height for width, height in (self.size, *config.trained_sizes))
+
+    def warn_of_long_condition(self, tokens: int) -> None:
+        """Warns of a condition of more tokens than the generator was trained on."""
+        if self.trained_tokens is not None and tokens > self.trained_tokens:
+            logger.warning(
+                "The condition has %d tokens, and %s was trained on at most %d: expect a worse image. Lower max_tiles (each tile "
+                "of an image is many tokens), give fewer images, or shorten the prompt.",
+                tokens,
+                self.name,
+                self.trained_tokens,
+            )
 
     @property
     def rewriting(self) -> RewriteSettings:

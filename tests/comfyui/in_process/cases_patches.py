@@ -157,7 +157,7 @@ def generator_loaded_in_part() -> dict[str, Any]:
 def vlm_loaded_in_part() -> dict[str, Any]:
     clip = tiny_clip()
     parts = ("mlp.down_proj", "self_attn.q_proj", "self_attn.o_proj")
-    layers = [f"backbone.model.model.language_model.layers.{i}.{part}" for i in range(4) for part in parts]
+    layers = [f"internvl.transformer.model.layers.{i}.{part}" for i in range(4) for part in parts]
 
     def states() -> Tensor:
         return encode(clip, "big red circle at top left", images(), 5)[1].features.states

@@ -286,7 +286,7 @@ def test_a_picture_larger_than_the_model_draws_is_scaled_unless_a_size_is_given(
         (["inspect", "nowhere"], "there is no file nowhere"),
         (["inspect", "diffusers"], "diffusers is a folder, such as diffusers saves"),
         (["generate", "x", "--model", "diffusers"], "diffusers is a folder, such as diffusers saves"),
-        (["generate", "x", "--model", "krea2.gguf"], "krea2.gguf is a GGUF file, which is not read"),
+        (["generate", "x", "--model", "krea2.gguf"], "krea2.gguf is a GGUF file, which is not read here"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_status_2(
@@ -358,9 +358,9 @@ def test_dry_run_says_what_would_run_and_writes_nothing(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["shapes", "train", recipe, "--dry-run", "--set", "num_steps=10", "learning_rate=1"]) == 0
+    assert main(["shapes", "train", recipe, "--dry-run", "--set", "steps=10", "learning_rate=1"]) == 0
     printed = capsys.readouterr().out
-    assert '"num_steps": 10' in printed
+    assert '"steps": 10' in printed
     assert '"learning_rate": 1.0' in printed
     assert "parameters" in printed
     assert "s per step" in printed
@@ -371,8 +371,8 @@ def test_dry_run_says_what_would_run_and_writes_nothing(
     ("change", "sentence"),
     [
         ("speed=3", 'there is no "speed" to set'),
-        ("num_steps=many", "num_steps needs a value of type int"),
-        ("log_every=0", "log_every is 0, 1 or more is needed"),
+        ("steps=many", "steps needs a value of type int"),
+        ("save_every=0", "save_every is 0, 1 or more is needed"),
     ],
 )
 def test_settings_that_a_recipe_does_not_have_are_refused(
@@ -409,6 +409,33 @@ def test_inspect_tells_each_kind_of_file(
         assert main(["inspect", str(path), "--json"]) == 0
         everything = json.loads(capsys.readouterr().out)
         assert everything["training"]["recipe"] == "random"
+
+
+def test_inspect_tells_what_a_lora_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"attn.to_q": (6144, 6144), "attn.to_k": (1536, 6144)}
+    tensors = {"text_encoder.layers.0.lora_A.weight": torch.ones(4, 8), "step": torch.ones(1)}
+    for layer, (rows, columns) in sizes.items():
+        key = f"transformer.transformer_blocks.27.{layer}"
+        tensors |= {
+            f"{key}.lora_A.weight": torch.ones(4, columns),
+            f"{key}.lora_B.weight": torch.zeros(rows, 4),
+        }
+    save_file(tensors, tmp_path / "lora.safetensors", {"ss_base_model_version": "krea2"})
+
+    assert main(["inspect", str(tmp_path / "lora.safetensors")]) == 0
+
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "base krea-2, of krea-2, tiny",
+        "kind LoRA (2 layers)",
+        "rank 4 (2 layers)",
+        "keys 4 used, 2 not used",
+        "it belongs to a text encoder 1 keys, such as text_encoder.layers.0.lora_A.weight",
+        "no known part of an adapter 1 keys, such as step",
+        "without effect 2 of 2 layers are zero, as before training",
+        '"ss_base_model_version": "krea2"',
+    ):
+        assert line in lines, lines
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_attention_is_what_the_blocks_compute_with(build_model: Model, build_fea
     attention = model.txtfusion.layerwise_blocks[0].attn
     x = torch.randn(4, 3, 24)
 
-    _, v = attention.keys_values(x, None)
+    _, v = attention.keys_values(x)
     mixed = (attention.weights(x) @ v).transpose(1, 2).flatten(2)
 
     torch.testing.assert_close(attention.wo(mixed * torch.sigmoid(attention.gate(x))), attention(x))

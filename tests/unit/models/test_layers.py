@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -80,6 +83,23 @@ def test_rotation_keeps_lengths_and_position_zero_changes_nothing() -> None:
     assert apply_rope(x, None) is x
 
 
+def test_a_compiled_rotation_holds_no_complex_number() -> None:
+    """Inductor has no code for complex operators. The real numbers give the same."""
+    x = torch.randn(2, 4, 9, HEAD_SIZE, generator=torch.Generator().manual_seed(3))
+    rope = rope_angles(torch.randn(1, 9, 3) * 40, HEAD_SIZE, 1000.0)
+    types: set[torch.dtype] = set()
+
+    def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., Any]:
+        values = (node.meta.get("example_value") for node in graph.graph.nodes)
+        types.update(value.dtype for value in values if isinstance(value, Tensor))
+        return graph.forward
+
+    compiled = torch.compile(apply_rope, backend=backend, fullgraph=True)(x, rope)
+
+    assert types == {torch.float32}
+    torch.testing.assert_close(compiled, apply_rope(x, rope), atol=1e-6, rtol=1e-6)
+
+
 def test_key_bias_equals_removal_of_the_padded_tokens() -> None:
     attention = Attention(64, 4, 2, LayerFactory())
     randomize(attention)
@@ -118,7 +138,7 @@ def test_prefix_keys_come_before_the_own_keys() -> None:
     x = torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(1))
 
     whole = attention(x)[:, 3:]
-    with_prefix = attention(x[:, 3:], prefix=attention.keys_values(x[:, :3], None))
+    with_prefix = attention(x[:, 3:], prefix=attention.keys_values(x[:, :3]))
 
     torch.testing.assert_close(with_prefix, whole, atol=1e-5, rtol=1e-5)
 

@@ -53,7 +53,7 @@ def one_masked_pass(model: UniFusion, features: Features, latents: Tensor, t: Te
     allowed = real[:, None, :] & (is_condition[None, None, :] | ~is_condition[None, :, None])
     bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo().min)[:, None]
     for block in model.blocks:
-        x = block(x, modulation, rope=model._rope(positions), bias=bias)
+        x = block(x, modulation, model._rope(positions), bias)
     patches = model.last(x[:, num_condition:], time)
     return (
         patches.unflatten(1, GRID).unflatten(-1, (3, 2, 2)).permute(0, 3, 1, 4, 2, 5).reshape(latents.shape)

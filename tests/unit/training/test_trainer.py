@@ -25,7 +25,8 @@ from unifusion_core.shapes.examples import write_examples
 from unifusion_core.training.adapters import TARGETS, add_adapters
 from unifusion_core.training.checkpoint import checkpoints
 from unifusion_core.training.config import AdapterConfig, TrainConfig, load_config
-from unifusion_core.training.trainer import Run, train
+from unifusion_core.training.loop import Loop
+from unifusion_core.training.trainer import FlowTraining, loop_config, train
 from unifusion_core.zoo.tiny import BUILT_IN
 
 
@@ -89,12 +90,13 @@ def test_the_merged_file_draws_what_the_adapters_draw(config: TrainConfig, kind:
     own = changed(config, lora={"type": kind, "rank": 2, "alpha": 4}, steps=2, learning_rate=0.01, ema=0)
     from accelerate import Accelerator
 
-    run = Run(own, Accelerator(cpu=True), say=lambda _: None)
-    run.prepare_data()
-    run.train(resume=False)
+    accelerator = Accelerator(cpu=True)
+    task = FlowTraining(own, accelerator, say=lambda _: None)
+    task.prepare((0, 1))
+    Loop(task, loop_config(own), own.output, accelerator, name="train").run(resume=False)
     prompt, settings = "a big red circle on a white background", {"rewrite": False, "steps": 2}
 
-    with_adapters = run.pipeline(prompt, **settings)
+    with_adapters = task.pipeline(prompt, **settings)
     merged = Pipeline.load(lora=[own.output / "final.safetensors"])(prompt, **settings)
     plain = Pipeline.load()(prompt, **settings)
 
@@ -144,7 +146,9 @@ def test_a_resumed_run_ends_in_the_same_weights(config: TrainConfig, mode: str, 
     one, other = (load_file(each.output / "final.safetensors") for each in (whole, parts))
     assert one.keys() == other.keys()
     # the file's own JSON has the number of steps and the folder
-    assert [name for name in one if name != "unifusion" and not torch.equal(one[name], other[name])] == []
+    assert [
+        name for name in one if name != "unifusion_config" and not torch.equal(one[name], other[name])
+    ] == []
 
 
 def killed_run(
@@ -193,7 +197,7 @@ def test_a_run_killed_at_ten_moments_ends_in_the_same_weights(
 
     killed = killed_run(changed(long, output=tmp_path / "killed"), tmp_path, 10, random.Random(mode))
 
-    assert [n for n in whole if n != "unifusion" and not torch.equal(whole[n], killed[n])] == []
+    assert [n for n in whole if n != "unifusion_config" and not torch.equal(whole[n], killed[n])] == []
 
 
 def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: TrainConfig, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -138,12 +139,16 @@ def test_copies_of_a_token_are_one_token_with_a_larger_share_of_the_attention(
     own = features.positions[0, :, 0] == 1
     raised = torch.zeros(len(own)).masked_fill(own, float(torch.tensor(gain).log()))
 
-    def biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    def biased(
+        q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None, bias: Tensor | None, **more: Any
+    ) -> Tensor:
+        prefix = more.get("prefix")
+        keys = k.shape[2] + (0 if prefix is None else prefix[0].shape[2])
         # LAP: over layers
-        if k.shape[2] < len(raised):
-            return attend(q, k, v, bias)
-        wider = torch.nn.functional.pad(raised, (0, k.shape[2] - len(raised)))[None, None, None]
-        return attend(q, k, v, wider if bias is None else bias + wider)
+        if keys < len(raised):
+            return attend(q, k, v, rope, bias, **more)
+        wider = torch.nn.functional.pad(raised, (0, keys - len(raised)))[None, None, None]
+        return attend(q, k, v, rope, wider if bias is None else bias + wider, **more)
 
     reference = UniFusion(model.config, LayerFactory(attend=biased)).eval().requires_grad_(False)
     reference.load_state_dict(model.state_dict())

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ...contracts import Request
+from ...evaluation.drawing import generate_attempts
 from ...evaluation.rates import Rate
 from ...evaluation.subject import Row, Sampling, Subject
 from ...images import to_tensor
@@ -23,7 +24,6 @@ from ..world.captions import parse_caption
 from ..world.render import render
 from ..world.requirements import ObjectRequirement, Requirement
 from ..world.scenes import COLORS, POSITIONS, SHAPES, SIZES
-from .drawing import generate_attempts
 from .judging import judge_failure, judge_picture
 
 PROMPTS = Path(__file__).with_name("everyday.json")

@@ -1,4 +1,4 @@
-"""Suite "drift": ten edits in a row of one image. How far does what no edit touches drift, and is every image still readable?
+"""Suite "edits-in-a-row": ten edits of one image. How far does what none touches drift, and is each image readable?
 
 A chain recolours one of two objects to and fro. Each image is drawn from the one before, which is handed on as a PNG file, as a
 JPEG file, or as a PNG file with a mask around the object that changes.
@@ -66,10 +66,10 @@ WAYS: dict[str, tuple[Callable[[Pixels], Float[Tensor, "3 H W"]], bool]] = {
 }
 
 
-def evaluate_drift(subject: Subject, sampling: Sampling) -> Iterator[Row]:
+def evaluate_edits_in_a_row(subject: Subject, sampling: Sampling) -> Iterator[Row]:
     """`samples` chains of ten edits in each way, the same chains and seeds in all."""
     for name, (hand_on, masked) in WAYS.items():
-        rng = sampling.rng("drift")
+        rng = sampling.rng("edits in a row")
         scenes = [sample_source(rng, False, 2) for _ in range(sampling.samples)]
         colors = [another(rng, COLORS, scene.objects[0].color) for scene in scenes]
         for number, step in enumerate(
