@@ -1,7 +1,8 @@
-"""Output files: checked to be writable before the work begins, then written whole or not at all."""
+"""Files: outputs are checked to be writable before the work begins, then written whole or not at all; inputs are no devices."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -40,6 +41,12 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} is a file and a folder is needed: give the name of a folder") from error
     except (OSError, ValueError) as error:
         raise _unwritable(folder, error) from error
+
+
+def check_readable(path: Path) -> None:
+    """Raises OSError for what is neither a file nor a pipe: a device such as /dev/zero never ends."""
+    if path.exists() and not (path.is_file() or path.is_fifo()):
+        raise OSError(errno.EINVAL, "no file", str(path))
 
 
 def write_whole(path: Path, data: bytes, *, replace: bool = True) -> bool:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from .errors import ConfigError, ShapeError
-from .files import write_whole
+from .files import check_readable, write_whole
 from .models.autoencoder import DOWNSCALE
 from .vlm.tiling import check_image, flatten_alpha
 
@@ -143,9 +143,7 @@ def read_image_file(path: Path) -> Float[Tensor, "3 H W"]:
             f"{path} is an address and nothing is downloaded: save the picture, and give its file name."
         )
     try:
-        # a device never ends
-        if path.exists() and not (path.is_file() or path.is_fifo() or path.is_dir()):
-            raise ShapeError(f"{path} is no file: give a picture file.")
+        check_readable(path)
         with path.open("rb") as file:
             return _decode(io.BytesIO(file.read()) if path.is_fifo() else file, str(path))
     except FileNotFoundError as error:

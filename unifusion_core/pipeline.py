@@ -44,7 +44,7 @@ from .models.unifusion import UniFusion
 from .sampling import OnStep, make_noise, sample
 from .vlm.backbone import VLMBackbone
 from .vlm.folder import load_vlm
-from .vlm.prompt_check import commands_in
+from .vlm.prompt_check import foreign_syntax
 from .vlm.rewrite import Rewrite, describe_image, encode_requests, rewrite
 from .vlm.styles import with_style
 from .vlm.tiling import resize
@@ -269,7 +269,7 @@ class Pipeline:
         rewriting = self.spec.rewrites if rewrite is None else bool(rewrite)
         requests = [Request(prompt=each, images=inputs, rewrite=locked) for each in prompts]
         requests = [self._with_style(each, style, rewriting) for each in requests]
-        self._warn(requests)
+        self._warn_of_outside(requests)
         if image_cfg is not None and not inputs:
             raise ConfigError(
                 "image_cfg guides by input images, and none is given: give images, or leave image_cfg out."
@@ -318,7 +318,7 @@ class Pipeline:
         """
         inputs = _check_images(images)
         requests = [with_style(Request(prompt=each, images=inputs), style) for each in _check_prompts(prompt)]
-        self._warn(requests)
+        self._warn_of_outside(requests)
         _check_whole("max_tiles", max_tiles, 1)
         _check_finite("temperature", temperature)
         (checked,) = _check_seeds(seed, 1)
@@ -343,7 +343,7 @@ class Pipeline:
     def outside(self, request: Request, settings: SamplingSettings | None = None) -> list[str]:
         """What of a request the model was not trained to draw, one sentence each with the words concerned; empty if it knows how.
         With `settings` also a size far from the trained ones, with the time that it will take."""
-        sentences = [*commands_in(request.prompt), *self.spec.outside(request, self.describe)]
+        sentences = [*foreign_syntax(request.prompt), *self.spec.outside(request, self.describe)]
         if settings is not None:
             width, height = settings.size
             told = untrained_size(settings.size, self.model.config.trained_sizes)
@@ -353,9 +353,9 @@ class Pipeline:
                 sentences.append(f"{width}x{height} will take about {seconds} on this machine.")
         return sentences
 
-    def _warn(self, requests: Sequence[Request]) -> None:
-        """Logs what of the requests the model cannot draw, each sentence once."""
-        for sentence in dict.fromkeys(each for request in requests for each in self.outside(request)):
+    def _warn_of_outside(self, requests: Sequence[Request]) -> None:
+        sentences = (sentence for request in requests for sentence in self.outside(request))
+        for sentence in dict.fromkeys(sentences):
             logger.warning("%s", sentence)
 
     def describe(self, image: Float[Tensor, "3 H W"]) -> str:

@@ -128,9 +128,9 @@ def sample(
     for number, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True), start=1):
         before = x
         x, v = step(velocity, x, t, t_next)
-        check_finite(x, f"Latents after step {number} of {len(times) - 1}", GENERATOR_REMEDY)
         if mask is not None:
             x = mask * x + (1 - mask) * kept_at(t_next)
+        check_finite(x, f"Latents after step {number} of {len(times) - 1}", GENERATOR_REMEDY)
         if on_step is not None:
             on_step(number, len(times) - 1, clean_from_velocity(before, v, t))
     return x

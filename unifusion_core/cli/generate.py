@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 # lines that are read ahead, to draw those of one size together
 READ_AHEAD = 32
 # of the rewrites of a batch after the first, so that they differ where the words leave things open
-VARIED_TEMPERATURE = 0.7
+VARIED_TEMPERATURE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import ConfigError, PromptError
+from ..files import check_readable
 from ..vlm.styles import check_style, with_style
 from .options import size as size_from_text
 
@@ -90,6 +91,7 @@ class PromptFile:
         self.path = path
         self._content: bytes | None = None
         try:
+            check_readable(path)
             with path.open("rb") as file:
                 if not path.is_file():
                     # a pipe is read once

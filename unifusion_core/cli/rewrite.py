@@ -184,6 +184,7 @@ class _Rewriter:
         """Warns of what the model cannot draw; with --strict, raises PromptError. Raises UniFusionError if there is no
         rewrite."""
         from ..contracts import MAX_TILES
+        from ..vlm.prompt_check import foreign_syntax
         from ..vlm.rewrite import describe_image, rewrite
 
         with strictly(self.arguments.strict):
@@ -192,9 +193,10 @@ class _Rewriter:
             if request.rewrite is not None:
                 return request.rewrite
             spec = self.file.config.vlm
-            for sentence in self.file.spec.outside(
+            outside = self.file.spec.outside(
                 request, lambda image: describe_image(self.backbone, spec, image, self.file.spec.rewriting)
-            ):
+            )
+            for sentence in (*foreign_syntax(request.prompt), *outside):
                 logger.warning("%s%s", f"{line.where}: " if line.where else "", sentence)
         tiles = line.option("max_tiles", self.arguments) or MAX_TILES
         (done,) = rewrite(self.backbone, spec, [request], self.settings, max_tiles=tiles)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..files import check_readable
 from .options import positive, training_needs
 
 
@@ -55,6 +56,7 @@ def train(arguments: argparse.Namespace) -> None:
             "give a configuration: unifusion train CONFIG.yaml (training/README.md has an example)"
         )
     _refuse_recipe_name(arguments.config)
+    check_readable(arguments.config)
     if arguments.out is not None:
         raise ConfigError("--out belongs to unifusion shapes train; here it is a key: --set output=DIR")
     config = load_config(arguments.config, arguments.set)

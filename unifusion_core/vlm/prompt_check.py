@@ -31,8 +31,8 @@ _COUNT = re.compile(
 )
 
 
-def commands_in(prompt: str) -> list[str]:
-    """A sentence if the prompt has commands of other text encoders, which every VLM reads as plain text."""
+def foreign_syntax(prompt: str) -> list[str]:
+    """A sentence if the prompt has commands of other text encoders, which are plain text to every VLM."""
     commands = [name for name, pattern in _SYNTAX.items() if pattern.search(prompt)]
     if not commands:
         return []
@@ -47,13 +47,14 @@ def unread_parts(tokenizer: PreTrainedTokenizerFast, request: Request) -> list[s
     Commands of other text encoders are plain text to every VLM. A VLM with a fixed vocabulary knows no other words, counts to
     three, and understands negation in an instruction about an image alone ("the same without the star").
     """
-    prompt, sentences = request.prompt, commands_in(request.prompt)
+    prompt, sentences = request.prompt, foreign_syntax(request.prompt)
+    commands = bool(sentences)
     if len(tokenizer) >= FIXED_VOCABULARY:
         return sentences
     bare = prompt
     for pattern in _SYNTAX.values():
         bare = pattern.sub(lambda found: "".join(found.groups()), bare)
-    if not sentences and _BRACKETS.search(bare):
+    if not commands and _BRACKETS.search(bare):
         sentences.append("Brackets in the prompt are read as plain text: leave them out.")
     if unknown := unknown_words(tokenizer, bare):
         sentences.append(

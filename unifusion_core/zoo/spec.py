@@ -70,11 +70,11 @@ class GeneratorSpec:
     trained_on_rewrites   whether it was trained on prompts that the VLM rewrote
     vae_hint              which VAE decodes its latents, for error sentences
     comfy_latent_format   class of comfy.latent_formats with the scale of its latents; "" = latents are used as they are
+    outside               what of a request it cannot draw, one sentence each that names the words; it may look at images by the
+                          VLM's captions. Empty = nothing that is known
     comfy_easy_cache      the largest reuse_threshold of ComfyUI's EasyCache that keeps its images right; None = not measured
     trained_tokens        the longest condition that it was trained on; None = not known, or any
     unused                layers that some of its files have and that no published code reads
-    outside               what of a request it cannot draw, one sentence each that names the words; it may look at images by the
-                          VLM's captions. Empty = nothing that is known
     limits                what it is known not to do, one sentence each
     built_in              its files, if they come with the package
     """
@@ -90,10 +90,10 @@ class GeneratorSpec:
     vae_hint: str
     comfy_latent_format: str = ""
     recognize: Callable[[Shapes], UniFusionConfig | None] = _never
+    outside: Callable[[Request, Describe], Sequence[str]] = _nothing_known
     comfy_easy_cache: float | None = None
     trained_tokens: int | None = None
     unused: frozenset[str] = frozenset()
-    outside: Callable[[Request, Describe], Sequence[str]] = _nothing_known
     limits: tuple[str, ...] = field(default=())
     built_in: BuiltIn | None = None
 

@@ -58,9 +58,9 @@ TINY = GeneratorSpec(
     max_new_tokens=128,
     trained_on_rewrites=True,
     vae_hint="the one that comes with the package",
+    outside=outside_of_tiny,
     # of 16 scenes, 13 are exact without it and at 0.01, 11 at 0.02, 9 at 0.05, none at the default 0.2
     comfy_easy_cache=0.01,
-    outside=outside_of_tiny,
     limits=(
         "It draws coloured shapes on flat backgrounds, nothing else.",
         "It was trained on three sizes: 128 x 128, 160 x 112 and 112 x 160 pixels.",

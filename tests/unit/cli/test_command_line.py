@@ -247,6 +247,8 @@ def test_a_picture_larger_than_the_model_draws_is_scaled_unless_a_size_is_given(
         ),
         (["generate", "x", "--like", "nowhere.png"], "there is no picture nowhere.png"),
         (["generate", "a", "b"], "unrecognized arguments: b"),
+        (["generate", "--prompts", "/dev/zero", "--out", "o"], "/dev/zero cannot be read (no file)"),
+        (["train", "/dev/zero"], "no file"),
         (["generate", "x", "--size", "big"], '"big" is no size: write width x height'),
         (["generate", "x", "--size", "130x128"], "near are 128x128 and 136x128"),
         (["generate", "x", "--steps", "0"], "at least 1"),
@@ -433,9 +435,10 @@ def test_inspect_tells_what_a_lora_changes(tmp_path: Path, capsys: pytest.Captur
         "it belongs to a text encoder 1 keys, such as text_encoder.layers.0.lora_A.weight",
         "no known part of an adapter 1 keys, such as step",
         "without effect 2 of 2 layers are zero, as before training",
-        '"ss_base_model_version": "krea2"',
     ):
         assert line in lines, lines
+    assert main(["inspect", str(tmp_path / "lora.safetensors"), "--json"]) == 0
+    assert '"ss_base_model_version": "krea2"' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

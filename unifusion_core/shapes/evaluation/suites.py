@@ -14,6 +14,7 @@ OF_THE_MODEL = {
     "vlm": "shapes.evaluation.vlm:evaluate_vlm",
     "autoencoder": "shapes.evaluation.autoencoder:evaluate_autoencoder",
     "layers": "shapes.evaluation.layers:evaluate_layers",
+    "edits-in-a-row": "shapes.evaluation.edits_in_a_row:evaluate_edits_in_a_row",
     "limits": "shapes.evaluation.limits:evaluate_limits",
 }
 
