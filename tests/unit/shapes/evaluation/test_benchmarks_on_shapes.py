@@ -111,7 +111,6 @@ def test_the_embedded_vlm_agrees_with_the_scorer_on_rendered_scenes(caption_judg
         for mine, exact in pairs:
             same += mine.text == exact.text
             total += 1
-            assert abs((mine.probability or 0) - (exact.probability or 0)) < 1
     assert total > 150
     assert same / total > 0.98
 
