@@ -55,7 +55,6 @@ class Subject:
     def pipeline(self) -> Pipeline:
         return Pipeline.load(self.model, self.vlm, self.vae, device=self.device, lora=self.lora)
 
-
     def release(self) -> None:
         """Frees the memory of all parts; each is loaded again when it is used."""
         for part in ("backbone", "autoencoder", "pipeline"):
