@@ -269,7 +269,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # a judge: yes, no and numbers instead of captions. It is no encoder of the generator, which insists on the shipped weights
     "tiny-judge": vlm(
-        replace(VLM_LOOP, num_steps=600, decay_steps=350, evaluate_every=600),
+        replace(VLM_LOOP, steps=600, decay=350, evaluate_every=600),
         seed=6,
         mix={"question": 1.0},
         cell_weight=0.1,
