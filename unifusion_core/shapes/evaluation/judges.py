@@ -131,7 +131,9 @@ class CaptionJudge:
 
 def load_trained_judge(folder: Path, device: torch.device | str = "cpu") -> VLMJudge:
     """A VLM that `unifusion shapes train tiny-judge` made: it answers in one word, in the embedded model's chat format."""
-    return VLMJudge(load_vlm(folder, device=device), folder.name, template=TINY.config.vlm.template)
+    # a run writes every VLM into a folder of the same name
+    name = "/".join(folder.resolve().parts[-2:])
+    return VLMJudge(load_vlm(folder, device=device), name, template=TINY.config.vlm.template)
 
 
 def _agreement(shown: Shown, likeliest: Scene, drawn: Sequence[Scene]) -> float:
