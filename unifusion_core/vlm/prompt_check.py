@@ -21,6 +21,8 @@ _SYNTAX = {
     "<lora:name:1>": re.compile(r"<(?:lora|lyco|hypernet):[^>]*>", re.IGNORECASE),
     "BREAK": re.compile(r"\bBREAK\b"),
 }
+# a token of a chat template, which stock nodes write into prompts
+_SPECIAL = re.compile(r"<\|[^|<>]*\|>")
 _BRACKETS = re.compile(r"[()\[\]{}]")
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _NEGATION = re.compile(r"\b(?:no|not|never|without|except|nothing|none|neither)\b|n't\b", re.IGNORECASE)
@@ -37,7 +39,7 @@ def unread_parts(tokenizer: PreTrainedTokenizerFast, request: Request) -> list[s
     Commands of other text encoders are plain text to every VLM. A VLM with a fixed vocabulary knows no other words, counts to
     three, and understands negation in an instruction about an image alone ("the same without the star").
     """
-    prompt, sentences = request.prompt, []
+    prompt, sentences = _SPECIAL.sub(" ", request.prompt), []
     commands = [name for name, pattern in _SYNTAX.items() if pattern.search(prompt)]
     if commands:
         sentences.append(
