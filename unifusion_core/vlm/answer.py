@@ -51,9 +51,9 @@ def description_in(answer: str) -> str:
         text = _OFFER.sub("", text).strip()
     if found := _QUOTED.match(text):
         text = found[1].strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not listed:
-        return " ".join(lines) if len(lines) > 1 else text
+        return text
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     # items of a list are clauses of one description
     return " ".join(line if line[-1] in ".,;:!?" else f"{line}," for line in lines).rstrip(",")
 

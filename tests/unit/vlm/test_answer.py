@@ -53,6 +53,7 @@ def test_a_plain_description_is_left_as_it_is() -> None:
         'A sign that reads "Sure: here is the image" above a door.',
         "Here stands a tower; its picture: a poster of 3 * 4 meters.",
         "The image shows a fox. It is 2.5 m long - rather large.",
+        "A lighthouse at dusk.\n\nIts light falls on the sea.",
         "Great waves off a coast, 4:3, this is the picture of a storm",
     ):
         assert description_in(text) == text
