@@ -10,6 +10,7 @@ from .features_to_krea2 import UniFusionFeaturesToKrea2
 from .image_strength import UniFusionPictureStrength
 from .inspect_layers import UniFusionLAPInspect
 from .latent_from_reference import UniFusionLatentFromReference
+from .load_lora import UniFusionLoraLoader
 from .load_model import UniFusionModelLoader
 from .load_vlm import UniFusionVLMLoader
 from .pool import UniFusionLAPPool
@@ -29,6 +30,7 @@ class UniFusionExtension(ComfyExtension):
         return [
             UniFusionModelLoader,
             UniFusionVLMLoader,
+            UniFusionLoraLoader,
             UniFusionImageEncode,
             UniFusionVerifiRewrite,
             UniFusionPictureStrength,

@@ -19,14 +19,15 @@ class UniFusionModelLoader(io.ComfyNode):
             display_name="Load UniFusion Model",
             category=CATEGORY,
             description="Loads a UniFusion generator (layer pooling, refiner and diffusion transformer in one file) or a Krea 2 "
-            "file as downloaded (raw or turbo, bf16 or fp8).",
+            "file as downloaded (raw or turbo; bf16, fp8, int8, mxfp8 or nvfp4).",
             search_aliases=["unifusion", "load diffusion model", "unet loader", "krea"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=host.generator_names(),
                     default=host.BUILT_IN,
-                    tooltip="A UniFusion or Krea 2 file in models/diffusion_models, or the small model that comes with the pack.",
+                    tooltip="A UniFusion or Krea 2 file in models/diffusion_models or models/checkpoints, or the small model "
+                    "that comes with the pack.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -34,7 +35,7 @@ class UniFusionModelLoader(io.ComfyNode):
                     default="default",
                     advanced=True,
                     tooltip="Type of the weights in memory. 'default' is chosen for your device. fp8_e4m3fn needs half the "
-                    "memory of 16 bits and loses some quality. fp8 files with scales keep their type.",
+                    "memory of 16 bits and loses some quality. Quantised files keep their type.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="For any sampler, LoRA loader or saving node.")],

@@ -9,7 +9,10 @@ from comfy_api.latest import io
 from .comfy.host import AUTOMATIC
 from .comfy.sampling import SCHEDULE_NAMES, draw, sigmas_for
 from .schedule import SCHEDULE_TOOLTIP
-from .sockets import CATEGORY
+from .sockets import CATEGORY, FeaturesSocket
+
+# what can be sampled from
+CONDITIONS = [io.Conditioning, FeaturesSocket]
 
 
 class UniFusionSampler(io.ComfyNode):
@@ -21,16 +24,18 @@ class UniFusionSampler(io.ComfyNode):
             node_id="UniFusionSampler",
             display_name="UniFusion Sampler",
             category=CATEGORY,
-            description="Samples a latent with Euler steps. With picture_only connected, text and images have separate guidance "
-            "scales: negative + image_cfg (picture_only - negative) + cfg (positive - picture_only).",
+            description="Samples a latent with Euler steps, from features or from a conditioning. With picture_only connected, "
+            "text and images have separate guidance scales: negative + image_cfg (picture_only - negative) + cfg (positive - "
+            "picture_only).",
             search_aliases=["unifusion", "ksampler", "sampler", "denoise", "image cfg"],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model from Load UniFusion Model, with or without LoRAs."
                 ),
-                io.Conditioning.Input("positive", tooltip="Conditioning of the image to generate."),
-                io.Conditioning.Input(
-                    "negative", tooltip="Conditioning to steer away from; usually the empty prompt."
+                io.MultiType.Input(
+                    "positive",
+                    types=CONDITIONS,
+                    tooltip="Features or conditioning of the image to generate.",
                 ),
                 io.Latent.Input(
                     "latent",
@@ -72,10 +77,28 @@ class UniFusionSampler(io.ComfyNode):
                 io.Combo.Input(
                     "schedule", options=list(SCHEDULE_NAMES), default=AUTOMATIC, tooltip=SCHEDULE_TOOLTIP
                 ),
-                io.Conditioning.Input(
-                    "picture_only",
+                io.MultiType.Input(
+                    "negative",
+                    types=CONDITIONS,
                     optional=True,
-                    tooltip="Conditioning of the same images with an empty prompt. Separates image_cfg from cfg.",
+                    tooltip="Features or conditioning to steer away from. Not connected = the empty prompt, which is encoded for "
+                    "you; at cfg 1 nothing is.",
+                ),
+                io.MultiType.Input(
+                    "picture_only",
+                    types=CONDITIONS,
+                    optional=True,
+                    tooltip="Features or conditioning of the same images with an empty prompt. Separates image_cfg from cfg.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Share of the schedule that is sampled. 1 = from noise; below 1 the latent's image is changed, less "
+                    "for smaller values.",
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="For VAE Decode.")],
@@ -86,14 +109,15 @@ class UniFusionSampler(io.ComfyNode):
         cls,
         model: Any,
         positive: Any,
-        negative: Any,
         latent: dict[str, Any],
         seed: int,
         steps: int,
         cfg: float,
         image_cfg: float,
         schedule: str,
+        negative: Any = None,
         picture_only: Any = None,
+        denoise: float = 1.0,
     ) -> io.NodeOutput:
         sampled = draw(
             model,
@@ -102,7 +126,7 @@ class UniFusionSampler(io.ComfyNode):
             picture_only,
             latent,
             seed=seed,
-            sigmas=sigmas_for(model, latent, steps, schedule),
+            sigmas=sigmas_for(model, latent, steps, schedule, denoise),
             cfg=cfg,
             image_cfg=image_cfg,
         )

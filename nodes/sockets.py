@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -24,6 +25,7 @@ class Encoded:
     edited   (width, height) of the only image, rounded to sizes that can be generated; None for no image or several
     texts    text of each token by its vocabulary id, for inspection
     images   the encoded images (C H W), for inspection
+    empty    the empty prompt of the same VLM, for samplers without a negative conditioning
     """
 
     features: Features
@@ -31,3 +33,12 @@ class Encoded:
     edited: tuple[int, int] | None = None
     texts: Mapping[int, str] = field(default_factory=dict)
     images: Sequence[Tensor] = ()
+    empty: EmptyPrompt | None = None
+
+
+class EmptyPrompt(Protocol):
+    """The empty prompt of a VLM."""
+
+    def encoded(self) -> Encoded:
+        """Its features."""
+        ...

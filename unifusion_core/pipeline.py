@@ -6,17 +6,23 @@ loaded generator's spec (zoo/), on the command line as in Python.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor, nn
 
 from . import zoo
-from .checkpoints.adapter_file import merge_adapters
+from .caching import digest
+from .checkpoints.adapter_file import merge_adapters, with_strength
 from .checkpoints.generator_file import GeneratorFile
 from .checkpoints.vae_file import AnyAutoencoder, check_decodes, load_vae
 from .contracts import MAX_TILES, Conditioning, Features, Request, RewriteSettings
@@ -27,25 +33,33 @@ from .images import (
     Pixels,
     check_size,
     edited_size,
-    size_for_image,
+    size_to_draw,
     to_pixels,
     to_tensor,
+    untrained_size,
     warn_of_other_size,
-    warn_of_untrained_size,
 )
 from .models.autoencoder import DOWNSCALE, Autoencoder
 from .models.unifusion import UniFusion
 from .sampling import OnStep, make_noise, sample
 from .vlm.backbone import VLMBackbone
 from .vlm.folder import load_vlm
-from .vlm.prompt_check import warn_of_unread_parts
-from .vlm.rewrite import Rewrite, encode_requests, rewrite
+from .vlm.prompt_check import commands_in
+from .vlm.rewrite import Rewrite, describe_image, encode_requests, rewrite
 from .vlm.styles import with_style
+from .vlm.tiling import resize
 from .zoo.spec import GeneratorSpec
+
+logger = logging.getLogger(__name__)
 
 # drawn at once: more is no faster on a CPU
 PIXELS_PER_BATCH = 16 * 128 * 128
 SEED_LIMIT = 2**63
+# the range of ComfyUI's samplers
+MAX_CFG = 100.0
+MIN_DENOISE = 0.01
+MAX_STEPS = 10_000
+CAPTIONS_KEPT = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +72,11 @@ class SamplingSettings:
     schedule    a name of `flow.schedule.SCHEDULES`
     image_cfg   guidance by the input images, apart from the text's; None = guided together
     max_tiles   per input image, thumbnail included
+    negative    what guidance leads away from; empty = the empty prompt. Without effect at cfg 1
+    denoise     share of the schedule that is run, above 0; less than 1 starts from an image (`Start`)
 
-    Raises ConfigError for a number out of range or an unknown schedule, ShapeError for an impossible size.
+    Raises ConfigError for a number out of range, an unknown schedule or a negative prompt without guidance, ShapeError for an
+    impossible size.
     """
 
     size: tuple[int, int]
@@ -68,16 +85,39 @@ class SamplingSettings:
     schedule: str
     image_cfg: float | None = None
     max_tiles: int = MAX_TILES
+    negative: str = ""
+    denoise: float = 1.0
 
     def __post_init__(self) -> None:
         _check_size_type(self.size)
         check_size(self.size)
         _check_whole("steps", self.steps, 1)
+        if self.steps > MAX_STEPS:
+            raise ConfigError(f"steps is {self.steps}; give at most {MAX_STEPS}.")
         _check_whole("max_tiles", self.max_tiles, 1)
-        _check_finite("cfg", self.cfg)
+        _check_range("cfg", self.cfg, 0, MAX_CFG)
         if self.image_cfg is not None:
-            _check_finite("image_cfg", self.image_cfg)
+            _check_range("image_cfg", self.image_cfg, 0, MAX_CFG)
         check_schedule(self.schedule)
+        if not isinstance(self.negative, str):
+            raise ConfigError(f"negative is {self.negative!r}; give a text.")
+        if self.negative and self.cfg == 1:
+            raise ConfigError(
+                "a negative prompt acts through guidance, and cfg 1 is none: raise cfg, or leave the negative prompt out."
+            )
+        _check_range("denoise", self.denoise, MIN_DENOISE, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """An image that is drawn over, in part or with less than all of the noise (inpainting, img2img).
+
+    image   3 H W, RGB in 0..1, of any size
+    mask    H W, 0..1: 1 = drawn anew, 0 = stays as it is, pixel by pixel; None = all of it is drawn over
+    """
+
+    image: Float[Tensor, "3 H W"]
+    mask: Float[Tensor, "H W"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +154,10 @@ class Pipeline:
             autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack memory_format)
         self.autoencoder, self.run_device = autoencoder, run_device
         self.training = training or {}
-        self._unconditional: tuple[object, Conditioning] | None = None
+        self._negative: tuple[object, Conditioning] | None = None
+        self._captions: dict[Hashable, str] = {}
+        # of a step in the model's own size, with guidance or without
+        self._step_seconds: dict[bool, float] = {}
 
     @classmethod
     def load(
@@ -133,7 +176,7 @@ class Pipeline:
         device    None = a GPU if there is one
         dtype     None = 32 bits; for generators of a billion parameters bfloat16
         offload   weights of generator and VLM wait in main memory and visit the device layer by layer (accelerate)
-        lora      adapter files whose changes are merged into the generator's weights, in this order
+        lora      adapter files whose changes are merged into the generator's weights, in this order; "FILE:0.5" merges half
 
         Raises CheckpointError or VLMError for what is missing, damaged, or does not fit, and ConfigError for a device that is
         absent or a dtype that is no type of floats. What does not fit is refused before the weights are read.
@@ -150,7 +193,7 @@ class Pipeline:
         backbone.check_fits(file.config.vlm)
         generator = file.load(device=home, dtype=dtype)
         for adapter in lora:
-            merge_adapters(generator, Path(adapter))
+            merge_adapters(generator, *with_strength(adapter))
         run_device = None
         if offload:
             # takes time to import, and few need it
@@ -189,6 +232,9 @@ class Pipeline:
         image_cfg: float | None = None,
         schedule: str | None = None,
         max_tiles: int = MAX_TILES,
+        negative: str = "",
+        denoise: float = 1.0,
+        mask: ImageLike | None = None,
         on_step: OnStep | None = None,
     ) -> Any:
         """Draws a prompt: one PIL image for one prompt and one seed, a list of them for a list of either.
@@ -202,6 +248,9 @@ class Pipeline:
         steps, cfg, schedule    None = what the model draws best with
         image_cfg   guidance by the images, apart from the text's; None = guided together
         max_tiles   per image, thumbnail included
+        negative    what guidance leads away from; empty = the empty prompt
+        denoise     less than 1 starts from the first image, and keeps more of it the smaller it is
+        mask        an image in the shape of the first one: white = drawn anew, black = stays as it is
         on_step     called with (step, steps, clean latents as predicted now); an exception that it raises cancels the call
 
         Raises a UniFusionError (ConfigError, ShapeError, PromptError) for every argument that cannot be drawn.
@@ -220,24 +269,30 @@ class Pipeline:
         rewriting = self.spec.rewrites if rewrite is None else bool(rewrite)
         requests = [Request(prompt=each, images=inputs, rewrite=locked) for each in prompts]
         requests = [self._with_style(each, style, rewriting) for each in requests]
-        warn_of_unread_parts(self.backbone.tokenizer, requests)
+        self._warn(requests)
         if image_cfg is not None and not inputs:
             raise ConfigError(
                 "image_cfg guides by input images, and none is given: give images, or leave image_cfg out."
             )
         settings = self.settings(
-            size=size or (size_for_image(inputs[0]) if inputs else None),
+            size=size or (size_to_draw(inputs[0], self.max_pixels) if inputs else None),
             steps=steps,
             cfg=cfg,
             schedule=schedule,
             image_cfg=image_cfg,
             max_tiles=max_tiles,
+            negative=negative,
+            denoise=denoise,
         )
+        start = start_from(inputs, denoise, None if mask is None else to_tensor(mask))
         if (edited := edited_size(inputs)) is not None:
             warn_of_other_size(settings.size, edited)
         drawn: list[Image.Image] = []
         for part in batches(len(requests), settings.size):
-            done = self.generate(requests[part], seeds[part], settings, rewriting=rewriting, on_step=on_step)
+            starts = None if start is None else [start] * len(requests[part])
+            done = self.generate(
+                requests[part], seeds[part], settings, rewriting=rewriting, starts=starts, on_step=on_step
+            )
             drawn += [Image.fromarray(each.pixels) for each in done]
         single = isinstance(prompt, str) and not isinstance(seed, Sequence)
         return drawn[0] if single else drawn
@@ -263,7 +318,7 @@ class Pipeline:
         """
         inputs = _check_images(images)
         requests = [with_style(Request(prompt=each, images=inputs), style) for each in _check_prompts(prompt)]
-        warn_of_unread_parts(self.backbone.tokenizer, requests)
+        self._warn(requests)
         _check_whole("max_tiles", max_tiles, 1)
         _check_finite("temperature", temperature)
         (checked,) = _check_seeds(seed, 1)
@@ -285,6 +340,57 @@ class Pipeline:
             )
         return styled
 
+    def outside(self, request: Request, settings: SamplingSettings | None = None) -> list[str]:
+        """What of a request the model was not trained to draw, one sentence each with the words concerned; empty if it knows how.
+        With `settings` also a size far from the trained ones, with the time that it will take."""
+        sentences = [*commands_in(request.prompt), *self.spec.outside(request, self.describe)]
+        if settings is not None:
+            width, height = settings.size
+            told = untrained_size(settings.size, self.model.config.trained_sizes)
+            sentences += [told] if told else []
+            if width * height > 2 * self.max_pixels:
+                seconds = told_time(self.estimate_seconds(settings))
+                sentences.append(f"{width}x{height} will take about {seconds} on this machine.")
+        return sentences
+
+    def _warn(self, requests: Sequence[Request]) -> None:
+        """Logs what of the requests the model cannot draw, each sentence once."""
+        for sentence in dict.fromkeys(each for request in requests for each in self.outside(request)):
+            logger.warning("%s", sentence)
+
+    def describe(self, image: Float[Tensor, "3 H W"]) -> str:
+        """The VLM's caption of an image. Those of the latest images are kept."""
+        key = digest(image)
+        if key not in self._captions:
+            while len(self._captions) >= CAPTIONS_KEPT:
+                self._captions.pop(next(iter(self._captions)))
+            self._captions[key] = describe_image(
+                self.backbone, self.model.config.vlm, image, self.spec.rewriting
+            )
+        return self._captions[key]
+
+    @torch.no_grad()
+    def estimate_seconds(self, settings: SamplingSettings) -> float:
+        """About how long an image takes: a step in the model's own size is timed, and scaled by the work that a size needs."""
+        guided = settings.cfg != 1
+        if guided not in self._step_seconds:
+            one = self.settings(steps=1, cfg=2.0 if guided else 1.0)
+            features = self.encode([Request(prompt="")])
+            # the first call of a process allocates
+            for _ in range(2):
+                started = time.perf_counter()
+                self.sample(features, [0], one)
+                self._step_seconds[guided] = time.perf_counter() - started
+        dit = self.model.config.dit
+        weights = sum(p.numel() for p in self.model.blocks.parameters())
+
+        def work(size: tuple[int, int]) -> float:
+            tokens = size[0] * size[1] / (DOWNSCALE * dit.patch_size) ** 2
+            # products with weights, and attention of every token to every other
+            return tokens * (weights + 2 * tokens * dit.hidden_size * dit.num_blocks)
+
+        return self._step_seconds[guided] * settings.steps * work(settings.size) / work(self.spec.size)
+
     # Step by step -----------------------------------------------------------------------------------
 
     def settings(
@@ -296,19 +402,26 @@ class Pipeline:
         schedule: str | None = None,
         image_cfg: float | None = None,
         max_tiles: int = MAX_TILES,
+        negative: str = "",
+        denoise: float = 1.0,
     ) -> SamplingSettings:
         """Settings with what the model draws best with in every place that is None. Raises as `SamplingSettings` does."""
-        if schedule is not None:
-            check_schedule(schedule)
-        usual = zoo.sampling_for(self.spec, schedule)
-        return SamplingSettings(
-            size=self.spec.size if size is None else size,
-            steps=usual.steps if steps is None else steps,
-            cfg=usual.cfg if cfg is None else cfg,
-            schedule=usual.schedule,
+        return settings_for(
+            self.spec,
+            size=size,
+            steps=steps,
+            cfg=cfg,
+            schedule=schedule,
             image_cfg=image_cfg,
             max_tiles=max_tiles,
+            negative=negative,
+            denoise=denoise,
         )
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of the largest image that the model draws well."""
+        return self.spec.max_pixels(self.model.config)
 
     @torch.no_grad()
     def generate(
@@ -318,16 +431,19 @@ class Pipeline:
         settings: SamplingSettings | None = None,
         *,
         rewriting: bool | None = None,
+        rewrite_settings: RewriteSettings | None = None,
+        starts: Sequence[Start] | None = None,
         on_step: OnStep | None = None,
     ) -> list[Generated]:
-        """One image per request, all in one batch. `rewriting` None = as the model wants it; a locked rewrite is always read.
+        """One image per request, all in one batch. `rewriting`, `rewrite_settings` None = as the model wants it; a locked rewrite
+        is always read. `starts`: an image per request that is drawn over.
 
         Raises PromptError for a chat that the VLM cannot take, ConfigError and ShapeError as `sample` does; warns of a size
         that the generator was not trained on.
         """
         settings = settings or self.settings()
         if self.spec.rewrites if rewriting is None else rewriting:
-            rewrites = self.rewrite_requests(requests, max_tiles=settings.max_tiles)
+            rewrites = self.rewrite_requests(requests, rewrite_settings, max_tiles=settings.max_tiles)
             requests = [each.request for each in rewrites]
             features = Features.cat([each.features for each in rewrites])
         else:
@@ -337,7 +453,7 @@ class Pipeline:
             alone = [replace(request, prompt="", style="", rewrite=None) for request in requests]
             image_only = self.encode(alone, settings.max_tiles)
         self.spec.warn_of_long_condition(features.mask.shape[1])
-        pixels = self.sample(features, seeds, settings, on_step, image_only=image_only)
+        pixels = self.sample(features, seeds, settings, on_step, image_only=image_only, starts=starts)
         return [Generated(pixels=p, request=r) for p, r in zip(pixels, requests, strict=True)]
 
     def rewrite_requests(
@@ -381,11 +497,13 @@ class Pipeline:
         *,
         image_only: Features | None = None,
         layer_gains: Sequence[float] | None = None,
+        starts: Sequence[Start] | None = None,
     ) -> list[Pixels]:
         """One image per row of features. An image depends on its row and its seed, not on its neighbours in the batch.
 
         `image_only`: the same images with an empty prompt. Text and images are then guided apart, by
         negative + image_cfg (image_only - negative) + cfg (positive - image_only). `layer_gains` concern `features` alone.
+        `starts`: an image per row that is drawn over.
 
         Raises ConfigError for another number of seeds than rows; warns of a size that the generator was not trained on.
         """
@@ -396,52 +514,121 @@ class Pipeline:
             )
         config = self.model.config
         width, height = settings.size
-        warn_of_untrained_size((width, height), config.trained_sizes)
+        if told := untrained_size((width, height), config.trained_sizes):
+            logger.warning("%s", told)
         patch = config.dit.patch_size
         # whole patches; what is more than the size is cut off
         rows, columns = (-(-side // DOWNSCALE // patch) for side in (height, width))
         grid = (rows, columns)
-        schedule = build_schedule(settings.schedule, settings.steps, rows * columns)
+        schedule = build_schedule(settings.schedule, settings.steps, rows * columns, settings.denoise)
         noise = make_noise(
             list(seeds), config.dit.latent_channels, rows * patch, columns * patch, self.device
         )
         guided = settings.cfg != 1 or image_only is not None
+        images, masks = self._starts(starts, settings)
         latents = sample(
             self.model,
             self.model.prepare(self.pool(features, layer_gains), grid),
             noise.to(self.dtype),
             schedule,
-            negative=self.model.prepare(self.unconditional, grid) if guided else None,
+            negative=self.model.prepare(self.negative(settings.negative), grid) if guided else None,
             cfg=settings.cfg,
             image_only=None if image_only is None else self.model.prepare(self.pool(image_only), grid),
             image_cfg=1.0 if settings.image_cfg is None else settings.image_cfg,
+            start=None if images is None else self._encode_images(images, noise),
+            mask=None if masks is None else F.adaptive_max_pool2d(masks, noise.shape[-2:]),
             on_step=on_step,
         )
-        pixels = self.autoencoder.decode(latents.float())
-        return to_pixels(pixels[..., :height, :width])
+        pixels = self.autoencoder.decode(latents.float())[..., :height, :width]
+        if images is not None and masks is not None:
+            # what stays is the image's own, not the autoencoder's copy of it
+            pixels = masks * pixels + (1 - masks) * images
+        return to_pixels(pixels)
+
+    def _encode_images(
+        self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
+    ) -> Float[Tensor, "B C h w"]:
+        """Latents of images, extended at the edge to the whole patches of the noise."""
+        missing = [
+            DOWNSCALE * cells - side for cells, side in zip(noise.shape[-2:], images.shape[-2:], strict=True)
+        ]
+        padded = F.pad(images, (0, missing[1], 0, missing[0]), mode="replicate")
+        return self.autoencoder.encode(padded).to(noise.device)
+
+    def _starts(
+        self, starts: Sequence[Start] | None, settings: SamplingSettings
+    ) -> tuple[Float[Tensor, "B 3 H W"] | None, Float[Tensor, "B 1 H W"] | None]:
+        """Images and masks in the size that is drawn."""
+        if starts is None:
+            if settings.denoise < 1:
+                raise ConfigError(
+                    "denoise below 1 starts from an image, and none is given: give one, or denoise 1."
+                )
+            return None, None
+        width, height = settings.size
+        images = torch.stack([resize(each.image, height, width) for each in starts]).to(self.device)
+        if all(each.mask is None for each in starts):
+            return images, None
+        masks = [
+            torch.ones(1, height, width) if each.mask is None else resize(each.mask[None], height, width)
+            for each in starts
+        ]
+        return images, torch.stack(masks).to(self.device)
 
     @torch.no_grad()
     def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
-        """What the DiT reads: features pooled by LAP and refined; `layer_gains` as in `UniFusion.pool`."""
-        return self.model.pool(features.to(self.device, self.dtype), layer_gains)
+        """What the DiT reads: features pooled by LAP and refined; `layer_gains` as in `UniFusion.pool`. Image tokens that were
+        pooled before are not pooled again."""
+        features = features.to(self.device, self.dtype)
+        return self.model.pool(features, layer_gains, weights=self._state_of_weights())
 
     @property
     def unconditional(self) -> Conditioning:
-        """The empty prompt in the same template: what guidance leads away from. It is encoded once, and again after the weights
-        that make it have changed (a merged LoRA, another type or device)."""
-        of_weights = self._state_of_weights()
-        if self._unconditional is None or self._unconditional[0] != of_weights:
-            self._unconditional = (of_weights, self.pool(self.encode([Request(prompt="")])))
-        return self._unconditional[1]
+        """The empty prompt in the same template: what guidance leads away from if nothing else is given."""
+        return self.negative("")
 
-    def _state_of_weights(self) -> object:
-        """Something that is equal as long as the weights behind a condition are: torch counts changes in place."""
-        parts = (self.backbone.model, self.model.txtfusion, self.model.txtmlp)
-        return (
-            self.dtype,
-            self.device,
-            [(p.data_ptr(), p._version, p.dtype) for part in parts for p in part.parameters()],
-        )
+    def negative(self, prompt: str) -> Conditioning:
+        """What guidance leads away from. It is encoded once, and again after the weights that make it have changed (a merged
+        LoRA, another type or device)."""
+        made_of = (self._state_of_weights(self.backbone.model), prompt)
+        if self._negative is None or self._negative[0] != made_of:
+            self._negative = (made_of, self.pool(self.encode([Request(prompt=prompt)])))
+        return self._negative[1]
+
+    def _state_of_weights(self, *others: nn.Module) -> Hashable:
+        """Something that is equal as long as the weights behind a condition are, and those of `others`: torch counts changes in
+        place."""
+        pooling = [p for name, p in self.model.named_parameters() if name.startswith("txt")]
+        weights = [*pooling, *(p for other in others for p in other.parameters())]
+        return self.dtype, self.device, tuple((p.data_ptr(), p._version, p.dtype) for p in weights)
+
+
+def settings_for(
+    spec: GeneratorSpec,
+    *,
+    size: tuple[int, int] | None = None,
+    steps: int | None = None,
+    cfg: float | None = None,
+    schedule: str | None = None,
+    image_cfg: float | None = None,
+    max_tiles: int = MAX_TILES,
+    negative: str = "",
+    denoise: float = 1.0,
+) -> SamplingSettings:
+    """As `Pipeline.settings`, before anything is loaded."""
+    if schedule is not None:
+        check_schedule(schedule)
+    usual = zoo.sampling_for(spec, schedule)
+    return SamplingSettings(
+        size=spec.size if size is None else size,
+        steps=usual.steps if steps is None else steps,
+        cfg=usual.cfg if cfg is None else cfg,
+        schedule=usual.schedule,
+        image_cfg=image_cfg,
+        max_tiles=max_tiles,
+        negative=negative,
+        denoise=denoise,
+    )
 
 
 def batches(count: int, size: tuple[int, int]) -> Iterator[slice]:
@@ -449,6 +636,36 @@ def batches(count: int, size: tuple[int, int]) -> Iterator[slice]:
     fitting = max(1, PIXELS_PER_BATCH // (size[0] * size[1]))
     for start in range(0, count, fitting):
         yield slice(start, start + fitting)
+
+
+def told_time(seconds: float) -> str:
+    """For example "40 seconds", "12 minutes", "3.5 hours"."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
+
+
+def start_from(
+    images: Sequence[Float[Tensor, "3 H W"]], denoise: float, mask: Float[Tensor, "3 H W"] | None
+) -> Start | None:
+    """The first image as what is drawn over, if `denoise` or `mask` ask for it. A mask's brightness counts.
+
+    Raises ConfigError if there is no image, and ShapeError for a mask of another shape.
+    """
+    if denoise == 1 and mask is None:
+        return None
+    if not images:
+        raise ConfigError(
+            "mask and denoise say how much of an input image is drawn anew, and none is given: give one."
+        )
+    if mask is None:
+        return Start(image=images[0])
+    (height, width), (mask_height, mask_width) = images[0].shape[1:], mask.shape[1:]
+    if abs(width * mask_height - height * mask_width) > DOWNSCALE * max(width, height):
+        raise ShapeError(
+            f"The mask is {mask_width}x{mask_height} and the image {width}x{height}: give a mask of the image's shape."
+        )
+    return Start(image=images[0], mask=mask.mean(0))
 
 
 # Arguments -----------------------------------------------------------------------------------------
@@ -519,6 +736,12 @@ def _check_whole(name: str, value: int, least: int) -> None:
 def _check_finite(name: str, value: float) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise ConfigError(f"{name} is {value!r}; give a number.")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    _check_finite(name, value)
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {value:g}; give a number from {low:g} to {high:g}.")
 
 
 def _check_size_type(size: tuple[int, int]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .contracts import GENERATOR_REMEDY, Conditioning, check_finite
 from .errors import ShapeError
 from .flow.guidance import guide
-from .flow.path import clean_from_velocity
+from .flow.path import clean_from_velocity, interpolate
 from .flow.solver import SolverName, find_solver
 from .models.unifusion import PreparedCondition, UniFusion
 
@@ -43,6 +43,8 @@ def sample(
     image_only: Conditioning | PreparedCondition | None = None,
     image_cfg: float = 1.0,
     solver: SolverName = "euler",
+    start: Float[Tensor, "B C h w"] | None = None,
+    mask: Float[Tensor, "B 1 h w"] | None = None,
     on_step: OnStep | None = None,
 ) -> Float[Tensor, "B C h w"]:
     """Clean latents in float32. The model computes in the type of `noise`.
@@ -52,11 +54,14 @@ def sample(
     schedule                         falling times from 1 to 0 (`flow.schedule.build_schedule`)
     cfg, image_cfg                   guidance scales (`flow.guidance.guide`). At cfg 1 without `image_only` there is no guidance,
                                      and `negative` is not used
+    start                            clean latents of an image to start from, at the schedule's first time; None = noise alone
+    mask                             0..1, 1 = generated; 0 = `start` stays
     on_step                          called after each step with its number from 1, the number of steps and the predicted clean
                                      latents
 
     Raises ShapeError if channels or batches do not fit, latents do not divide into patches, the noise is not finite or guidance
-    has no `negative`; ConfigError for an unknown solver; NumericsError if a condition or the velocity is NaN or infinite.
+    has no `negative`, and for a mask without `start`; ConfigError for an unknown solver; NumericsError if a condition or the
+    velocity is NaN or infinite.
     """
     patch = model.config.dit.patch_size
     height, width = noise.shape[-2:]
@@ -108,11 +113,24 @@ def sample(
         only = None if images is None else call(images)
         return guide(v, call(other), cfg, only, image_cfg)
 
+    if mask is not None and start is None:
+        raise ShapeError("a mask says what of an image stays, and no image to start from is given: give one")
     x, times = noise.to(exact), schedule.tolist()
+    kept = None if start is None else start.to(exact)
+
+    def kept_at(t: float) -> Tensor:
+        """The image to start from at time t, with its own noise."""
+        assert kept is not None
+        return interpolate(kept, noise.to(exact), noise.new_full((len(noise),), t, dtype=exact))
+
+    if kept is not None:
+        x = kept_at(times[0])
     for number, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True), start=1):
         before = x
         x, v = step(velocity, x, t, t_next)
         check_finite(x, f"Latents after step {number} of {len(times) - 1}", GENERATOR_REMEDY)
+        if mask is not None:
+            x = mask * x + (1 - mask) * kept_at(t_next)
         if on_step is not None:
             on_step(number, len(times) - 1, clean_from_velocity(before, v, t))
     return x

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -278,10 +278,26 @@ def encode(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int) -> 
     warn_of_prompt(known.backbone, known.spec, Request(prompt=prompt, images=unbatched(images)))
     with at_work(clip, tokens) as encoder:
         features = features_of(encoder, tokens, clip.patcher.patches_uuid)
-        return tokens, _encoded(encoder, features, unbatched(images))
+        return tokens, _encoded(clip, encoder, features, unbatched(images))
 
 
-def _encoded(encoder: VLMEncoder | StockEncoder, features: Features, images: Sequence[Tensor]) -> Encoded:
+@dataclass
+class ClipEmptyPrompt:
+    """The empty prompt of a CLIP, encoded when a sampler needs it, and once."""
+
+    clip: Any
+
+    def encoded(self) -> Encoded:
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> Encoded:
+        return encode(self.clip, "", (), 1)[1]
+
+
+def _encoded(
+    clip: Any, encoder: VLMEncoder | StockEncoder, features: Features, images: Sequence[Tensor]
+) -> Encoded:
     """Features as the value of a `FeaturesSocket`."""
     ids = features.token_info.ids[0].unique()
     return Encoded(
@@ -290,6 +306,7 @@ def _encoded(encoder: VLMEncoder | StockEncoder, features: Features, images: Seq
         edited=edited_size(images),
         texts=dict(zip(ids.tolist(), encoder.backbone.token_texts(ids), strict=True)),
         images=images,
+        empty=ClipEmptyPrompt(clip),
     )
 
 
@@ -335,7 +352,7 @@ def rewrite(
             on_token = host.progress(max_new_tokens)
             (done,) = verifi.rewrite(backbone, spec, [request], settings, on_token=on_token, **how)
     features = done.features.to(mm.intermediate_device())
-    return _encoded(encoder, features, request.images), done.text
+    return _encoded(clip, encoder, features, request.images), done.text
 
 
 def tokens_for(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int) -> Tokens:

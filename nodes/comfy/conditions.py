@@ -32,6 +32,8 @@ MASK = "attention_mask"
 POSITIONS = "unifusion_positions"
 # (width, height) of the only image in the prompt
 EDITED = "unifusion_edited_size"
+# `EmptyPrompt` of the VLM that encoded it
+EMPTY = "unifusion_empty_prompt"
 # the VLMSpec that a conditioning was encoded for; pooled ones have none
 SPEC = "unifusion_vlm"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -13,6 +14,8 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ...unifusion_core.checkpoints.generator_file import has_generator
+from ...unifusion_core.checkpoints.safetensors_file import SafetensorsFile
 from ...unifusion_core.errors import CheckpointError, VLMError
 from ...unifusion_core.images import size_for_image
 from ...unifusion_core.models.autoencoder import DOWNSCALE, LATENT_CHANNELS
@@ -26,6 +29,8 @@ WeightType = Literal["default", "fp32", "bf16", "fp16", "fp8_e4m3fn"]
 SizePolicy = Literal["own size", "at most max_megapixels"]
 
 BUILT_IN = f"{EMBEDDED.name} (built in)"
+# kinds of folders, by their names in ComfyUI's folder_paths
+CHECKPOINTS, GGUF = "checkpoints", "unifusion_gguf"
 # the choice that leaves a setting to the model
 AUTOMATIC: Final = "automatic"
 WEIGHT_TYPES: dict[WeightType, torch.dtype | None] = {
@@ -44,14 +49,25 @@ SMALL = 100_000_000
 
 
 def register_folders() -> None:
-    """Registers models/vlm for VLM folders (extra_model_paths.yaml can add more) and lists the tiny VAE among the VAEs."""
+    """Registers models/vlm for VLM folders (extra_model_paths.yaml can add more), and lists the tiny VAE among the VAEs and GGUF
+    files beside the generators."""
     folder_paths.add_model_folder_path("vlm", str(Path(folder_paths.models_dir) / "vlm"))
     folder_paths.add_model_folder_path("vae", str(EMBEDDED.vae.parent))
+    generators, _ = folder_paths.folder_names_and_paths["diffusion_models"]
+    # the list itself, so that folders added later are in both
+    folder_paths.folder_names_and_paths[GGUF] = (generators, {".gguf"})
 
 
 def generator_names() -> list[str]:
-    """Entries of the model loader: the tiny model, then the files in models/diffusion_models."""
-    return [BUILT_IN, *folder_paths.get_filename_list("diffusion_models")]
+    """Entries of the model loader: the tiny model, the files in models/diffusion_models, and the all-in-one files in
+    models/checkpoints that contain a generator. GGUF files are listed, too, so that choosing one says what to do with it."""
+    listed = folder_paths.get_filename_list
+    checkpoints = [
+        f"{CHECKPOINTS}/{name}"
+        for name in listed(CHECKPOINTS)
+        if _has_generator(folder_paths.get_full_path(CHECKPOINTS, name))
+    ]
+    return [BUILT_IN, *listed("diffusion_models"), *checkpoints, *listed(GGUF)]
 
 
 def generator_path(name: str) -> Path:
@@ -59,9 +75,27 @@ def generator_path(name: str) -> Path:
     if name == BUILT_IN:
         return EMBEDDED.generator
     path = folder_paths.get_full_path("diffusion_models", name)
+    if path is None and name.startswith(f"{CHECKPOINTS}/"):
+        path = folder_paths.get_full_path(CHECKPOINTS, name.removeprefix(f"{CHECKPOINTS}/"))
     if path is None:
         raise CheckpointError(missing(name, "models/diffusion_models", generator_names()))
     return Path(path)
+
+
+def _has_generator(path: str | None) -> bool:
+    """Whether a checkpoint contains a generator of UniFusion's family; False for files that cannot be opened."""
+    if path is None or not path.lower().endswith((".safetensors", ".sft")):
+        return False
+    status = Path(path).stat()
+    return _has_generator_in(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=1000)
+def _has_generator_in(path: str, _changed: int, _size: int) -> bool:
+    try:
+        return has_generator(SafetensorsFile(Path(path)).names)
+    except CheckpointError:
+        return False
 
 
 def vlm_names() -> list[str]:

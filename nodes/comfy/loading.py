@@ -10,7 +10,9 @@ import comfy.model_patcher
 import comfy.utils
 
 from ...unifusion_core.checkpoints.generator_file import GeneratorContent, GeneratorFile
+from ...unifusion_core.checkpoints.quantized import formats_of
 from ...unifusion_core.checkpoints.safetensors_file import read_tensors
+from ...unifusion_core.errors import CheckpointError
 from .host import WEIGHT_TYPES, WeightType, warn_once
 from .model import HostConfig
 
@@ -37,16 +39,32 @@ def read_generator(path: Path) -> GeneratorContent:
     return GeneratorContent(tensors, metadata or {}, path.name)
 
 
-def load_model(path: Path, weight_type: WeightType = "default", disable_dynamic: bool = False) -> Any:
-    """A generator file as a MODEL (ModelPatcher). Layers stored in 8 bits with scales keep that type, in ComfyUI's quantised
-    layers.
+def _check_formats(content: GeneratorContent) -> None:
+    """Raises CheckpointError for quantised layers that the installed ComfyUI does not have."""
+    from comfy.quant_ops import QUANT_ALGOS
 
-    Raises CheckpointError for a file that is damaged or of another kind.
+    missing = sorted(formats_of(content.tensors) - set(QUANT_ALGOS))
+    if missing:
+        raise CheckpointError(
+            f"{content.name} has layers in the format {missing[0]}, which this ComfyUI does not have: update ComfyUI and its "
+            "package comfy-kitchen, or use the bf16 or the fp8 file of this model"
+        )
+
+
+def load_model(path: Path, weight_type: WeightType = "default", disable_dynamic: bool = False) -> Any:
+    """A generator file as a MODEL (ModelPatcher). Quantised layers stay as they are stored, in ComfyUI's own quantised layers.
+
+    Raises CheckpointError for a file that is damaged or of another kind, or in a format that the installed ComfyUI lacks.
     """
     content = read_generator(path)
     tensors = content.tensors
     parameters = comfy.utils.calculate_parameters(tensors)
     host_config = HostConfig(content, parameters)
+    if content.widened:
+        warn_once(
+            f"{path.name} has {len(content.widened)} fp8 weights with a scale per row or block, for which ComfyUI has no layer: "
+            "they take the memory of 16 bits"
+        )
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
     supported = host_config.supported_inference_dtypes
     host_config.quant_config = comfy.utils.detect_layer_quantization(tensors, "")
@@ -58,8 +76,9 @@ def load_model(path: Path, weight_type: WeightType = "default", disable_dynamic:
         )
         compute_dtype = mm.unet_manual_cast(dtype, load_device, supported)
     else:
+        _check_formats(content)
         if WEIGHT_TYPES[weight_type] is not None:
-            warn_once(f"{path.name} has 8-bit weights with scales and keeps them: weight_dtype is ignored")
+            warn_once(f"{path.name} has quantised weights and keeps them: weight_dtype is ignored")
         dtype = mm.unet_dtype(model_params=parameters, supported_dtypes=supported)
         compute_dtype = mm.unet_manual_cast(None, load_device, supported)
     host_config.set_inference_dtype(dtype, compute_dtype)

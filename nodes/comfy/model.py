@@ -29,6 +29,7 @@ from ...unifusion_core.zoo.krea_2 import KREA_2
 from ..sockets import Encoded
 from .conditions import (
     EDITED,
+    EMPTY,
     MASK,
     POSITIONS,
     ConditionInBatch,
@@ -319,6 +320,15 @@ def layer_map(model: Any, encoded: Encoded) -> tuple[Tensor, str]:
     return torch.from_numpy(pixels)[None].float() / 255, write_table(shares, lines, taps)
 
 
+def _pooling_weights(model: Any) -> Hashable:
+    """Identifies the weights and patches of LAP and refiner; None if patches change more than weights."""
+    options = model.model_options.get("transformer_options", {})
+    replaced = any(name.startswith("diffusion_model") for name in model.object_patches)
+    if options or replaced or model.weight_wrapper_patches:
+        return None
+    return model.patches_uuid, model.model.get_dtype_inference()
+
+
 @torch.no_grad()
 def pool(model: Any, encoded: Encoded, layer_gains: str = "") -> list[list[Any]]:
     """VLM features as a CONDITIONING of the DiT's width, by LAP and refiner with the patches of the MODEL. `layer_gains` as in
@@ -328,10 +338,12 @@ def pool(model: Any, encoded: Encoded, layer_gains: str = "") -> list[list[Any]]
     for another model.
     """
     with _at_work(model, encoded) as (module, features):
-        pooled = module.pool(features, parse_layer_gains(layer_gains, encoded.spec.taps))
+        gains = parse_layer_gains(layer_gains, encoded.spec.taps)
+        pooled = module.pool(features, gains, weights=_pooling_weights(model))
         check_finite(pooled.tokens, "Pooled condition", GENERATOR_REMEDY)
     hosted(model).model_config.spec.warn_of_long_condition(pooled.mask.shape[1])
     device = mm.intermediate_device()
     tokens = pooled.tokens.to(device, torch.float32)
     rest = {MASK: pooled.mask.long().to(device), POSITIONS: pooled.positions.to(device)}
-    return [[tokens, rest if encoded.edited is None else rest | {EDITED: encoded.edited}]]
+    more = {EDITED: encoded.edited, EMPTY: encoded.empty}
+    return [[tokens, rest | {name: value for name, value in more.items() if value is not None}]]

@@ -9,11 +9,15 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
+import torch
 from torch import Tensor
 
+from ...unifusion_core.errors import ConfigError
 from ...unifusion_core.flow.schedule import SCHEDULES, build_schedule
+from ..sockets import Encoded
+from .conditions import EMPTY
 from .host import AUTOMATIC, Latent
-from .model import hosted
+from .model import hosted, pool
 
 # "automatic" is the model's default schedule, which stock KSampler's "simple" also gives
 SCHEDULE_NAMES = (AUTOMATIC, *SCHEDULES)
@@ -29,13 +33,17 @@ def fitting_latent(model: Any, latent: Latent) -> Tensor:
     )
 
 
-def sigmas_for(model: Any, latent: Latent, steps: int, name: str) -> Tensor:
-    """The sigmas of a schedule for `latent`: `steps` + 1 values from 1 to 0. Raises ConfigError for a model of another kind."""
+def sigmas_for(model: Any, latent: Latent, steps: int, name: str, denoise: float = 1.0) -> Tensor:
+    """The sigmas of a schedule for `latent`: `steps` + 1 values to 0, from 1, or from later in a longer schedule if `denoise` is
+    below 1, as KSampler does. Raises ConfigError for a model of another kind."""
     config = hosted(model).model_config
     patch = config.unifusion.dit.patch_size
     name = config.spec.default_sampling.schedule if name == AUTOMATIC else name
     height, width = fitting_latent(model, latent).shape[-2:]
-    return build_schedule(name, steps, -(-height // patch) * -(-width // patch))
+    if denoise <= 0:
+        return torch.empty(0)
+    whole = build_schedule(name, int(steps / denoise), -(-height // patch) * -(-width // patch))
+    return whole[-(steps + 1) :]
 
 
 class TextImageGuider(comfy.samplers.CFGGuider):
@@ -74,6 +82,22 @@ class TextImageGuider(comfy.samplers.CFGGuider):
         return guided + self.cfg * (positive - images)
 
 
+def _pooled(model: Any, condition: Any) -> Any:
+    """A conditioning; features are pooled to one."""
+    return pool(model, condition) if isinstance(condition, Encoded) else condition
+
+
+def _empty_prompt(model: Any, positive: Any) -> Any:
+    """The conditioning of the empty prompt, by the VLM that encoded `positive`. Raises ConfigError if it is unknown."""
+    empty = next((rest[EMPTY] for _, rest in positive if EMPTY in rest), None)
+    if empty is None:
+        raise ConfigError(
+            "Guidance needs a negative, and the positive does not say which VLM encoded it: connect the empty prompt to "
+            "`negative`, or set cfg to 1."
+        )
+    return pool(model, empty.encoded())
+
+
 def draw(
     model: Any,
     positive: Any,
@@ -86,11 +110,16 @@ def draw(
     cfg: float,
     image_cfg: float,
 ) -> Latent:
-    """A latent sampled with Euler steps. With `image_only`, text and images have separate guidance scales.
+    """A latent sampled with Euler steps. With `image_only`, text and images have separate guidance scales. Conditions may be
+    features, which are pooled here. Without `negative`, guidance leads away from the empty prompt.
 
-    Raises ConfigError for a model of another kind, ShapeError for a latent or conditioning that the model does not take.
+    Raises ConfigError for a model of another kind, or for guidance without a negative if the VLM behind `positive` is unknown;
+    ShapeError for a latent or conditioning that the model does not take.
     """
     hosted(model)
+    positive, negative, image_only = (_pooled(model, each) for each in (positive, negative, image_only))
+    if negative is None and (cfg != 1 or image_only is not None):
+        negative = _empty_prompt(model, positive)
     guider = comfy.samplers.CFGGuider(model) if image_only is None else TextImageGuider(model, image_cfg)
     conditions = {"positive": positive, "picture_only": image_only, "negative": negative}
     guider.inner_set_conds({name: value for name, value in conditions.items() if value is not None})

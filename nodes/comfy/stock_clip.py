@@ -16,13 +16,14 @@ import torch
 from comfy.text_encoders import qwen3vl
 from torch import Tensor
 
+from ...unifusion_core.caching import LRUCache
 from ...unifusion_core.contracts import Features, TokenRole, VLMSpec
 from ...unifusion_core.errors import ConfigError
 from ...unifusion_core.vlm.base import BaseVLM, Written
 from ...unifusion_core.vlm.chat import VLMInputs, single_token
 from ...unifusion_core.vlm.families import find_family
 from ...unifusion_core.vlm.folder import load_tokenizer
-from ...unifusion_core.vlm.prefix_cache import TILES_LIMIT, LRUCache
+from ...unifusion_core.vlm.prefix_cache import TILES_LIMIT
 from ...unifusion_core.vlm.tiling import Tiles
 from ...unifusion_core.zoo.krea_2 import KREA_2
 from . import host

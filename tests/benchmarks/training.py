@@ -24,7 +24,8 @@ from torch import nn
 
 from unifusion_core.shapes.examples import write_examples
 from unifusion_core.training.config import TrainConfig
-from unifusion_core.training.trainer import Run
+from unifusion_core.training.loop import Loop
+from unifusion_core.training.trainer import FlowTraining, loop_config
 
 BATCH = 8
 # the first ones allocate
@@ -52,14 +53,14 @@ def measure(folder: Path, steps: int) -> dict[str, float]:
     cached, uncached = (run_of(folder, steps, latents=latents) for latents in (True, False))
     bare = bare_step(cached)
     seconds: dict[str, list[float]] = {"bare": [], "trainer": [], "without latent cache": [], "waiting": []}
-    streams = {"trainer": cached._steps(0), "without latent cache": uncached._steps(0)}
+    streams = {"trainer": cached.batches(0), "without latent cache": uncached.batches(0)}
     for step in range(steps):
         seconds["bare"].append(timed(bare))
         for name, run in (("trainer", cached), ("without latent cache", uncached)):
             started = time.perf_counter()
             batch = next(streams[name])
             waited = time.perf_counter() - started
-            values = run._step(step, batch)
+            values = run.step(step, batch)
             run._log(step + 1, values)
             seconds[name].append(time.perf_counter() - started)
             if name == "trainer":
@@ -77,7 +78,7 @@ def measure(folder: Path, steps: int) -> dict[str, float]:
     }
 
 
-def run_of(folder: Path, steps: int, *, latents: bool) -> Run:
+def run_of(folder: Path, steps: int, *, latents: bool) -> Loop:
     """A run before its first step."""
     config = TrainConfig.model_validate(
         {
@@ -89,24 +90,26 @@ def run_of(folder: Path, steps: int, *, latents: bool) -> Run:
             "cache": {"folder": folder / "cache", "latents": latents},
         }
     )
-    run = Run(config, Accelerator(cpu=not torch.accelerator.is_available()), say=lambda _: None)
-    run.prepare_data()
-    run._begin(resume=False)
-    return run
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    task = FlowTraining(config, accelerator, say=lambda _: None)
+    task.prepare((0, 1))
+    loop = Loop(task, loop_config(config), config.output, accelerator)
+    loop.begin(resume=False)
+    return loop
 
 
-def bare_step(run: Run) -> Callable[[], Any]:
+def bare_step(loop: Loop) -> Callable[[], Any]:
     """The same computation without the trainer, on samples that are in memory."""
-    stream = run._steps(0)
-    samples = [next(stream).passes[0] for _ in range(8)]
-    parameters = list(run.trainable.values())
+    stream = loop.batches(0)
+    samples = [next(stream) for _ in range(8)]
+    parameters = list(loop.trainable.values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
     number = 0
 
     def step() -> None:
         nonlocal number
         number += 1
-        loss = run.objective(run.flow_batch(samples[number % len(samples)])).mean()
+        loss, _ = loop.objective(loop.task.batch(samples[number % len(samples)]))
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

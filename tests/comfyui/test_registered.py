@@ -18,6 +18,7 @@ pytestmark = pytest.mark.comfyui
 NODES = (
     "UniFusionModelLoader",
     "UniFusionVLMLoader",
+    "UniFusionLoraLoader",
     "UniFusionImageEncode",
     "UniFusionVerifiRewrite",
     "UniFusionPictureStrength",

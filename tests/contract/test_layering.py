@@ -30,11 +30,12 @@ OUR_PACKAGES = {"unifusion_core", "nodes", "tests"}
 HOMES = {  # heavy packages: the only folders and files of the core that may import them
     "transformers": ("vlm", "evaluation", "shapes/training/tiny_vlm.py"),
     "tokenizers": ("shapes/training/tiny_vlm.py",),
-    "accelerate": ("training", "shapes/training", "pipeline.py"),
+    "accelerate": ("training", "shapes/training", "evaluation/benchmarks", "pipeline.py", "cli/processes.py"),
     "diffusers": ("models/qwen_image_vae.py",),
     "tensorboard": ("training",),
     "scipy": ("shapes/world",),
-    "matplotlib": ("inspection", "shapes/evaluation"),
+    "matplotlib": ("inspection", "evaluation", "shapes/evaluation"),
+    "datasets": ("training", "evaluation/benchmarks", "shapes/benchmarks.py"),
 }
 DRAWS = """
 import sys

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unifusion_core.contracts import Features, Request, TokenRole
 from unifusion_core.errors import PromptError
-from unifusion_core.shapes.evaluation.drawing import without_pictures
+from unifusion_core.evaluation.drawing import without_pictures
 from unifusion_core.vlm.backbone import VLMBackbone
 from unifusion_core.vlm.folder import load_vlm
 from unifusion_core.vlm.rewrite import attempt_rewrites, encode_requests, rewrite

@@ -12,7 +12,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..errors import CheckpointError, ConfigError
 from ..models.layers import LayerFactory
 from ..models.unifusion import UniFusion, UniFusionConfig
 from ..zoo.spec import GeneratorSpec
-from .quantized import dequantize, drop_scales, normalize_layout
+from .quantized import dequantize, filled_up, normalize_layout, stored_shapes
 from .safetensors_file import SafetensorsFile
 
 # incremented when a field is renamed or changes its meaning; files of earlier formats are still read
@@ -59,6 +59,7 @@ class GeneratorContent:
     configured     whether the file has a configuration; False = recognised by the zoo
     training       training record; empty if the file has none
     tensors        weights by the parameter names of `UniFusion`, and the scales of quantised layers in ComfyUI's current layout
+    widened        weights in fp8 whose scales ComfyUI's layers cannot hold; they are in bfloat16 in `tensors`
     module         the generator on the meta device, without weights
 
     Raises CheckpointError for another kind of file, or for tensors that do not fit the configuration.
@@ -71,14 +72,16 @@ class GeneratorContent:
         self.configured = text is not None
         self.training: dict[str, Any] = {}
         try:
+            weights = normalize_layout(own, metadata, prefix)
             if text is None:
-                found = zoo.identify({k: tuple(v.shape) for k, v in own.items()})
+                found = zoo.identify(stored_shapes(weights))
             else:
                 config, self.training, generator = config_from_json(text)
-                found = zoo.spec_for(config, generator), config
+                found = _with_own_rewriting(zoo.spec_for(config, generator), self.training), config
             if found is not None:
                 self.spec, self.config = found
-                self.tensors = normalize_layout(own, metadata, prefix)
+                self.tensors = self._used(weights)
+                self.widened = [k for k, v in self.tensors.items() if k in own and v.dtype != own[k].dtype]
         except CheckpointError as error:
             raise CheckpointError(f"{name}: {error}") from error
         if found is None:
@@ -91,10 +94,18 @@ class GeneratorContent:
         """The number of parameters of LAP, refiner and DiT together."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in self.module.state_dict().items()}
+
+    def _used(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights without those that files of this generator have and that nothing reads."""
+        return {
+            name: value for name, value in weights.items() if name.rpartition(".")[0] not in self.spec.unused
+        }
+
     def _check_keys(self, layout: str) -> None:
         """Raises CheckpointError unless names and shapes are exactly those of the module. `layout` names it in the error."""
-        expected = {k: tuple(v.shape) for k, v in self.module.state_dict().items()}
-        given = {k: tuple(v.shape) for k, v in drop_scales(self.tensors).items()}
+        expected, given = filled_up(self._shapes(), self.tensors), stored_shapes(self.tensors)
         missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
         wrong = [k for k in expected if k in given and expected[k] != given[k]]
         if missing or unknown or wrong:
@@ -134,12 +145,19 @@ class GeneratorFile(GeneratorContent):
         On the CPU, weights that have `dtype` already stay mapped from the file. Call `load` once per object: it fills `module`,
         so a second call would replace the weights of the first result.
 
-        Raises CheckpointError if the file cannot be mapped for lack of memory.
+        Raises CheckpointError if the file cannot be mapped for lack of memory, or has a format that needs a package which is
+        not installed.
         """
         own, _, prefix = _split(self._file.tensors(), self._file.metadata, self.name)
-        weights = normalize_layout(own, self._file.metadata, prefix)
-        self.module.load_state_dict(dequantize(weights, device, dtype), strict=True, assign=True)
+        weights = self._used(normalize_layout(own, self._file.metadata, prefix))
+        numbers = dequantize(weights, self._shapes(), device, dtype)
+        self.module.load_state_dict(numbers, strict=True, assign=True)
         return self.module.eval().requires_grad_(False)
+
+
+def has_generator(names: Iterable[str]) -> bool:
+    """Whether a file with tensors of these names contains a generator of UniFusion's family, maybe beside other models."""
+    return any(name.endswith((CONFIG_KEY, "txtfusion.projector.weight")) for name in names)
 
 
 def load_generator(
@@ -148,6 +166,14 @@ def load_generator(
     """The generator of a file and its training record. Arguments and errors as in `GeneratorFile`."""
     file = GeneratorFile(path)
     return file.load(dtype=dtype, device=device), file.training
+
+
+def _with_own_rewriting(spec: GeneratorSpec, training: Mapping[str, Any]) -> GeneratorSpec:
+    """The spec with what the training record says about rewriting, where it says so."""
+    share = training.get("rewritten")
+    if share is None:
+        return spec
+    return dataclasses.replace(spec, rewrites=bool(share), trained_on_rewrites=bool(share))
 
 
 def _split(

@@ -27,6 +27,7 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -34,6 +35,11 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# how a GGUF file of Krea 2 is used
+IN_COMFYUI = (
+    "in ComfyUI load it with Load Diffusion Model (GGUF) of the pack ComfyUI-GGUF, and connect the prompt by UniFusion Features "
+    "to Krea 2"
+)
 # bytes; the limit of the package safetensors
 LONGEST_HEADER = 100_000_000
 
@@ -141,7 +147,7 @@ class SafetensorsFile:
             )
         if start[:4] == b"GGUF":
             return CheckpointError(
-                f"{name} is a GGUF file, which is not read: use the safetensors file of the same model"
+                f"{name} is a GGUF file, which is not read here: use the safetensors file of the same model; {IN_COMFYUI}"
             )
         return CheckpointError(
             f"{name} is damaged, cut short or not a safetensors file ({error}): download or save it again"

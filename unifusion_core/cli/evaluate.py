@@ -5,38 +5,73 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..evaluation.suites import SUITES
-from .options import add_part_options, positive, seed
+from ..evaluation.suites import BENCHMARKS, COMPARISONS, SUITES
+from .options import add_part_options, finite, positive, seed, size
+
+if TYPE_CHECKING:
+    # for annotations alone
+    from ..evaluation.benchmarks.benchmark import Benchmark, Judge
 
 SAMPLES = 500
+ON_DATA = (*BENCHMARKS, *COMPARISONS)
+# judges of the demo
+TINY, EXACT = "tiny", "exact"
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """The command and its options."""
-    parser = commands.add_parser("evaluate", help="measure how fast a model draws and encodes")
+    parser = commands.add_parser("evaluate", help="measure a model: speed, and the field's benchmarks")
     parser.set_defaults(run=evaluate)
-    add_suite_options(parser, SUITES)
+    add_suite_options(parser, [*SUITES, *ON_DATA])
+    data = parser.add_argument_group(
+        "benchmarks", f"options of {', '.join(ON_DATA)} (evaluation/README.md has a section for each)"
+    )
+    data.add_argument("--data", type=Path, metavar="PATH", help="the benchmark's file or folder")
+    data.add_argument(
+        "--judge",
+        metavar="DIR",
+        help=f'VLM folder that answers the questions; for shapes "{TINY}" (the embedded VLM) or "{EXACT}" (their scorer)',
+    )
+    data.add_argument(
+        "--only", choices=("draw", "judge"), help="one step; a run goes on where the last one ended"
+    )
+    data.add_argument("--images", type=Path, metavar="DIR", help="judge these (ID-SEED.png), draw nothing")
+    data.add_argument(
+        "--seeds", type=positive, metavar="N", help="images per prompt, seeds counting on from --seed"
+    )
+    data.add_argument(
+        "--of", choices=tuple(BENCHMARKS), help=f"the benchmark that {' and '.join(COMPARISONS)} draw"
+    )
+    data.add_argument("--style", default="", metavar="NAME", help="verifi: also rewrite in this style")
+    data.add_argument("--language", default="en", choices=("en", "cn"), help="gedit: of the instructions")
+    data.add_argument("--against", type=Path, metavar="DIR", help="the difference from another run's --out")
+    data.add_argument("--size", type=size, metavar="WxH", help="default: the first image's, or the model's")
+    data.add_argument("--steps", type=positive, metavar="N", help="default: what suits the model")
+    data.add_argument("--cfg", type=finite, metavar="X", help="default: what suits the model")
+    data.add_argument("--schedule", metavar="NAME", help="default: what suits the model")
+    data.add_argument(
+        "--page", nargs="?", const=True, metavar="", help="write page.html, the report with plots, too"
+    )
     # of earlier versions: answered with the command to write now
-    for name in ("--page", "--report"):
-        parser.add_argument(name, nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--report", nargs="+", help=argparse.SUPPRESS)
 
 
-def add_suite_options(parser: argparse.ArgumentParser, suites: Mapping[str, str]) -> None:
+def add_suite_options(parser: argparse.ArgumentParser, suites: Mapping[str, str] | list[str]) -> None:
     """Which suites, of what, on how many samples, and where the numbers go."""
     parser.add_argument("--suite", nargs="+", metavar="NAME", help=f"one or more of {', '.join(suites)}")
     add_part_options(parser)
     parser.add_argument(
         "--samples",
         type=positive,
-        default=SAMPLES,
         metavar="N",
-        help=f"per measurement; default {SAMPLES}",
+        help=f"per measurement, default {SAMPLES}; of a benchmark's file default all",
     )
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default 0")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.json", help="the numbers, and sheets of pictures beside them"
+        "--out", type=Path, metavar="PATH", help="FILE.json for the numbers; a folder for a benchmark"
     )
 
 
@@ -44,17 +79,24 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Print the tables of suites. Raises ConfigError for one that does not exist, or that belongs to the demo."""
     from ..shapes.evaluation.suites import SUITES as OF_SHAPES
 
-    if arguments.page or arguments.report:
+    names = arguments.suite or list(SUITES)
+    on_data = [name for name in names if name in ON_DATA]
+    if arguments.report or (arguments.page and not on_data):
         raise ConfigError(
             "the page of results is made by unifusion shapes results DIR, from the reports (*.json) in a folder"
         )
-    names = arguments.suite or list(SUITES)
     for name in names:
-        if name in OF_SHAPES:
+        if name in OF_SHAPES and not (name in ON_DATA and arguments.data):
             raise ConfigError(
                 f'the suite "{name}" judges coloured shapes: write unifusion shapes evaluate --suite {name}'
+                + (", or give --data and --of for a benchmark" if name in ON_DATA else "")
             )
-    run(names, SUITES, arguments)
+    if not on_data:
+        run(names, SUITES, arguments)
+        return
+    if len(names) > 1:
+        raise ConfigError(f"{', '.join(names)} are several suites, and {on_data[0]} runs alone: give one")
+    run_benchmark(names[0], arguments)
 
 
 def run(names: list[str], suites: Mapping[str, str], arguments: argparse.Namespace) -> None:
@@ -67,6 +109,93 @@ def run(names: list[str], suites: Mapping[str, str], arguments: argparse.Namespa
         raise ConfigError(f'there is no suite "{unknown[0]}"; choose from {", ".join(suites)}')
     subject = Subject(model=arguments.model, vlm=arguments.vlm, vae=arguments.vae, lora=arguments.lora)
     chosen = {name: suites[name] for name in names}
-    run_suites(chosen, subject, samples=arguments.samples, seed=arguments.seed, out=arguments.out)
+    samples = arguments.samples or SAMPLES
+    run_suites(chosen, subject, samples=samples, seed=arguments.seed, out=arguments.out)
     if arguments.out is not None:
         print(f"\n{arguments.out}")
+
+
+def run_benchmark(name: str, arguments: argparse.Namespace) -> None:
+    """Draw, judge and score a benchmark. Raises ConfigError for options that are missing or do not go together."""
+    from ..evaluation.benchmarks.report import write_reports
+    from ..evaluation.benchmarks.run import RunConfig, processes
+    from ..evaluation.benchmarks.run import run as run_steps
+    from ..evaluation.subject import Subject
+
+    for option in ("data", "out"):
+        if getattr(arguments, option) is None:
+            raise ConfigError(f"the suite {name} needs --{option}")
+    benchmark = _find_benchmark(name, arguments)
+    if arguments.images is not None and arguments.only == "draw":
+        raise ConfigError("--images are drawn already, and --only draw draws: leave one of them out")
+    seeds = range(arguments.seed, arguments.seed + (arguments.seeds or benchmark.seeds))
+    sampling = {
+        name: getattr(arguments, name)
+        for name in ("size", "steps", "cfg", "schedule")
+        if getattr(arguments, name) is not None
+    }
+    config = RunConfig(
+        data=arguments.data,
+        seeds=tuple(seeds),
+        samples=arguments.samples,
+        sampling=sampling,
+        only=arguments.only or "",
+        images=arguments.images,
+    )
+    state = processes()
+    device = state.device
+    subject = None
+    if benchmark.draws and arguments.images is None:
+        subject = Subject(
+            model=arguments.model, vlm=arguments.vlm, vae=arguments.vae, lora=arguments.lora, device=device
+        )
+    judge = None if arguments.judge is None else lambda: _load_judge(arguments.judge, device)
+    done = run_steps(benchmark, config, arguments.out, subject=subject, judge=judge)
+    if done is not None:
+        text, files = write_reports(
+            benchmark,
+            done,
+            arguments.out,
+            images=arguments.images,
+            against=arguments.against,
+            page=bool(arguments.page),
+        )
+        print(text)
+        print("\n" + "\n".join(map(str, files)))
+    if state.num_processes > 1:
+        # the first process may still have been writing
+        state.wait_for_everyone()
+        state.destroy_process_group()
+
+
+def _find_benchmark(name: str, arguments: argparse.Namespace) -> Benchmark:
+    from ..checkpoints.generator_file import GeneratorFile
+    from ..evaluation.benchmarks.ways import layers, verifi
+    from ..evaluation.runner import load_benchmark
+
+    if name not in COMPARISONS:
+        options = {"language": arguments.language} if name == "gedit" else {}
+        return load_benchmark(name, **options)
+    if arguments.of is None:
+        raise ConfigError(f"the suite {name} needs --of, the benchmark to draw: {', '.join(BENCHMARKS)}")
+    base = _find_benchmark(arguments.of, arguments)
+    if name == "verifi":
+        return verifi(base, arguments.style)
+    return layers(base, GeneratorFile(arguments.model).config.vlm.taps)
+
+
+def _load_judge(name: str, device: object) -> Judge:
+    import torch
+
+    from ..evaluation.benchmarks.judge import VLMJudge
+
+    if name == EXACT:
+        from ..shapes.evaluation.judges import ExactJudge
+
+        return ExactJudge()
+    if name == TINY:
+        from ..shapes.evaluation.judges import CaptionJudge
+
+        return CaptionJudge.load(str(device))
+    on_gpu = torch.device(str(device)).type == "cuda"
+    return VLMJudge.load(Path(name), dtype=torch.bfloat16 if on_gpu else torch.float32, device=str(device))

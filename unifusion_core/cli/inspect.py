@@ -1,11 +1,12 @@
-"""`unifusion inspect`: what a generator, a VAE or a VLM folder is."""
+"""`unifusion inspect`: what a generator, a LoRA, a VAE or a VLM folder is."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +17,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..checkpoints.generator_file import GeneratorContent
+    from ..checkpoints.safetensors_file import SafetensorsFile
 
 COPY_AGAIN = "copy the model's files again"
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """The command and its options."""
-    parser = commands.add_parser("inspect", help="what a generator, a VAE or a VLM folder is")
+    parser = commands.add_parser("inspect", help="what a generator, a LoRA, a VAE or a VLM folder is")
     parser.set_defaults(run=inspect)
     parser.add_argument("file", metavar="FILE", help="tiny, a safetensors file, or a VLM folder")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="everything, with the whole configuration and training record, as JSON",
+    )
 
 
 def inspect(arguments: argparse.Namespace) -> None:
     """Print what a file or a VLM folder holds. Raises UniFusionError if it is none of ours, or damaged."""
     from .. import zoo
+    from ..checkpoints.adapter_file import is_adapter
     from ..checkpoints.generator_file import SUPPORTED, GeneratorContent
     from ..checkpoints.safetensors_file import SafetensorsFile
 
@@ -41,13 +49,18 @@ def inspect(arguments: argparse.Namespace) -> None:
         first = file.layout.get("taesd_decoder.1.weight")
         if first is not None and first.ndim == 4:
             title, facts, blocks = _vae_facts(file.layout, file.metadata, path.name)
+        elif is_adapter(file.names):
+            title, facts, blocks = _adapter_facts(file)
         else:
             title, facts, blocks = _generator_facts(GeneratorContent(file.layout, file.metadata, path.name))
+    if arguments.json:
+        print(json.dumps({"path": str(path), "kind": title, **facts, **blocks}, indent=1, ensure_ascii=False))
+        return
     print(f"{path}: {title}")
     for name, fact in facts.items():
         print(f"{name:16} {fact}")
-    for name, content in blocks.items():
-        print(f"{name}:\n{json.dumps(content, indent=1)}" if content else f"{name}: not recorded")
+    recorded = ", ".join(name for name, content in blocks.items() if content)
+    print(f"{'with --json':16} {recorded or 'the same'}")
 
 
 def _is_of_diffusers(folder: Path) -> bool:
@@ -64,12 +77,13 @@ _Facts = tuple[str, dict[str, Any], dict[str, dict[str, Any]]]
 
 def _generator_facts(content: GeneratorContent) -> _Facts:
     from ..checkpoints.memory import SIZE, fits, gigabytes, taps_of_tiles, working_bytes
-    from ..checkpoints.quantized import drop_scales
+    from ..checkpoints.quantized import drop_scales, formats_of, quantized_layers
 
-    weights, config = drop_scales(content.tensors), content.config
-    spec, total = config.vlm, _count(weights.values())
-    pooling = _count(t for key, t in weights.items() if key.startswith("txt"))
-    types = sorted({str(t.dtype).removeprefix("torch.") for t in weights.values()})
+    config, spec, total = content.config, content.config.vlm, content.num_parameters
+    pooling = _count(p for name, p in content.module.named_parameters() if name.startswith("txt"))
+    quantised = {f"{layer}.weight" for layer in quantized_layers(content.tensors)}
+    plain = (t for name, t in drop_scales(content.tensors).items() if name not in quantised)
+    types = sorted({str(t.dtype).removeprefix("torch.") for t in plain} | formats_of(content.tensors))
     variants = [
         f"{f'{name}: ' if name else ''}{each.schedule}, {each.steps} steps, cfg {each.cfg:g}"
         for name, each in content.spec.sampling.items()
@@ -90,6 +104,44 @@ def _generator_facts(content: GeneratorContent) -> _Facts:
     }
     title = "UniFusion generator" if content.configured else content.spec.title
     return title, facts, {"config": dataclasses.asdict(config), "training": content.training}
+
+
+def _adapter_facts(file: SafetensorsFile) -> _Facts:
+    """Of an adapter for the generator of the zoo that it fits best."""
+    from .. import zoo
+    from ..checkpoints.adapter_file import adapter_of
+    from ..models.layers import LayerFactory
+    from ..models.unifusion import UniFusion
+
+    tensors, fits = file.tensors(), {}
+    for spec in zoo.specs():
+        module = UniFusion(spec.config, LayerFactory(device="meta"))
+        shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
+        fits[spec.name] = adapter_of(tensors, shapes, file.path.name)
+    base, adapter = max(fits.items(), key=lambda item: len(item[1].used))
+    reasons = Counter(adapter.unused.values())
+    zero = len(adapter.without_effect)
+    facts = {
+        "base": f"{base}, of {', '.join(fits)}" if adapter.used else f"none of {', '.join(fits)}",
+        "kind": ", ".join(f"{kind} ({count} layers)" for kind, count in adapter.kinds.most_common())
+        or "unknown",
+        "rank": ", ".join(f"{rank} ({count} layers)" for rank, count in adapter.ranks.most_common())
+        or "none",
+        "keys": f"{len(adapter.used)} used, {len(adapter.unused)} not used",
+        "for example": (adapter.used or tuple(adapter.unused))[0],
+        **{
+            reason: f"{count} keys, such as {_first(adapter.unused, reason)}"
+            for reason, count in reasons.items()
+        },
+        "without effect": f"{zero} of {len(adapter.changes)} layers are zero, as before training"
+        if zero
+        else "no layer",
+    }
+    return "adapter of a generator", facts, {"metadata": dict(file.metadata)}
+
+
+def _first(unused: Mapping[str, str], reason: str) -> str:
+    return next(key for key, told in unused.items() if told == reason)
 
 
 def _vae_facts(tensors: dict[str, Tensor], metadata: dict[str, str], name: str) -> _Facts:

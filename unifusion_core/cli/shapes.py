@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 import typing
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..evaluation.suites import BENCHMARKS
 from ..shapes.evaluation.suites import OF_THE_MODEL, SUITES
 from .evaluate import add_suite_options, run
 from .inspect import millions
-from .options import positive, training_needs
+from .options import positive, seed, training_needs
 
 if TYPE_CHECKING:
     # for annotations alone
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
-    """`shapes train`, `shapes evaluate` and `shapes results`."""
+    """The verbs of `shapes`."""
     parser = commands.add_parser("shapes", help="train and measure the embedded model of coloured shapes")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
@@ -31,7 +33,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     train_options.set_defaults(run=train)
     train_options.add_argument("recipe", metavar="RECIPE")
     train_options.add_argument("--out", type=Path, metavar="DIR", help="default runs/RECIPE")
-    train_options.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
+    train_options.add_argument(
+        "--resume", action="store_true", help="go on from the folder's last checkpoint"
+    )
+    train_options.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier run in the folder"
+    )
     train_options.add_argument(
         "--dry-run", action="store_true", help="show what would run, and how long it would take"
     )
@@ -40,19 +47,48 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="change the recipe's loop, e.g. num_steps=100",
+        help="change the recipe's loop, e.g. steps=100",
     )
+
+    install_options = verbs.add_parser(
+        "install", help="put a recipe's finished part in its place in the package"
+    )
+    install_options.set_defaults(run=install_part)
+    install_options.add_argument("folder", type=Path, metavar="DIR", help="of the run")
 
     evaluate_options = verbs.add_parser("evaluate", help="judge its pictures exactly")
     evaluate_options.set_defaults(run=evaluate)
     add_suite_options(evaluate_options, SUITES)
 
     examples_options = verbs.add_parser(
-        "examples", help="draw captioned images in a style, to try out unifusion train"
+        "examples", help="draw captioned images or edits, to try out unifusion train"
     )
     examples_options.set_defaults(run=examples)
     examples_options.add_argument("folder", type=Path, metavar="DIR")
     examples_options.add_argument("--count", type=positive, default=60, metavar="N", help="default 60")
+    examples_options.add_argument(
+        "--kind",
+        choices=("style", "color", "paint", "plain"),
+        default="style",
+        help="style (default); color: an eighth colour; paint: edits of a new kind; plain: the world as it is",
+    )
+
+    encoder_options = verbs.add_parser(
+        "encoder", help="write a real language model as a VLM folder, to train a connector on"
+    )
+    encoder_options.set_defaults(run=encoder)
+    encoder_options.add_argument("folder", type=Path, metavar="DIR")
+
+    benchmark_options = verbs.add_parser(
+        "benchmark", help="write a file of shapes in a benchmark's format, for unifusion evaluate"
+    )
+    benchmark_options.set_defaults(run=benchmark)
+    benchmark_options.add_argument(
+        "name", choices=tuple(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS)
+    )
+    benchmark_options.add_argument("folder", type=Path, metavar="DIR")
+    benchmark_options.add_argument("--count", type=positive, default=200, metavar="N", help="default 200")
+    benchmark_options.add_argument("--seed", type=seed, default=0, metavar="N", help="default 0")
 
     results_options = verbs.add_parser("results", help="write the page of results from the reports of suites")
     results_options.set_defaults(run=results)
@@ -70,7 +106,30 @@ def examples(arguments: argparse.Namespace) -> None:
     """Write images with captions."""
     from ..shapes.examples import write_examples
 
-    print(write_examples(arguments.folder, arguments.count))
+    print(write_examples(arguments.folder, arguments.count, arguments.kind))
+
+
+def install_part(arguments: argparse.Namespace) -> None:
+    """Put a finished part in its place."""
+    from ..shapes.training.chain import install
+
+    print(install(arguments.folder))
+
+
+def encoder(arguments: argparse.Namespace) -> None:
+    """Write the VLM folder of a real language model."""
+    try:
+        from ..shapes.encoder import write_encoder
+    except ModuleNotFoundError as error:
+        raise training_needs(error) from error
+    print(write_encoder(arguments.folder))
+
+
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Write a benchmark's file, and print the --data that reads it."""
+    from ..shapes.benchmarks import write_benchmark
+
+    print(write_benchmark(arguments.name, arguments.folder, arguments.count, arguments.seed))
 
 
 def results(arguments: argparse.Namespace) -> None:
@@ -84,6 +143,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Run a recipe. Raises ConfigError for one that does not exist, or for a missing package."""
     try:
         from ..shapes.training.recipes import RECIPES
+        from ..training.loop import InterruptedRunError
         from ..training.loop import train as run_recipe
     except ModuleNotFoundError as error:
         raise training_needs(error) from error
@@ -95,7 +155,18 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _describe_run(task, config)
     else:
-        run_recipe(task, config, out, recipe=arguments.recipe, resume=arguments.resume)
+        try:
+            run_recipe(
+                lambda _: task,
+                config,
+                out,
+                name=arguments.recipe,
+                resume=arguments.resume,
+                overwrite=arguments.overwrite,
+            )
+        except InterruptedRunError as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(130)
 
 
 def _changed(config: LoopConfig, changes: Sequence[str]) -> LoopConfig:
@@ -106,7 +177,7 @@ def _changed(config: LoopConfig, changes: Sequence[str]) -> LoopConfig:
     values: dict[str, Any] = {}
     for change in changes:
         key, _, text = change.partition("=")
-        if key not in types:
+        if key not in types or types[key] not in (int, float):
             raise ConfigError(f'--set {change}: there is no "{key}" to set; choose from {", ".join(types)}')
         try:
             values[key] = types[key](text)
@@ -120,9 +191,9 @@ def _describe_run(task: Task, config: LoopConfig) -> None:
     parameters = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     print(json.dumps(dataclasses.asdict(config), indent=1))
     print(f"parameters       {millions(parameters)}")
-    print(f"steps            {config.num_steps} of {config.batch_size} items")
+    print(f"steps            {config.steps} of {config.batch_size} samples")
     seconds = _seconds_per_step(task, config)
-    hours = seconds * config.num_steps / 3600
+    hours = seconds * config.steps / 3600
     print(f"time             {seconds:.3f} s per step, {hours:.2f} h in all (evaluations not counted)")
 
 
@@ -130,12 +201,11 @@ def _seconds_per_step(task: Task, config: LoopConfig, steps: int = 3) -> float:
     import torch
 
     from ..pipeline import default_device
-    from ..training.loop import build_optimizer
 
     device = torch.device(default_device())
     task.model.to(device)
     task.place(device)
-    optimizer = build_optimizer(task, config)
+    optimizer = task.optimizer(config)
     for index in range((steps + 1) * config.batch_size):
         # what a run would take from a file (a pool's latents) is made now, and not timed
         task.item(index)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import ConfigError
-from .options import training_needs
+from .options import positive, training_needs
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -27,6 +27,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print what would be trained, train nothing"
     )
+    parser.add_argument(
+        "--gpus", type=positive, default=1, metavar="N", help="GPUs that a dry run counts with (default 1)"
+    )
     # of the recipes that this command ran once
     parser.add_argument("--out", help=argparse.SUPPRESS)
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of the configuration")
@@ -40,7 +43,7 @@ def train(arguments: argparse.Namespace) -> None:
     try:
         from ..training.config import load_config, schema
         from ..training.dry_run import dry_run
-        from ..training.trainer import InterruptedRunError
+        from ..training.loop import InterruptedRunError
         from ..training.trainer import train as run
     except ModuleNotFoundError as error:
         raise training_needs(error) from error
@@ -56,7 +59,7 @@ def train(arguments: argparse.Namespace) -> None:
         raise ConfigError("--out belongs to unifusion shapes train; here it is a key: --set output=DIR")
     config = load_config(arguments.config, arguments.set)
     if arguments.dry_run:
-        dry_run(config)
+        dry_run(config, gpus=arguments.gpus)
         return
     try:
         run(config, resume=arguments.resume, overwrite=arguments.overwrite, prepare=arguments.prepare)

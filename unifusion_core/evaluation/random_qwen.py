@@ -12,8 +12,11 @@ VOCABULARY = 151_936
 TAPS = (2, 5, 8, 11)
 
 
-def build_random_qwen(tokenizer: PreTrainedTokenizerFast, device: torch.device | str) -> VLMBackbone:
-    """0.3 billion parameters. Any tokenizer works for chats that are token ids already."""
+def build_random_qwen(
+    tokenizer: PreTrainedTokenizerFast, device: torch.device | str, **token_ids: int
+) -> VLMBackbone:
+    """0.3 billion parameters. Any tokenizer works for chats that are token ids already; `token_ids`: those of the configuration
+    (such as image_token_id), for chats that the tokenizer writes."""
     torch.manual_seed(0)
     text = {
         "vocab_size": VOCABULARY,
@@ -38,5 +41,7 @@ def build_random_qwen(tokenizer: PreTrainedTokenizerFast, device: torch.device |
         vision_config=vision | {"deepstack_visual_indexes": [0, 1, 2]},
         tie_word_embeddings=True,
     )
+    for name, value in token_ids.items():
+        setattr(config, name, value)
     with torch.device(device):
         return VLMBackbone(Qwen3VLForConditionalGeneration(config), tokenizer)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_whole
 from .rates import Rate
 from .subject import Row
 
@@ -59,6 +60,5 @@ def as_report(conditions: dict[str, Any], suites: Mapping[str, Sequence[Row]]) -
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Writes a report as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    """Writes a report as JSON, whole or not at all. Raises ConfigError if it cannot be written."""
+    write_whole(path, json.dumps(report, indent=1).encode())

@@ -14,8 +14,11 @@ import transformers
 
 from .. import __version__
 from ..errors import ConfigError
+from ..files import check_writable
+from .benchmarks.benchmark import Benchmark
 from .report import as_report, header, line, write_report
 from .subject import Row, Sampling, Subject, Suite
+from .suites import BENCHMARKS
 
 # "unifusion_core", under any name of the pack around it
 PACKAGE = __name__.rpartition(".")[0].rpartition(".")[0]
@@ -27,6 +30,12 @@ def load_suite(place: str | Suite) -> Suite:
         return place
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(f".{module}", PACKAGE), name)
+
+
+def load_benchmark(name: str, **options: Any) -> Benchmark:
+    """A benchmark of `BENCHMARKS` by its name."""
+    module, _, kind = BENCHMARKS[name].partition(":")
+    return getattr(importlib.import_module(f".{module}", PACKAGE), kind)(**options)
 
 
 def evaluate(
@@ -46,10 +55,13 @@ def evaluate(
               written beside it
     say       prints a line
 
-    Raises ConfigError for fewer than one sample.
+    Raises ConfigError for fewer than one sample, and for a report that cannot be written.
     """
     if samples < 1:
         raise ConfigError(f"{samples} samples were requested; at least 1 is needed")
+    if out is not None:
+        # better now than after hours of measuring
+        check_writable(out)
     conditions: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": str(subject.model),

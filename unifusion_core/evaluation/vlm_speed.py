@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..contracts import TokenRole
+from ..live_bytes import LiveBytes
 from ..vlm.backbone import VLMBackbone
 from ..vlm.chat import VLMInputs
-from .live_bytes import LiveBytes
 from .random_qwen import TAPS, VOCABULARY, build_random_qwen
 from .speed import timed
 from .subject import Row, Sampling, Subject

@@ -48,12 +48,17 @@ def check_schedule(name: str) -> None:
         raise ConfigError(f'there is no schedule "{name}"; choose one of {", ".join(SCHEDULES)}')
 
 
-def build_schedule(name: str, steps: int, num_tokens: int) -> Float[Tensor, " times"]:
-    """`steps` + 1 falling times, the first 1, the last 0. `num_tokens`: latent tokens of one image; "krea-2 raw" depends on it.
+def build_schedule(name: str, steps: int, num_tokens: int, denoise: float = 1.0) -> Float[Tensor, " times"]:
+    """`steps` + 1 falling times, the last 0. `num_tokens`: latent tokens of one image; "krea-2 raw" depends on it.
 
-    Raises ConfigError for a name that is not in `SCHEDULES` or fewer than one step.
+    denoise   1 = from time 1, pure noise. Less, above 0 = the last `steps` of steps / denoise, for a start from an image, as
+              ComfyUI's samplers count it
+
+    Raises ConfigError for a name that is not in `SCHEDULES`, fewer than one step or another denoise.
     """
     check_schedule(name)
     if steps < 1:
         raise ConfigError(f"{steps} steps were given; at least 1 is needed")
-    return SCHEDULES[name](steps, num_tokens)
+    if not 0 < denoise <= 1:
+        raise ConfigError(f"denoise is {denoise}; give a number above 0 and up to 1")
+    return SCHEDULES[name](int(steps / denoise), num_tokens)[-(steps + 1) :]

@@ -6,7 +6,7 @@ refiner. `LAPPerModality` has separate LAP weights for image tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from einops import rearrange
@@ -29,7 +29,13 @@ class _WithoutPooling(UniFusion):
         factory, size = LayerFactory(), config.vlm.hidden_size
         self.tap_norms = nn.ModuleList(RMSNorm(size, factory) for _ in config.vlm.taps)
 
-    def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
+    def pool(
+        self,
+        features: Features,
+        layer_gains: Sequence[float] | None = None,
+        *,
+        weights: Hashable = None,
+    ) -> Conditioning:
         """The states of all taps, each RMS-normed: the conditioning width E is L D. Raises ConfigError for layer gains."""
         if layer_gains is not None:
             raise ConfigError("Layer gains were given, and this design does not pool layers: leave them out.")
@@ -108,8 +114,14 @@ class LAPPerModality(UniFusion):
             config.lap, num_taps=taps, size=size, factory=LayerFactory()
         )
 
-    def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
-        """As `UniFusion.pool`, with `image_lap` for image tokens; `layer_gains` apply to both LAPs."""
+    def pool(
+        self,
+        features: Features,
+        layer_gains: Sequence[float] | None = None,
+        *,
+        weights: Hashable = None,
+    ) -> Conditioning:
+        """As `UniFusion.pool`, with `image_lap` for image tokens; `layer_gains` apply to both LAPs. Nothing is kept."""
         is_image = features.positions[..., :1] > 0
         of_images = self.image_lap(features.states, layer_gains)
         pooled = torch.where(is_image, of_images, self.txtfusion.pool(features.states, layer_gains))

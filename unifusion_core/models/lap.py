@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .layers import LayerFactory, TransformerBlock, key_bias_if_padded
+from .pooled_tokens import PooledTokens
 
 # Elements of the states that are pooled at a time without gradients. A block needs about ten times as many.
 CHUNK = 8_000_000
@@ -155,15 +156,36 @@ class TextFusion(LayerwiseAttentionPooling):
     def __init__(self, config: LAPConfig, *, num_taps: int, size: int, factory: LayerFactory) -> None:
         super().__init__(config, num_taps=num_taps, size=size, factory=factory)
         self.refiner_blocks = Refiner(config, size=size, factory=factory)
+        # released with the model
+        self.pooled_before = PooledTokens()
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the refiner needs the mask, too)
         self,
         states: Float[Tensor, "B T L D"],
         mask: Bool[Tensor, "B T"],
         gains: Sequence[float] | None = None,
+        *,
+        images: Int[Tensor, "B T"] | None = None,
+        weights: Hashable = None,
     ) -> Float[Tensor, "B T D"]:
-        """Pooled and refined tokens. `gains` as in `pool`, `mask` as in `Refiner`."""
-        return self.refiner_blocks(self.pool(states, gains), mask)
+        """Pooled and refined tokens.
+
+        gains     as in `pool`
+        mask      as in `Refiner`
+        images    the number of each token's image from 1, 0 for text
+        weights   identifies the present weights and patches: with it and `images`, what was pooled before is not pooled again.
+                  With gradients everything is
+        """
+        if images is None or weights is None or torch.is_grad_enabled():
+            return self.refiner_blocks(self.pool(states, gains), mask)
+        return self.pooled_before.pool(
+            states,
+            mask,
+            images,
+            weights=(weights, gains),
+            pool_layers=lambda tokens: self.pool(tokens, gains),
+            refine=lambda tokens: self.refiner_blocks(tokens, mask),
+        )
 
     def extra_repr(self) -> str:
         """The paper's terms, for print(model)."""

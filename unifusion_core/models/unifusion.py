@@ -6,9 +6,9 @@ and classes. The architecture is that of arXiv 2510.12789.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -138,16 +138,27 @@ class UniFusion(nn.Module):
         """`blocks`, typed: a ModuleList does not keep the type of its modules."""
         return cast(list[DiTBlock], list(self.blocks))
 
-    def pool(self, features: Features, layer_gains: Sequence[float] | None = None) -> Conditioning:
+    def pool(
+        self,
+        features: Features,
+        layer_gains: Sequence[float] | None = None,
+        *,
+        weights: Hashable = None,
+    ) -> Conditioning:
         """The DiT's condition: LAP, refiner, then the projection to the DiT's width.
 
-        `layer_gains`, one for each tap, multiply LAP's pooling weights; None = as trained.
+        `layer_gains`, one for each tap, multiply LAP's pooling weights; None = as trained. `weights` identifies the present
+        weights and patches of LAP and refiner: with it, image tokens and whole chats that were pooled before are not pooled
+        again.
 
         Raises ShapeError for features of another width or number of taps, ConfigError for another number of gains.
         """
         self.check_features(features)
-        gains = {} if layer_gains is None else {"gains": layer_gains}
-        tokens = self.txtmlp(self.txtfusion(features.states, features.mask, **gains))
+        # a foreign part in LAP's place (ComfyUI's patches) may take states and mask alone
+        further: dict[str, Any] = {} if layer_gains is None else {"gains": layer_gains}
+        if weights is not None:
+            further |= {"images": features.positions[..., 0].long(), "weights": weights}
+        tokens = self.txtmlp(self.txtfusion(features.states, features.mask, **further))
         return Conditioning(tokens=tokens, mask=features.mask, positions=features.positions)
 
     def check_features(self, features: Features) -> None:

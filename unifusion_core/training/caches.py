@@ -6,16 +6,18 @@ entries. Entries are written whole or not at all, and several processes may writ
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import torch
 import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+
+from ..contracts import Features
+from ..files import write_whole
 
 
 def content_key(parts: Iterable[str | bytes]) -> str:
@@ -81,14 +83,43 @@ class LatentCache(FileCache):
         self.write(key, save({"latents": latents.detach().cpu().contiguous()}))
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(part).replace(path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+# bytes of a state
+STATE_BYTES = {"bf16": 2, "fp8": 1}
+# the largest number of float8_e4m3fn
+_LARGEST = 448.0
+
+
+class StatesCache(FileCache):
+    """The VLM's states of one condition by key, in bfloat16, or in 8 bits with a scale for each tap."""
+
+    def __init__(self, folder: Path, kind: Literal["bf16", "fp8"]) -> None:
+        super().__init__(folder, f".{kind}.safetensors")
+        self.kind = kind
+
+    def load(self, key: str) -> Features | None:
+        """The condition of one chat in float32; None if it is not there or the file is damaged, which makes it anew."""
+        data = self.read(key)
+        if data is None:
+            return None
+        try:
+            kept = load(data)
+            states = kept["states"].float()
+            if self.kind == "fp8":
+                states = states * kept["scales"][:, None]
+            return Features(
+                states=states[None],
+                mask=torch.ones(1, len(states), dtype=torch.bool),
+                positions=kept["positions"][None],
+            )
+        except (SafetensorError, KeyError):
+            return None
+
+    def save(self, key: str, features: Features) -> None:
+        """Keeps the condition of one chat."""
+        states = features.states[0].detach().float().cpu()
+        kept = {"positions": features.positions[0].cpu().contiguous()}
+        if self.kind == "fp8":
+            kept["scales"] = states.abs().amax((0, 2)).clamp(min=1e-12) / _LARGEST
+            states = states / kept["scales"][:, None]
+        dtype = torch.bfloat16 if self.kind == "bf16" else torch.float8_e4m3fn
+        self.write(key, save({**kept, "states": states.to(dtype).contiguous()}))

@@ -39,7 +39,9 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     try:
         writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
         with _without_warning():
-            save(_with_axes(tensors), storage_writer=writer, no_dist=not together)
+            # safetensors keeps no other order of axes in memory (channels_last)
+            packed = {name: value.contiguous() for name, value in _with_axes(tensors).items()}
+            save(packed, storage_writer=writer, no_dist=not together)
         if chief:
             (part / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
             for file in part.iterdir():

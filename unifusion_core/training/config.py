@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..contracts import MAX_TILES
 from ..errors import ConfigError
 
-Mode = Literal["lora", "full", "scratch"]
+Mode = Literal["lora", "full", "connector", "scratch"]
 AdapterType = Literal["lora", "lokr", "dora"]
 Target = Literal["dit.attention", "dit.mlp", "text_fusion"]
 OptimizerName = Literal["adamw", "adamw8bit", "muon"]
@@ -41,6 +41,25 @@ class AdapterConfig(_Section):
     """the adapter's output is multiplied by alpha / rank"""
     targets: list[Target] = Field(list(get_args(Target)), min_length=1)
     """dit.attention and dit.mlp: the DiT's blocks; text_fusion: the blocks of LAP and refiner"""
+
+
+class ConnectorConfig(_Section):
+    """LAP and refiner for the VLM of `vlm`: what stands between a VLM and the DiT."""
+
+    taps: list[int] = []
+    """the VLM's layers that are read, ascending; empty = every third one from the last down to 2, as in the paper"""
+    layer_blocks: int = Field(2, ge=0)
+    """blocks of LAP"""
+    refiner_blocks: int = Field(2, ge=0)
+    heads: int = Field(0, ge=0)
+    """attention heads of both, which must divide the VLM's width; 0 = those of the VLM"""
+    mlp_size: int = Field(0, ge=0)
+    """inner width of both; 0 = 8/3 of the VLM's width, rounded up to a multiple of 64"""
+    token_selection: Literal["rewrite", "prompt"] = "rewrite"
+    """the tokens that become the condition. rewrite: image tokens, the rewrite (the prompt where there is none) and what opens
+    the answer. prompt: everything behind the system's part"""
+    train_dit: bool = False
+    """train the DiT as well; it goes on from its weights"""
 
 
 class SourceConfig(_Section):
@@ -107,6 +126,8 @@ class CacheConfig(_Section):
     """default: "cache" beside the output folder"""
     latents: bool = True
     """keep the VAE's latents of the target images"""
+    states: Literal["bf16", "fp8"] | None = None
+    """keep the VLM's states of the conditions in this type, instead of computing them in every step; fp8 rounds each to 3 bits"""
     limit_gb: float = Field(100.0, gt=0)
     """a run whose caches would be larger is refused before they are made"""
 
@@ -136,9 +157,12 @@ class TrainConfig(_Section):
     output: Path
     """folder of the run"""
     mode: Mode = "lora"
-    """lora: adapters on frozen weights. full: all weights. scratch: all weights, from random ones"""
+    """lora: adapters on frozen weights. full: all weights. connector: a new LAP and refiner for another VLM, before the model's
+    DiT. scratch: all weights, from random ones"""
     lora: AdapterConfig = Field(default_factory=AdapterConfig)  # pyright: ignore[reportArgumentType]
     """the adapters of mode lora"""
+    connector: ConnectorConfig | None = None
+    """of mode connector; with mode scratch, LAP and refiner for another VLM than the preset's"""
     data: list[SourceConfig] = Field(min_length=1)
     """where the samples come from"""
     resolution: list[int] = Field([128], min_length=1)
@@ -155,6 +179,9 @@ class TrainConfig(_Section):
     """optimiser steps of the whole run, resumed parts included"""
     batch_size: int = Field(1, ge=1)
     """samples per pass and process"""
+    noises: int = Field(1, ge=1)
+    """points on the path from noise to image that each sample is trained at, on one condition: cheaper than as many samples where
+    the VLM, LAP and refiner cost more than the DiT"""
     gradient_accumulation: int = Field(1, ge=1)
     """passes per step; a step has batch_size * gradient_accumulation * processes samples"""
     learning_rate: float = Field(1e-4, gt=0)
@@ -171,8 +198,11 @@ class TrainConfig(_Section):
     """of the computation; trained weights stay in fp32"""
     time_shift: float | None = None
     """mean of the logit-normal training times; default: the model's shift for the resolution. Higher = more noise"""
+    quantize: Literal["fp8"] | None = None
+    """of mode lora: keep the frozen weights of the DiT's, LAP's and the refiner's blocks in 8 bits with a scale for each output,
+    which halves their memory"""
     checkpointing: bool = False
-    """recompute the activations of the DiT's blocks in the backward pass: less memory, more time"""
+    """recompute the activations of all blocks in the backward pass: less memory, a third more time"""
     compile: bool = False
     """compile each block (torch.compile)"""
     shard: bool = False
@@ -196,6 +226,10 @@ class TrainConfig(_Section):
     def _fits_together(self) -> TrainConfig:
         if isinstance(self.model, dict) != (self.mode == "scratch"):
             raise ValueError("mode scratch and model {scratch: PRESET} go together: give both or neither")
+        if self.connector and self.mode not in ("connector", "scratch"):
+            raise ValueError(
+                f"connector belongs to the modes connector and scratch, and the mode is {self.mode}"
+            )
         if any(side < 16 or side % 16 for side in self.resolution):
             raise ValueError(f"resolution is {self.resolution}; give multiples of 16")
         if (total := sum(source.weight or 0 for source in self.data)) > 1 + 1e-9:
@@ -205,6 +239,10 @@ class TrainConfig(_Section):
         if self.samples and self.shard:
             raise ValueError(
                 "samples are drawn with whole weights and shard divides them: leave samples out, and draw by unifusion generate"
+            )
+        if self.quantize and (self.mode != "lora" or self.lora.type == "dora"):
+            raise ValueError(
+                "quantize rounds frozen weights: it goes with mode lora and the types lora and lokr (dora needs exact norms)"
             )
         if self.optimizer == "muon" and self.shard:
             raise ValueError("muon needs whole matrices and shard divides them: use adamw, or shard: false")
@@ -286,6 +324,7 @@ def _known_keys(where: Sequence[str]) -> list[str]:
     """The keys of the section at a path."""
     sections: dict[str, type[BaseModel]] = {
         "lora": AdapterConfig,
+        "connector": ConnectorConfig,
         "data": SourceConfig,
         "rewrite": RewriteConfig,
         "dropout": DropoutConfig,

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,14 +20,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from ..contracts import Request
+from ..caching import digest
+from ..contracts import Features, Request
 from ..errors import ConfigError, PromptError, ShapeError
+from ..files import write_whole
 from ..flow.path import sample_training_times
 from ..flow.schedule import build_schedule
 from ..images import decode_image
 from ..models.autoencoder import DOWNSCALE
 from ..pipeline import Pipeline
-from .caches import FileCache, LatentCache, content_key, weights_key, write_whole
+from .caches import STATE_BYTES, FileCache, LatentCache, StatesCache, content_key, weights_key
 from .config import TrainConfig
 from .order import SampleOrder
 from .sources import Example, open_source
@@ -49,6 +52,7 @@ class Entry:
     caption   its prompt
     rewrite   the rewrite that comes with it
     images    hashes of its input images
+    tokens    of its chat, without a rewrite
     """
 
     index: int
@@ -58,6 +62,7 @@ class Entry:
     caption: str
     rewrite: str | None
     images: tuple[str, ...]
+    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,7 @@ class TrainingSample:
     latents: Float[Tensor, "C h w"] | None
     pixels: Float[Tensor, "3 H W"] | None
     noise_seed: int
-    t: float
+    t: Float[Tensor, " n"]
 
 
 @dataclass
@@ -130,6 +135,10 @@ class TrainingData:
         self.latents = LatentCache(self.folder / "latents" / vae)
         kept = self.folder if config.rewrite.cache else config.output
         self.rewrites = FileCache(kept / "rewrites" / pipeline.backbone.fingerprint[:16], ".txt")
+        self.states = None
+        if config.cache.states:
+            place = self.folder / "states" / pipeline.backbone.fingerprint[:16]
+            self.states = StatesCache(place, config.cache.states)
         self._written: dict[str, str] = {}
 
     # Before the training -------------------------------------------------------------------------
@@ -142,14 +151,35 @@ class TrainingData:
         lines = []
         if self.config.cache.latents:
             lines.append(f"latents   {len(missing)} to make, {needed / 1e6:.1f} MB, in {self.folder}")
-            if needed > self.config.cache.limit_gb * 1e9:
-                raise ConfigError(
-                    f"the latents need {needed / 1e9:.1f} GB and cache.limit_gb is {self.config.cache.limit_gb:g}: raise it, "
-                    "or set cache.latents to false"
-                )
+            self._check_limit("latents", needed)
         if self.rewrite_share:
             lines.append(f"rewrites  {len(self._unwritten())} to make, a few kB")
+        if self.states:
+            size = self._states_size()
+            lines.append(f"states    up to {size / 1e6:.1f} MB, in {self.folder}")
+            self._check_limit("states", size)
         return lines
+
+    def _check_limit(self, name: str, size: int) -> None:
+        """Raises ConfigError for a cache that would be larger than allowed."""
+        if size > self.config.cache.limit_gb * 1e9:
+            raise ConfigError(
+                f"the {name} need {size / 1e9:.1f} GB and cache.limit_gb is {self.config.cache.limit_gb:g}: raise it, or leave "
+                f"cache.{name} out"
+            )
+
+    def _states_size(self) -> int:
+        """The most bytes that the states of all conditions take: of the chats with and without rewrite, and without words or
+        images."""
+        spec, config = self.pipeline.model.config.vlm, self.config
+        value = len(spec.taps) * spec.hidden_size * STATE_BYTES[config.cache.states or "bf16"]
+        written = self.pipeline.spec.rewriting.max_new_tokens
+        total = 0
+        for _, entry in self._all_entries():
+            total += entry.tokens * (1 + bool(config.dropout.images) + bool(config.dropout.text))
+            total += (entry.tokens + written) * bool(self.rewrite_share)
+            total += config.max_tiles * self.pipeline.backbone.tokens_per_tile * bool(config.reconstruct)
+        return total * value
 
     def fill_caches(self, process: tuple[int, int] = (0, 1)) -> None:
         """Makes this process's part of the latents and rewrites that are missing. `process`: (index, number)."""
@@ -165,6 +195,35 @@ class TrainingData:
             starts = range(0, len(todo), REWRITTEN_AT_ONCE)
             for start in tqdm(starts, desc="rewrites", disable=index > 0 or not todo):
                 self._rewrite(todo[start : start + REWRITTEN_AT_ONCE])
+        if self.states:
+            todo = list(self._all_entries())[index::count]
+            for source, entry in tqdm(todo, desc="states", disable=index > 0 or not todo):
+                for request in self._possible_requests(source, entry):
+                    if self._states_key(request) not in self.states:
+                        self.features([request])
+
+    def _possible_requests(self, source: int, entry: Entry) -> Iterator[Request]:
+        """Every condition that a sample can be drawn with."""
+        config = self.config
+        example = self._unchanged(source, entry)
+        images = [decode_image(each, entry.name) for each in example.inputs]
+        whole = []
+        if self.rewrite_share < 1:
+            whole.append(Request(prompt=entry.caption, images=images))
+        if self.rewrite_share:
+            rewrite = entry.rewrite or self._kept_rewrite(source, entry)
+            whole.append(Request(prompt=entry.caption, images=images, rewrite=rewrite))
+        if config.reconstruct:
+            whole.append(Request(prompt="", images=[decode_image(example.target, entry.name)]))
+        for request in whole:
+            wordless = replace(request, prompt="", rewrite=None)
+            yield request
+            if config.dropout.text:
+                yield wordless
+            if config.dropout.images and request.images:
+                yield replace(request, images=[])
+                if config.dropout.text:
+                    yield replace(wordless, images=[])
 
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
@@ -172,7 +231,48 @@ class TrainingData:
         vae = self.pipeline.autoencoder
         return vae.encode(pixels.to(next(vae.parameters()).device)).float()
 
+    def longest_condition(self) -> int:
+        """The most tokens that a condition of the run has, rewrites up to their limit."""
+        written = self.pipeline.spec.rewriting.max_new_tokens if self.rewrite_share else 0
+        pictured = self.config.max_tiles * self.pipeline.backbone.tokens_per_tile
+        longest = max(entry.tokens for _, entry in self._all_entries()) + written
+        return max(longest, pictured) if self.config.reconstruct else longest
+
+    def features(self, requests: Sequence[Request]) -> Features:
+        """The conditions of samples as the pipeline encodes them; from the cache where they are kept."""
+        encode = partial(self.pipeline.encode, max_tiles=self.config.max_tiles)
+        if not self.states:
+            return encode(requests)
+        rows = []
+        for request in requests:
+            key = self._states_key(request)
+            known = self.states.load(key)
+            if known is None:
+                self.states.save(key, encode([request]))
+                # rounded as those that are read later
+                known = self.states.load(key)
+            assert known is not None
+            rows.append(known)
+        return Features.cat(rows)
+
+    def _states_key(self, request: Request) -> str:
+        spec = self.pipeline.model.config.vlm
+        return content_key(
+            [
+                str(spec),
+                str(self.config.max_tiles),
+                request.prompt,
+                "no rewrite" if request.rewrite is None else f"rewrite {request.rewrite}",
+                *(digest(image) for image in request.images),
+            ]
+        )
+
     # Samples -------------------------------------------------------------------------------------
+
+    def entry(self, position: int) -> Entry:
+        """What the sample of a position is made of."""
+        source, index = self.order[position]
+        return self.entries[source][index]
 
     def sample(self, position: int) -> TrainingSample:
         """The sample of a position."""
@@ -222,7 +322,7 @@ class TrainingData:
         if latents is None and example:
             pixels = fit_image(decode_image(example.target, entry.name), size)
         generator = torch.Generator().manual_seed(time)
-        t = sample_training_times(1, means=(self.time_mean(size),), generator=generator)
+        t = sample_training_times(config.noises, means=(self.time_mean(size),), generator=generator)
         return TrainingSample(
             name=entry.name,
             request=request,
@@ -230,7 +330,7 @@ class TrainingData:
             latents=latents,
             pixels=pixels,
             noise_seed=noise_seed,
-            t=float(t),
+            t=t,
         )
 
     def time_mean(self, size: tuple[int, int]) -> float:
@@ -258,7 +358,7 @@ class TrainingData:
                 images = [decode_image(each, name) for each in example.inputs]
                 request = Request(prompt=example.prompt, images=images, rewrite=example.rewrite)
                 spec = self.pipeline.model.config.vlm
-                self.pipeline.backbone.prepare([request], spec.template, self.config.max_tiles)
+                chat = self.pipeline.backbone.prepare([request], spec.template, self.config.max_tiles)
             except (ShapeError, PromptError) as error:
                 self.report.refused.append((name, str(error)))
                 continue
@@ -271,6 +371,7 @@ class TrainingData:
                     caption=example.prompt,
                     rewrite=example.rewrite,
                     images=tuple(content_key([each]) for each in example.inputs),
+                    tokens=int(chat.mask.sum()),
                 )
             )
         return usable

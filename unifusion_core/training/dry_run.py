@@ -1,46 +1,80 @@
-"""`unifusion train --dry-run`: checks a configuration with its data, and says what training it would take."""
+"""`unifusion train --dry-run`: checks a configuration with its data, and says what training it would take.
+
+Generator and VLM are not loaded: their files' headers say enough.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from accelerate import Accelerator
+import torch
 
+from ..models.autoencoder import DOWNSCALE
 from .config import TrainConfig
-from .trainer import Run, build_optimizer, start_optimizer
+from .data import TrainingData
+from .estimate import estimate_step, largest_block, sharded_memory
+from .loop import DTYPES
+from .trainer import build_pipeline
+
+# of an H100 in bfloat16, dense, and the share of it that trainings of such models reach
+H100_FLOPS, REACHED = 989e12, 0.4
+SECONDS_PER_DAY = 86_400
 
 
-def dry_run(config: TrainConfig, say: Callable[[str], None] = print) -> None:
-    """Loads the models, scans the data and prints sizes; fills no cache and trains nothing.
+def dry_run(config: TrainConfig, say: Callable[[str], None] = print, *, gpus: int = 1) -> None:
+    """Scans the data and prints sizes, memory per GPU and time on `gpus` of them; fills no cache and trains nothing.
 
     Raises what a run of the configuration would raise before its first step.
     """
-    run = Run(config, Accelerator(cpu=True), say)
-    lines = [*run.data.report.lines(), *run.data.describe_caches()]
-    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)
-    vlm = sum(p.numel() for p in run.pipeline.backbone.parameters())
+    pipeline = build_pipeline(config, "meta")
+    data = TrainingData(config, pipeline)
+    generator = pipeline.model.config
+    # of the largest target and the longest condition
+    side, tokens = max(config.resolution), data.longest_condition()
+    size = (side, side)
+    vlm = list(pipeline.backbone.parameters())
+    vlm_bytes = sum(p.nbytes for p in vlm)
+    # with cached states the VLM waits in main memory
+    step = estimate_step(
+        config,
+        generator,
+        vlm_bytes=0 if config.cache.states else vlm_bytes,
+        condition_tokens=tokens,
+        size=size,
+    )
+    per_step = config.batch_size * config.gradient_accumulation * gpus
+    vlm_flops = 0 if config.cache.states else 2 * sum(p.numel() for p in vlm) * tokens
+    flops = (step.flops / config.batch_size + vlm_flops) * per_step
+    days = flops * config.steps / (gpus * H100_FLOPS * REACHED) / SECONDS_PER_DAY
+    dtype = DTYPES[config.precision] if config.mode == "lora" else torch.float32
+    latent_tokens = (side // DOWNSCALE // generator.dit.patch_size) ** 2
+    parts = {
+        "weights": step.weights,
+        "gradients": step.gradients,
+        "optimiser": step.optimizer,
+        "average": step.average,
+        "activations": step.activations,
+    }
+    lines = [
+        *data.report.lines(),
+        *data.describe_caches(),
+        f"trained   {step.trained / 1e6:.2f} M parameters of the generator; {step.frozen / 1e6:.2f} M are frozen",
+        f"VLM       {sum(p.numel() for p in vlm) / 1e6:.2f} M parameters, frozen",
+        f"tokens    {tokens} of the condition and {latent_tokens} of the latents per sample, at {side} x {side} pixels",
+        f"memory    {_size(step.memory)} on each GPU: {', '.join(f'{name} {_size(n)}' for name, n in parts.items())}",
+    ]
+    if config.shard:
+        sharded = sharded_memory(
+            step, 0 if config.cache.states else vlm_bytes, largest_block(generator, dtype), gpus
+        )
+        lines.append(f"sharded   {_size(sharded)} on each of {gpus} GPUs")
     lines += [
-        f"trained   {trained / 1e6:.2f} M parameters of the generator; {frozen / 1e6:.2f} M are frozen",
-        f"VLM       {vlm / 1e6:.2f} M parameters, frozen",
-        f"memory    {memory(run) / 1e6:.1f} MB for weights, gradients, optimiser and average, without activations",
-        f"steps     {config.steps} of {run.samples_per_process} samples per process; "
-        f"{config.steps * run.samples_per_process / run.data.report.usable:.1f} epochs in one process",
+        f"steps     {config.steps} of {per_step} samples on {gpus} GPUs; "
+        f"{config.steps * per_step / data.report.usable:.1f} epochs",
+        f"time      {flops / 1e12:.4g} TFLOP per step; about {days:.3g} days on {gpus} H100s at {REACHED:.0%} of their peak",
     ]
     say("\n".join(lines))
 
 
-def memory(run: Run) -> int:
-    """Bytes of all that stays between the steps of an unsharded run."""
-    optimizer = build_optimizer(run.config, run.model)
-    start_optimizer(optimizer)
-    states = sum(
-        value.nbytes
-        for state in optimizer.state.values()
-        for value in state.values()
-        if hasattr(value, "nbytes")
-    )
-    weights = sum(p.nbytes for p in run.model.parameters())
-    weights += sum(p.nbytes for p in run.pipeline.backbone.parameters())
-    trained = sum(p.nbytes for p in run.model.parameters() if p.requires_grad)
-    return weights + trained + states + (trained if run.config.ema else 0)
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,72 +1,92 @@
-"""The training loop of every recipe: progress, loss log, EMA, evaluation, checkpoints and exact resume.
+"""The training loop of everything that is trained here: user data, and the parts of the embedded model.
 
-It runs in one process or in several (`accelerate launch`, `torchrun`) with averaged gradients. A `Task` defines what is trained:
-the module, the data, the loss and the evaluation. Item i of the data depends only on (seed, i), so a resumed run trains on the
-same items as an uninterrupted one.
+A `Task` says what is trained: the modules, the samples, the loss and what is measured. The loop runs it in one process or in
+several (`torchrun`, `accelerate launch`). A sample and all chance in it depend on its number alone, so that resumed runs and runs
+in more processes train on the same samples. The loss of every sample counts the same.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
+import shutil
+import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from .. import __version__
 from ..errors import CheckpointError, ConfigError, TrainingError
+from ..files import check_folder
+from .checkpoint import checkpoints, load_checkpoint, remove_old, save_checkpoint
 from .optimizer import MuonAdamW, parameter_groups
 
-logger = logging.getLogger(__name__)
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# name of the score by which the best checkpoint is chosen; lower is better
+VALIDATION = "validation_loss"
+
+
+class InterruptedRunError(Exception):
+    """The run was asked to stop, and has saved a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig:
     """Hyperparameters of the loop. Intervals are in steps.
 
-    num_steps            of the whole run, resumed parts included
-    batch_size           items per step and process
+    steps                of the optimiser in the whole run, resumed parts included
+    batch_size           samples per pass and process
+    accumulate           passes per step; a step has batch_size * accumulate * processes samples
     learning_rate        of AdamW
     muon_learning_rate   of Muon, for matrices; 0 = AdamW for all parameters
     weight_decay         of Muon's matrices
-    warmup_steps         over which the learning rate rises linearly from 0
-    decay_steps          last steps, over which the learning rate falls linearly to 0; it is constant before, so that a run can
-                         be extended from any checkpoint before the decay
-    gradient_clip        largest norm of the gradient of all parameters together
-    ema_decay            of the averaged weights, 0..1; smaller in the first steps
-    num_workers          data loader processes; 0 = items are made in the training process
+    warmup               first steps, over which the learning rates rise linearly from 0
+    decay                last steps, over which they fall linearly to 0; they are constant before, so that a run can be extended
+                         from any checkpoint before the decay
+    clip                 largest norm of the gradient of all parameters together
+    ema                  decay of the averaged weights, 0..1, smaller in the first steps; 0 = no average
+    precision            of the computation
+    shard                divide weights and optimiser state among the processes (FSDP2)
+    evaluate_every       0 = at the end alone
+    draw_every           the same for images
+    keep                 checkpoints that are kept, besides the best one
+    workers              processes that make samples; 0 = the training process makes them
 
     Raises ConfigError for a number out of range.
     """
 
-    num_steps: int
+    steps: int
     batch_size: int
+    accumulate: int = 1
     learning_rate: float = 2e-3
     muon_learning_rate: float = 0.012
     weight_decay: float = 0.0
-    warmup_steps: int = 50
-    decay_steps: int = 0
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.995
+    warmup: int = 50
+    decay: int = 0
+    clip: float = 1.0
+    ema: float = 0.995
+    precision: Precision = "fp32"
+    shard: bool = False
     seed: int = 0
-    log_every: int = 20
-    checkpoint_every: int = 200
+    save_every: int = 200
     evaluate_every: int = 1000
-    num_workers: int = 0
+    draw_every: int = 0
+    keep: int = 2
+    workers: int = 0
 
     def __post_init__(self) -> None:
         def check(name: str, fits: bool, needed: str) -> None:
@@ -75,96 +95,133 @@ class LoopConfig:
                     f"{name} is {getattr(self, name)}, {needed} is needed: change it in the recipe or by --set {name}=..."
                 )
 
-        for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "evaluate_every"):
+        for name in ("steps", "batch_size", "accumulate", "save_every", "keep"):
             check(name, getattr(self, name) >= 1, "1 or more")
         for name in (
             "muon_learning_rate",
             "weight_decay",
-            "warmup_steps",
-            "decay_steps",
+            "warmup",
+            "decay",
             "seed",
-            "num_workers",
+            "evaluate_every",
+            "draw_every",
+            "workers",
         ):
             check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("learning_rate", "gradient_clip"):
+        for name in ("learning_rate", "clip"):
             check(name, getattr(self, name) > 0, "more than 0")
-        check("ema_decay", 0 <= self.ema_decay < 1, "a number from 0 to below 1")
+        check("ema", 0 <= self.ema < 1, "a number from 0 to below 1")
 
+
+# What is trained ----------------------------------------------------------------------------------
 
 M = TypeVar("M", bound=nn.Module)
+# of a pass: the mean loss of its samples, and further values to log, one or more of each
+Loss = tuple[Tensor, dict[str, Tensor]]
 
 
 class Task(ABC, Generic[M]):
-    """What is trained: module, data, loss and evaluation.
+    """What is trained.
 
-    name       name of the exported files
-    settings   the recipe's arguments, for the training record
-    before     training record of the initial weights; None = from scratch
-    not_muon   parameters whose name contains one of these are trained by AdamW
-    model      the trained module
+    model       holds the trained parameters, whose names there are those in checkpoints
+    settings    for the record
+    before      record of the initial weights; None = from scratch
+    not_muon    parameters whose name contains one of these are trained by AdamW
+    unused      whether some parameters have no part in the loss of some batches
     """
 
-    name: ClassVar[str]
-    settings: dict[str, Any]
+    model: M
+    settings: Mapping[str, Any]
     before: dict[str, Any] | None = None
     not_muon: ClassVar[tuple[str, ...]] = ()
-    model: M
+    unused: ClassVar[bool] = True
 
     @abstractmethod
     def item(self, index: int) -> Any:
-        """Training item number `index`. It depends only on (seed, index)."""
+        """Sample number `index`, which depends on it alone."""
 
     @abstractmethod
     def collate(self, items: list[Any]) -> Any:
-        """A batch of items. Runs in the data worker."""
+        """The samples of one process for one step. Runs in the process that makes samples."""
+
+    def passes(self, collated: Any) -> list[tuple[Any, float]]:
+        """What the step's passes are made of, each with its share of the process's samples; one pass is the default."""
+        return [(collated, 1.0)]
+
+    def batch(self, part: Any) -> Any:
+        """The batch of a pass. It is made when its turn comes, so that only one is in memory."""
+        return part
 
     @abstractmethod
-    def loss(self, model: M, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss to minimise, and further values to log by name.
+    def loss(self, model: M, batch: Any, number: int) -> Loss:
+        """The loss of a batch. `number` counts the steps of all processes, for `step_generator`: a resumed run does not restore
+        torch's global generator."""
 
-        `step` counts the batches of all processes. Random numbers come from `step_generator(seed, step)`, because a resumed run
-        does not restore torch's global generator.
-        """
+    def objective(self) -> nn.Module:
+        """A module whose `forward(batch, number)` is the loss, so that hooks of DDP and FSDP see every use of the weights."""
+        return _Objective(self)
+
+    def optimizer(self, config: LoopConfig) -> torch.optim.Optimizer:
+        """The optimiser of the trainable parameters; each group has its rate as `base_lr`, too."""
+        groups = parameter_groups(
+            self.model,
+            learning_rate=config.learning_rate,
+            muon_learning_rate=config.muon_learning_rate,
+            weight_decay=config.weight_decay,
+            not_muon=self.not_muon,
+        )
+        return MuonAdamW(groups)
 
     def place(self, device: torch.device) -> None:
         """Moves the task's frozen models to the device of the run."""
 
     def prepare(self, process: tuple[int, int]) -> None:
-        """Creates the files that items are read from. A dry run skips this, because it writes nothing.
+        """Makes this process's part of the files that samples are read from. `process`: (index, number of processes)."""
 
-        `process`: (index of this process, number of processes).
+    def shard(self, objective: nn.Module) -> None:
+        """Divides the weights among the processes. Raises ConfigError if the task cannot."""
+        raise ConfigError("these weights cannot be divided: leave shard out")
+
+    def name_of(self, index: int) -> str:
+        """What a report calls sample number `index`."""
+        return f"sample {index}"
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal to go on from a checkpoint: another value would be another run."""
+        return {}
+
+    def evaluate(self, loop: Loop, step: int) -> dict[str, float]:
+        """Scores of the averaged weights, which are in the model's place. All processes call it."""
+        return {}
+
+    def draw(self, loop: Loop, step: int) -> None:
+        """Writes images of the averaged weights. All processes call it."""
+
+    @abstractmethod
+    def export(self, loop: Loop, weights: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+        """Writes the finished file. All processes call it, and the main one writes.
+
+        weights   the averaged trained parameters, whole, by their names in the model
+        record    how they were made
         """
 
-    @abstractmethod
-    def evaluate(self, model: M, step: int, out: Path) -> dict[str, float]:
-        """Scores of the averaged weights by name. May write sample images to the folder `out`."""
 
-    @abstractmethod
-    def export(self, model: M, out: Path, record: dict[str, Any]) -> None:
-        """Writes the finished file or folder to `out`, with the training record in its metadata."""
+class _Objective(nn.Module):
+    """A task's loss as a module."""
 
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        # outside of the module's own names
+        self.loss = task.loss
 
-class _Stream(Dataset):
-    """A task's items from step `first` on, for one process: `process` = (index, number of processes)."""
-
-    def __init__(
-        self, task: Task, *, first: int, num_steps: int, batch_size: int, process: tuple[int, int]
-    ) -> None:
-        self.task, self.first, self.num_steps, self.batch_size = task, first, num_steps, batch_size
-        self.index, self.count = process
-
-    def __len__(self) -> int:
-        return (self.num_steps - self.first) * self.batch_size
-
-    def __getitem__(self, index: int) -> Any:
-        step, place = divmod(index, self.batch_size)
-        batch = (self.first + step) * self.count + self.index
-        return self.task.item(batch * self.batch_size + place)
+    def forward(self, batch: Any, number: int) -> Loss:
+        return self.loss(self.model, batch, number)
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
+def step_generator(seed: int, number: int) -> torch.Generator:
     """The random generator of one batch: the same in a resumed run, another in each process."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return torch.Generator().manual_seed(seed * 1_000_003 + number)
 
 
 @contextmanager
@@ -175,293 +232,487 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def learning_rate_factor(step: int, config: LoopConfig) -> float:
-    """The factor on the learning rates, 0..1: linear warm-up, constant, linear decay to 0 at `num_steps`."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    left = config.num_steps - step
-    return warm * (min(1.0, left / config.decay_steps) if config.decay_steps else 1.0)
+# The loop -----------------------------------------------------------------------------------------
 
 
-def build_optimizer(task: Task, config: LoopConfig) -> MuonAdamW:
-    """The optimizer of the task's parameters."""
-    groups = parameter_groups(
-        task.model,
-        learning_rate=config.learning_rate,
-        muon_learning_rate=config.muon_learning_rate,
-        weight_decay=config.weight_decay,
-        not_muon=task.not_muon,
-    )
-    return MuonAdamW(groups)
-
-
-def train(task: Task, config: LoopConfig, out: Path, *, recipe: str, resume: bool = False) -> None:
-    """Trains to the end of the recipe and exports the averaged weights.
-
-    Writes to `out`: checkpoint.safetensors and recipe.json (for `resume`), log/ (TensorBoard), scores.jsonl, samples/ and the
-    task's export.
-
-    Raises CheckpointError if `out` has an earlier run and `resume` is False, or no run of this recipe and `resume` is True;
-    ConfigError if the run has done more steps than `num_steps`; TrainingError if the gradient is not finite.
-    """
-    checkpoint = out / "checkpoint.safetensors"
-    # before `Accelerator`, which synchronises the processes: all have read the record before the main process writes it
-    record = _begin_record(checkpoint, out / "recipe.json", recipe, resume=resume)
-    out.mkdir(parents=True, exist_ok=True)
-    set_seed(config.seed)
-    # without `cpu=True`, Accelerator does not join processes on CPUs
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    task.place(accelerator.device)
-    model = task.model.to(accelerator.device)
-    _start_equal(model, accelerator)
-    optimizer = build_optimizer(task, config)
-    average = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
-    first = load_checkpoint(checkpoint, task.model, average, optimizer) if resume else 0
-    if first > config.num_steps:
-        raise ConfigError(
-            f"{checkpoint} has {first} steps and num_steps is {config.num_steps}: --set num_steps={first} or more"
-        )
-    task.prepare((accelerator.process_index, accelerator.num_processes))
-    chief = accelerator.is_main_process
-    if chief:
-        _record_phase(out / "recipe.json", record, task, config, first, accelerator.num_processes)
-    writer = SummaryWriter(str(out / "log")) if chief else None
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    bar = tqdm(
-        total=config.num_steps,
-        initial=first,
-        desc=recipe,
-        mininterval=10,
-        dynamic_ncols=True,
-        disable=not chief,
-    )
-    running: dict[str, float] = {}
-    for step, batch in enumerate(_batches(task, config, first, accelerator), start=first):
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * learning_rate_factor(step, config)
-        loss, parts = task.loss(model, batch, step * accelerator.num_processes + accelerator.process_index)
-        loss.backward()
-        _average_gradients(parameters, accelerator)
-        norm = float(nn.utils.clip_grad_norm_(parameters, config.gradient_clip))
-        if not math.isfinite(norm):
-            raise TrainingError(f"step {step}: the gradient is {norm}; lower the learning rate and --resume")
-        optimizer.step()
-        optimizer.zero_grad()
-        # only the main process logs, averages and writes
-        if writer is None:
-            continue
-        _update_average(average, model, min(config.ema_decay, (step + 1) / (step + 10)))
-        for key, value in {"loss": float(loss.detach()), "gradient_norm": norm, **parts}.items():
-            running[key] = 0.95 * running.get(key, value) + 0.05 * value
-        done = step + 1
-        bar.update()
-        if done % config.log_every == 0:
-            bar.set_postfix({k: f"{v:.4f}" for k, v in running.items()}, refresh=False)
-            for key, value in running.items():
-                writer.add_scalar(key, value, done)
-        last = done == config.num_steps
-        if done % config.evaluate_every == 0 or last:
-            _evaluate(task, average, done, out, writer, running["loss"])
-        if done % config.checkpoint_every == 0 or last:
-            save_checkpoint(checkpoint, model, average, optimizer, done)
-    bar.close()
-    if writer is not None:
-        writer.close()
-        task.export(_with_weights(model, average), out, record)
-    _leave(accelerator)
-
-
-def _leave(accelerator: Accelerator) -> None:
-    """Ends the group of processes: one that ends while its group still has threads is aborted."""
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-
-
-def _start_equal(model: nn.Module, accelerator: Accelerator) -> None:
-    """Gives all processes the weights of the first one."""
-    if accelerator.num_processes > 1:
-        for value in model.state_dict().values():
-            torch.distributed.broadcast(value, 0)
-
-
-def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
-    """Averages the gradients over all processes in one message.
-
-    The model is not wrapped (DistributedDataParallel), because tasks call its parts. A parameter without a gradient counts as 0,
-    and still has none if no process has one, so that the result equals that of one process with the whole batch.
-    """
-    if accelerator.num_processes == 1:
-        return
-    used = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    together = torch.cat([used, *(g.flatten() for g in gradients)])
-    mean = cast(Tensor, accelerator.reduce(together, reduction="mean"))
-    shares, *parts = mean.split([len(parameters), *(g.numel() for g in gradients)])
-    for parameter, share, gradient, part in zip(parameters, shares.tolist(), gradients, parts, strict=True):
-        parameter.grad = gradient.copy_(part.view_as(gradient)) if share else None
-
-
-def _begin_record(checkpoint: Path, path: Path, recipe: str, *, resume: bool) -> dict[str, Any]:
-    """The record of the run: a new one, or that of the resumed run in `path`. Raises CheckpointError as `train` does."""
-    if not resume:
-        if checkpoint.exists():
-            raise CheckpointError(
-                f"{checkpoint} belongs to an earlier run: continue it with --resume, or choose another --out"
-            )
-        return {"recipe": recipe, "phases": []}
-    if not checkpoint.exists():
-        raise CheckpointError(
-            f"there is no {checkpoint} to resume: give the --out of an earlier run, or start one without --resume"
-        )
-    try:
-        record = json.loads(path.read_text())
-        earlier, _ = record["recipe"], record["phases"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}, the record of the run, cannot be read ({error!r}): restore it, or start again in another --out"
-        ) from error
-    if earlier != recipe:
-        raise CheckpointError(
-            f"{checkpoint} is a run of {earlier}, not of {recipe}: resume that recipe, or choose another --out"
-        )
-    return record
-
-
-def _record_phase(
-    path: Path, record: dict[str, Any], task: Task, config: LoopConfig, first: int, num_processes: int
+def train(
+    build: Callable[[Accelerator], Task],
+    config: LoopConfig,
+    out: Path,
+    *,
+    name: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    only_prepare: bool = False,
 ) -> None:
-    """Adds this phase of the run to the record and writes it, because a resumed run may have other settings."""
-    if task.before is not None:
-        record["before"] = task.before
-    phase = {"first_step": first, "task": task.settings, "loop": asdict(config), "processes": num_processes}
-    earlier = [p for p in record["phases"] if p["first_step"] < first]
-    if not earlier or {**earlier[-1], "first_step": first} != phase:
-        earlier.append(phase)
-    record["phases"] = earlier
-    path.write_text(json.dumps(record, indent=1))
+    """Trains to the end and exports the averaged weights.
+
+    build          makes the task when the processes have found each other
+    name           of the run; a checkpoint of another one is refused
+    only_prepare   make the files that samples are read from, and train nothing
+
+    Writes to `out`: checkpoints/, metrics.jsonl (a line for each step, and for each evaluation), log/ (TensorBoard), samples/ and
+    the task's file.
+
+    Raises CheckpointError if `out` has an earlier run and neither `resume` nor `overwrite` says what to do with it, or nothing
+    that can be resumed; ConfigError for what this machine cannot do; TrainingError for a loss that is not finite or a full disk,
+    and InterruptedRunError after Ctrl-C or SIGTERM.
+    """
+    present = checkpoints(out / "checkpoints") or any(out.glob("*.safetensors"))
+    if present and not (resume or overwrite):
+        raise CheckpointError(
+            f"{out} has an earlier run: go on with --resume, replace it with --overwrite, or choose another output"
+        )
+    check_folder(out)
+    if config.precision == "fp16" and not torch.accelerator.is_available():
+        raise ConfigError("precision fp16 needs a GPU, and there is none here: use fp32 or bf16")
+    accelerator = start_processes()
+    try:
+        if overwrite:
+            _remove_earlier_run(out, accelerator)
+        task = build(accelerator)
+        task.prepare((accelerator.process_index, accelerator.num_processes))
+        accelerator.wait_for_everyone()
+        if not only_prepare:
+            Loop(task, config, out, accelerator, name=name).run(resume=resume)
+    finally:
+        # a process that ends while its group still has threads is aborted
+        accelerator.end_training()
 
 
-def _batches(task: Task, config: LoopConfig, first: int, accelerator: Accelerator) -> Iterator[Any]:
-    """The batches of this process: batch b belongs to process b modulo the number of processes."""
-    stream = _Stream(
-        task,
-        first=first,
-        num_steps=config.num_steps,
-        batch_size=config.batch_size,
-        process=(accelerator.process_index, accelerator.num_processes),
+def start_processes() -> Accelerator:
+    """Joins the processes of the run, on GPUs where there are some."""
+    return Accelerator(
+        # without `cpu=True`, Accelerator does not join processes on CPUs
+        cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
     )
-    loader = DataLoader(
-        stream,
-        batch_size=config.batch_size,
-        collate_fn=task.collate,
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
-    )
-    for batch in loader:
-        yield send_to_device(batch, accelerator.device)
+
+
+class Loop:
+    """A run of a task in this process.
+
+    chief   whether this is the main process, which logs and writes
+    """
+
+    def __init__(
+        self, task: Task, config: LoopConfig, out: Path, accelerator: Accelerator, *, name: str = ""
+    ) -> None:
+        self.task, self.config, self.out, self.accelerator, self.name = task, config, out, accelerator, name
+        self.chief = accelerator.is_main_process
+        self.process, self.processes = accelerator.process_index, accelerator.num_processes
+        self.folder = out / "checkpoints"
+        self.best: tuple[float, int] | None = None
+        self.phases: list[dict[str, Any]] = []
+        self._stop: int | None = None
+
+    @property
+    def samples(self) -> int:
+        """Samples of a step in this process."""
+        return self.config.batch_size * self.config.accumulate
+
+    def run(self, *, resume: bool) -> None:
+        """All steps, then the export."""
+        config = self.config
+        done = self.begin(resume=resume)
+        bar = tqdm(
+            total=config.steps,
+            initial=done,
+            desc=self.name or "train",
+            mininterval=5,
+            dynamic_ncols=True,
+            disable=not self.chief,
+        )
+        batches = self.batches(done)
+        for step in range(done, config.steps):
+            started = time.monotonic()
+            collated = next(batches)
+            waited = time.monotonic() - started
+            values = self.step(step, collated)
+            seconds = time.monotonic() - started
+            values["samples_per_second"] = self.samples * self.processes / seconds
+            values["waiting_for_data"] = waited / seconds
+            self._log(step + 1, values)
+            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+            bar.update()
+            if self._after(step + 1):
+                bar.close()
+                raise InterruptedRunError(f"stopped after step {step + 1}: go on with --resume")
+        bar.close()
+        self._export()
+
+    def begin(self, *, resume: bool) -> int:
+        """Everything before the first step. Returns the number of steps done."""
+        config, task, device = self.config, self.task, self.accelerator.device
+        self.out.mkdir(parents=True, exist_ok=True)
+        task.place(device)
+        task.model.to(device)
+        if self.processes > 1:
+            for value in task.model.state_dict().values():
+                dist.broadcast(value, 0)
+        self.objective: Any = task.objective().train()
+        if config.shard:
+            if not dist.is_initialized():
+                raise ConfigError(
+                    "shard: true divides weights among processes, and there is one: start several by torchrun"
+                )
+            task.shard(self.objective)
+        self.trainable = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
+        self.optimizer = task.optimizer(config)
+        # of fp16, whose small gradients would vanish without a factor
+        self.scaler = torch.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.average = {name: p.detach().clone() for name, p in self.trainable.items()} if config.ema else {}
+        done = self._load() if resume else 0
+        self._record_phase(done)
+        if self.processes > 1 and not config.shard:
+            cast(Any, self.accelerator.ddp_handler).find_unused_parameters = task.unused
+            self.objective = self.accelerator.prepare_model(self.objective)
+        if self.chief:
+            self.writer = SummaryWriter(str(self.out / "log"))
+        if not done:
+            self._draw(0)
+        self._catch_signals()
+        return done
+
+    def batches(self, done: int) -> Iterator[Any]:
+        """The collated samples of each step of this process, from step `done` on."""
+        loader = DataLoader(
+            _Items(self.task, [i for step in range(done, self.config.steps) for i in self.indices(step)]),
+            batch_size=self.samples,
+            collate_fn=self.task.collate,
+            num_workers=self.config.workers,
+            persistent_workers=self.config.workers > 0,
+        )
+        yield from loader
+
+    def indices(self, step: int) -> range:
+        """The numbers of this process's samples in a step."""
+        first = (step * self.processes + self.process) * self.samples
+        return range(first, first + self.samples)
+
+    def step(self, step: int, collated: Any) -> dict[str, float]:
+        """One step of the optimiser. Returns what is logged."""
+        factor = learning_rate_factor(step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        loss, parts = self._accumulate(step, collated)
+        self.scaler.unscale_(self.optimizer)
+        norm = float(whole(nn.utils.clip_grad_norm_(list(self.trainable.values()), self.config.clip)))
+        # a factor that is too large for one step is lowered by the scaler, which leaves the step out
+        if not math.isfinite(loss) or not (self.scaler.is_enabled() or math.isfinite(norm)):
+            self._stop_at_nan(step, loss, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        update_average(self.average, self.trainable, min(self.config.ema, (step + 1) / (step + 10)))
+        rate = self.optimizer.param_groups[0]["lr"]
+        return {"loss": loss, "learning_rate": rate, "gradient_norm": norm, **parts}
+
+    def compute(self, part: Any, number: int) -> Loss:
+        """The loss of a pass, computed in the configuration's type."""
+        dtype = DTYPES[self.config.precision]
+        with torch.autocast(self.accelerator.device.type, dtype, enabled=dtype != torch.float32):
+            return self.objective(send_to_device(self.task.batch(part), self.accelerator.device), number)
+
+    def sum_of_all(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self._reduce(value, dist.ReduceOp.SUM)
+
+    # One step ------------------------------------------------------------------------------------
+
+    def _accumulate(self, step: int, collated: Any) -> tuple[float, dict[str, float]]:
+        """Adds up the gradients of a step. Returns the mean loss of all samples of all processes, and means of its parts."""
+        passes = self.task.passes(collated)
+        number = int(self._reduce(torch.tensor(float(len(passes))), dist.ReduceOp.MAX))
+        # a process with fewer passes repeats one without weight, since gradients are exchanged in every last pass
+        passes += [(part, 0.0) for part, _ in passes[:1] * (number - len(passes))]
+        loss, parts = torch.zeros((), device=self.accelerator.device), dict[str, list[Tensor]]()
+        for index, (part, share) in enumerate(passes):
+            with nullcontext() if index == number - 1 else self._without_exchange():
+                mean, values = self.compute(part, step * self.processes + self.process)
+                # gradients are averaged over the processes, which have equal numbers of samples
+                self.scaler.scale(mean * share).backward()
+            if share:
+                loss += mean.detach().float() * share
+                for key, value in values.items():
+                    parts.setdefault(key, []).append(value.detach().float().reshape(-1))
+        means = {key: float(torch.cat(values).mean()) for key, values in parts.items()}
+        return float(self.sum_of_all(loss)) / self.processes, means
+
+    def _without_exchange(self) -> Any:
+        """A context in which gradients are added up without being exchanged."""
+        if self.config.shard:
+            return _without_shard_exchange(self.objective)
+        return self.accelerator.no_sync(self.objective)
+
+    def _reduce(self, value: Tensor, how: Any) -> Tensor:
+        if self.processes > 1:
+            value = value.to(self.accelerator.device)
+            dist.all_reduce(value, how)
+        return value
+
+    def _stop_at_nan(self, step: int, loss: float, norm: float) -> None:
+        """Writes the names of the step's samples. Raises TrainingError."""
+        path = self.out / f"not-finite-{self.process}.json"
+        names = [self.task.name_of(index) for index in self.indices(step)]
+        path.write_text(json.dumps({"step": step, "samples": names}, indent=1, ensure_ascii=False))
+        raise TrainingError(
+            f"step {step + 1}: the loss is {loss} and the gradient {norm}; {path} names the samples. Lower the learning rate, or "
+            "remove the samples, and go on with --resume"
+        )
+
+    # Between steps -------------------------------------------------------------------------------
+
+    def _after(self, step: int) -> bool:
+        """Evaluation, checkpoint and images, if it is time for them. Returns whether the run was asked to stop."""
+        config, finished, stop = self.config, step == self.config.steps, self._asked_to_stop()
+        if finished or _is_time(step, config.evaluate_every):
+            self._evaluate(step)
+        if finished or stop or _is_time(step, config.save_every):
+            self._save(step)
+        if finished or _is_time(step, config.draw_every):
+            self._draw(step)
+        return stop and not finished
+
+    @torch.no_grad()
+    def _evaluate(self, step: int) -> None:
+        with averaged(self.trainable, self.average):
+            scores = self.task.evaluate(self, step)
+            if self.config.shard:
+                # a pass without a backward pass leaves the outer weights gathered, and the next one would use them
+                self.objective.reshard()
+        value = scores.get(VALIDATION)
+        if value is not None and (self.best is None or value < self.best[0]):
+            self.best = (value, step)
+        if scores:
+            self._log(step, scores)
+
+    @torch.no_grad()
+    def _draw(self, step: int) -> None:
+        with averaged(self.trainable, self.average):
+            self.task.draw(self, step)
+        self.accelerator.wait_for_everyone()
+
+    def _export(self) -> None:
+        with averaged(self.trainable, self.average):
+            weights = {name: whole(p.detach()) for name, p in self.trainable.items()}
+            self.task.export(self, weights, self._record())
+
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        """A line in metrics.jsonl, and TensorBoard's log."""
+        if not self.chief:
+            return
+        with (self.out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def _record(self) -> dict[str, Any]:
+        """How the weights were made."""
+        before = {} if self.task.before is None else {"before": self.task.before}
+        return {"recipe": self.name, "version": __version__, "phases": self.phases, **before}
+
+    def _record_phase(self, done: int) -> None:
+        """Adds this part of the run to the record, because a resumed run may have other settings."""
+        phase = {
+            "first_step": done,
+            "task": dict(self.task.settings),
+            "loop": asdict(self.config),
+            "processes": self.processes,
+        }
+        # as it is read from a checkpoint
+        phase = json.loads(json.dumps(phase))
+        self.phases = [each for each in self.phases if each["first_step"] < done]
+        if not self.phases or {**self.phases[-1], "first_step": done} != phase:
+            self.phases.append(phase)
+
+    # Checkpoints ---------------------------------------------------------------------------------
+
+    def _save(self, step: int) -> None:
+        tensors = run_tensors(self.trainable, self.average, self.optimizer)
+        state = {
+            "identity": self._identity(),
+            "best": self.best,
+            "phases": self.phases,
+            "version": __version__,
+        }
+        save_checkpoint(self.folder, step, tensors, state)
+        if self.chief:
+            remove_old(self.folder, self.config.keep, self.best[1] if self.best else None)
+
+    def _load(self) -> int:
+        """Loads the last checkpoint. Returns its step."""
+        found = checkpoints(self.folder)
+        if not found:
+            raise CheckpointError(f"there is no checkpoint in {self.folder}: start without --resume")
+        start_optimizer(self.optimizer)
+
+        def check(state: dict[str, Any]) -> None:
+            own = self._identity()
+            changed = [key for key, value in own.items() if state["identity"].get(key) != value]
+            if changed:
+                raise CheckpointError(
+                    f"{found[-1]} was made with another {', '.join(changed)}: give what it was, or another output"
+                )
+            if int(state["step"]) > self.config.steps:
+                raise ConfigError(
+                    f"{found[-1]} has more steps than steps = {self.config.steps}: --set steps={state['step']} or more"
+                )
+            self.best = tuple(state["best"]) if state["best"] else None
+            self.phases = state["phases"]
+
+        done = load_checkpoint(found[-1], run_tensors(self.trainable, self.average, self.optimizer), check)
+        if self.chief:
+            _forget_later_steps(self.out / "metrics.jsonl", done)
+        return done
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal to go on."""
+        groups = [len(group["params"]) for group in self.optimizer.param_groups]
+        own = {
+            "name": self.name,
+            "seed": self.config.seed,
+            "average (ema)": bool(self.config.ema),
+            # the same samples may be divided otherwise
+            "samples per step": self.samples * self.processes,
+            "optimizer": [type(self.optimizer).__name__, *groups],
+        }
+        return json.loads(json.dumps(own | self.task.identity()))
+
+    # Stopping ------------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> None:
+        """Ctrl-C and SIGTERM end the run after the present step; a second Ctrl-C ends it at once."""
+
+        def note(number: int, _: object) -> None:
+            self._stop = number
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, note)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any process was asked to stop, so that all save together."""
+        return bool(self._reduce(torch.tensor(float(self._stop is not None)), dist.ReduceOp.MAX))
+
+
+# Parts --------------------------------------------------------------------------------------------
+
+
+class averaged:  # noqa: N801  (a context manager, used like a function)
+    """Inside, the averaged weights are in the model's place."""
+
+    def __init__(self, trainable: Mapping[str, nn.Parameter], average: Mapping[str, Tensor]) -> None:
+        self.trainable, self.average = trainable, average
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_: object) -> None:
+        self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, value in self.average.items():
+            kept = self.trainable[name].detach().clone()
+            self.trainable[name].copy_(value)
+            value.copy_(kept)
 
 
 @torch.no_grad()
-def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    for key, value in model.state_dict().items():
-        if value.is_floating_point():
-            average[key].lerp_(value, 1 - decay)
-        else:
-            average[key].copy_(value)
-
-
-def _with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    model.load_state_dict(weights)
-    return model.eval()
-
-
-def _evaluate(
-    task: Task, average: dict[str, Tensor], step: int, out: Path, writer: SummaryWriter, loss: float
+def update_average(
+    average: Mapping[str, Tensor], trainable: Mapping[str, nn.Parameter], decay: float
 ) -> None:
-    """Scores the averaged weights, then restores the training weights."""
-    (out / "samples").mkdir(exist_ok=True)
-    trained = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
-    started = time.monotonic()
-    with torch.no_grad():
-        scores = task.evaluate(_with_weights(task.model, average), step, out / "samples")
-    task.model.load_state_dict(trained)
-    task.model.train()
-    for key, value in scores.items():
-        writer.add_scalar(f"evaluation/{key}", value, step)
-    line = {"step": step, "loss": round(loss, 5), "seconds": round(time.monotonic() - started, 1), **scores}
-    with (out / "scores.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    tqdm.write(json.dumps(line))
+    """Moves the averaged weights towards the present ones."""
+    for name, value in average.items():
+        value.lerp_(trainable[name].detach(), 1 - decay)
 
 
-def save_checkpoint(
-    path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    """Writes what a resumed run needs, as a safetensors file (no pickle). An interrupted write leaves the earlier file intact."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
-    unfinished = path.with_suffix(".part")
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, str(unfinished), {"step": str(step)})
-    unfinished.replace(path)
+def learning_rate_factor(step: int, config: LoopConfig) -> float:
+    """The factor on the learning rates, 0..1: linear warm-up, constant, linear decay to 0 at the end."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    left = config.steps - step
+    return warm * (min(1.0, left / config.decay) if config.decay else 1.0)
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer | None = None
-) -> int:
-    """Loads a checkpoint into `model`, `average` and `optimizer`; returns the number of steps done.
-
-    Raises CheckpointError if the file is damaged or belongs to other parameters.
-    """
-    try:
-        with safe_open(str(path), "pt") as file:
-            step = int(file.metadata()["step"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or not a checkpoint ({error!r}): start again in another --out"
-        ) from error
-    weights, averaged, moments = (
-        {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
-        for part in ("model", "average", "optimizer")
-    )
-    _check_weights(path, model.state_dict(), weights)
-    _check_weights(path, average, averaged)
-    model.load_state_dict(weights)
-    for key, value in averaged.items():
-        average[key].copy_(value)
-    if optimizer is not None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in moments.items():
-            index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
-        _check_optimizer_state(path, optimizer, state)
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
+def start_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Makes the state that a checkpoint is loaded into: a step with gradients and learning rates of 0."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = 0.0, 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate, decay in zip(optimizer.param_groups, rates, decays, strict=True):
+        group["lr"], group["weight_decay"] = rate, decay
 
 
-def _check_weights(path: Path, needed: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    expected, found = ({k: v.shape for k, v in each.items()} for each in (needed, given))
-    odd = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
-    if odd:
-        raise CheckpointError(
-            f"{path} has other parameters than the recipe now, for example {odd[:3]}: resume it with the version that "
-            "started it, or start again in another --out"
-        )
+def run_tensors(
+    trainable: Mapping[str, nn.Parameter], average: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Everything that a checkpoint keeps, by name: trained weights, their average, the optimiser's state."""
+    tensors = {f"model.{name}": p.detach() for name, p in trainable.items()}
+    tensors |= {f"average.{name}": value for name, value in average.items()}
+    names = {id(p): name for name, p in trainable.items()}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{names[id(parameter)]}.{key}"] = value
+    return tensors
 
 
-def _check_optimizer_state(
-    path: Path, optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]
-) -> None:
-    """Raises CheckpointError for a state of other groups. The state is numbered by parameter, and the numbers change when
-    parameters move between Muon and AdamW."""
-    needed = [(group["kind"], p.shape) for group in optimizer.param_groups for p in group["params"]]
-    for index, values in state.items():
-        found = (
-            ("muon", values["momentum"].shape) if "momentum" in values else ("adamw", values["mean"].shape)
-        )
-        if index >= len(needed) or needed[index] != found:
-            raise CheckpointError(
-                f"{path} has the optimizer state of other parameters: set muon_learning_rate to 0 if it was 0 in the "
-                "earlier run, else above 0; or start again in another --out"
-            )
+def whole(value: Tensor) -> Tensor:
+    """A tensor of all processes' parts."""
+    return cast(Any, value).full_tensor() if hasattr(value, "full_tensor") else value
+
+
+class _without_shard_exchange:  # noqa: N801  (a context manager, used like a function)
+    """Inside, sharded gradients are added up without being exchanged."""
+
+    def __init__(self, objective: Any) -> None:
+        self.objective = objective
+
+    def __enter__(self) -> None:
+        self.objective.set_requires_gradient_sync(False)
+
+    def __exit__(self, *_: object) -> None:
+        self.objective.set_requires_gradient_sync(True)
+
+
+class _Items(Dataset):
+    """A task's samples by their numbers."""
+
+    def __init__(self, task: Task, indices: Sequence[int]) -> None:
+        self.task, self.indices = task, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.task.item(self.indices[place])
+
+
+def _is_time(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+def _forget_later_steps(path: Path, done: int) -> None:
+    """Removes the lines of steps after the checkpoint, which a run that was killed has left and which are done again."""
+    if not path.is_file():
+        return
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    kept = [line for line in lines if json.loads(line)["step"] <= done]
+    part = path.with_suffix(".part")
+    part.write_text("".join(f"{line}\n" for line in kept))
+    part.replace(path)
+
+
+def _remove_earlier_run(out: Path, accelerator: Accelerator) -> None:
+    """Removes what --resume and readers would take for this run's."""
+    if accelerator.is_main_process:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        for name in ("metrics.jsonl", "final.safetensors"):
+            (out / name).unlink(missing_ok=True)
+    accelerator.wait_for_everyone()

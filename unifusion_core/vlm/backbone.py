@@ -15,14 +15,24 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
-from ..contracts import MAX_TILES, ChatTemplate, Features, Request, TokenInfo, TokenRole, VLMSpec
+from ..caching import LRUCache, digest
+from ..contracts import (
+    MAX_TILES,
+    ChatTemplate,
+    Features,
+    Request,
+    TokenInfo,
+    TokenRole,
+    TokenSelection,
+    VLMSpec,
+)
 from ..errors import VLMError
 from .base import NEW_TOKENS, BaseVLM, Written
 from .chat import VLMInputs, single_token
 from .decoding import make_generators, pick_tokens
 from .families import decoder_layers, find_family
 from .fingerprint import fingerprint_of, tensors_in_files
-from .prefix_cache import STATES_LIMIT, TILES_LIMIT, CachedPrefix, LRUCache, digest
+from .prefix_cache import STATES_LIMIT, TILES_LIMIT, CachedPrefix
 from .taps import TapReader
 
 logger = logging.getLogger(__name__)
@@ -66,17 +76,21 @@ class VLMBackbone(BaseVLM, nn.Module):
         self.tokenizer = tokenizer
         self.folder = folder
         self.model = model
-        self.tile_size = self.family.tile_size(model.config, tile_size)
-        self.token_grid = self.family.token_grid(model.config, self.tile_size)
+        self.set_tile_size(tile_size)
         self.normalisation = normalisation or self.family.normalisation
         self.prefix_cache: LRUCache[CachedPrefix] = LRUCache(STATES_LIMIT)
-        self.tile_cache = LRUCache(TILES_LIMIT)
         self._fingerprint = ""
         # transformers calls it `past_key_values` up to 5.23
         parameters = inspect.signature(self._base().forward).parameters
         self._cache_keyword = "cache" if "cache" in parameters else "past_key_values"
         self.requires_grad_(False)
         self.eval()
+
+    def set_tile_size(self, side: int | None) -> None:
+        """Cuts images into tiles of this side in pixels; None = the family's default. Raises VLMError for an unsupported side."""
+        self.tile_size = self.family.tile_size(self.model.config, side)
+        self.token_grid = self.family.token_grid(self.model.config, self.tile_size)
+        self.tile_cache = LRUCache(TILES_LIMIT)
 
     def train(self, mode: bool = True) -> VLMBackbone:
         """Stays in evaluation mode, also as part of a module in training."""
@@ -119,6 +133,28 @@ class VLMBackbone(BaseVLM, nn.Module):
             in_memory = sorted(self.model.state_dict().items())
             self._fingerprint = fingerprint_of(tensors_in_files(self.folder) if self.folder else in_memory)
         return self._fingerprint
+
+    def spec(self, taps: Sequence[int], token_selection: TokenSelection = "rewrite") -> VLMSpec:
+        """What a generator that is trained on this VLM records of it, with the family's chat. Raises ConfigError for taps that
+        are not layers of this VLM."""
+        return VLMSpec(
+            family=self.family_name,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            taps=tuple(taps),
+            template=self.template,
+            token_selection=token_selection,
+            fingerprint=self.fingerprint,
+        )
+
+    def reads(self, template: ChatTemplate) -> bool:
+        """Whether the template's special tokens are tokens of this VLM."""
+        try:
+            single_token(self.tokenizer, template.end, "end")
+            self.check_image_token(template)
+        except VLMError:
+            return False
+        return True
 
     def check_fits(self, spec: VLMSpec) -> None:
         """Raises VLMError unless the generator was trained with this VLM: size, taps, chat template and fingerprint."""
@@ -200,7 +236,25 @@ class VLMBackbone(BaseVLM, nn.Module):
         if not start:
             cache = DynamicCache(config=self.text_config) if whole else None
             return self._forward(inputs, positions, taps, whole=whole, cache=cache)
-        first, second = slice(0, start), slice(start, None)
+        prefix = self._prefix(inputs, positions, start, taps, whole=whole, weights=weights)
+        cache = prefix.fill(DynamicCache(config=self.text_config))
+        rest = self._forward(inputs, positions, taps, whole=whole, cache=cache, tokens=slice(start, None))
+        if prefix.states is None or rest.states is None:
+            return rest
+        return replace(rest, states=torch.cat([prefix.states, rest.states], 1))
+
+    def _prefix(
+        self,
+        inputs: VLMInputs,
+        positions: Tensor,
+        length: int,
+        taps: tuple[int, ...],
+        *,
+        whole: bool,
+        weights: Hashable,
+    ) -> CachedPrefix:
+        """The first `length` tokens of a single chat, run or taken from the cache."""
+        first = slice(0, length)
         key = (
             digest(inputs.token_ids[:, first], *inputs.pixel_inputs.values()),
             taps,
@@ -213,11 +267,7 @@ class VLMBackbone(BaseVLM, nn.Module):
             cache = DynamicCache(config=self.text_config)
             done = self._forward(inputs, positions, taps, whole=whole, cache=cache, tokens=first)
             prefix = self.prefix_cache.put(key, CachedPrefix.of(done.states, cache))
-        cache = prefix.fill(DynamicCache(config=self.text_config))
-        rest = self._forward(inputs, positions, taps, whole=whole, cache=cache, tokens=second)
-        if prefix.states is None or rest.states is None:
-            return rest
-        return replace(rest, states=torch.cat([prefix.states, rest.states], 1))
+        return prefix
 
     def _forward(
         self,
@@ -342,6 +392,43 @@ class VLMBackbone(BaseVLM, nn.Module):
         features = _with_answers(inputs, states, written) if states else None
         return Written(texts=texts, ended=ended, features=features)
 
+    @torch.no_grad()
+    def first_token_logits(
+        self,
+        images: Sequence[Float[Tensor, "C H W"]],
+        prompts: Sequence[str],
+        *,
+        template: ChatTemplate | None = None,
+        max_tiles: int = MAX_TILES,
+    ) -> Float[Tensor, "B vocabulary"]:
+        """Logits of the first token of the answer to each prompt about the same images, in float32.
+
+        The images are encoded once; their keys and values serve all prompts, which run as one batch. The result is that of a
+        separate chat for each prompt. Raises as `prepare` does, and VLMError for a VLM without a head.
+        """
+        head = self._head()
+        requests = [Request(prompt=prompt, images=images) for prompt in prompts]
+        # the images of one chat: those of the others are the same
+        chats = super().prepare(requests, template, max_tiles)
+        chats = replace(chats, pixel_inputs=self._pixel_inputs([each.pixels for each in chats.tiles[0]])).to(
+            self._device()
+        )
+        rows = [chats.row(number) for number in range(len(requests))]
+        positions = torch.cat([self._position_ids(row) for row in rows], dim=-2)
+        start = _end_of_images(rows[0])
+        cache = DynamicCache(config=self.text_config)
+        if start:
+            prefix = self._prefix(rows[0], self._position_ids(rows[0]), start, (), whole=True, weights=None)
+            cache = prefix.fill(cache, len(rows))
+        hidden = self._run(
+            input_ids=chats.token_ids[:, start:],
+            attention_mask=chats.mask,
+            position_ids=positions[..., start:],
+            cache=cache,
+        )
+        last = chats.mask.sum(dim=1) - 1 - start
+        return head(hidden[torch.arange(len(rows)), last.to(hidden.device)]).float()
+
     # Parts of the model ---------------------------------------------------------------------------
 
     def _base(self) -> Any:
@@ -357,7 +444,13 @@ class VLMBackbone(BaseVLM, nn.Module):
         return cast(nn.Embedding, self.model.get_input_embeddings())
 
     def _head(self) -> nn.Module:
-        return cast(nn.Module, self.model.get_output_embeddings())
+        head = cast(nn.Module | None, self.model.get_output_embeddings())
+        if head is None:
+            raise VLMError(
+                f"The VLM {self.folder or self.family_name} has no language model head, so it writes no text: use the whole "
+                "model, whose class ends in ForConditionalGeneration."
+            )
+        return head
 
     def _device(self) -> torch.device:
         return self.run_device or self._embedding().weight.device

@@ -10,15 +10,17 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from ..caching import LRUCache, digest
 from ..contracts import MAX_TILES, ChatTemplate, Features, Request, TokenRole, VLMSpec
 from ..errors import ConfigError, PromptError, VLMError
 from .chat import ImageLayout, VLMInputs, build_chat, single_token, token_centres
 from .families import VLMFamily
-from .prefix_cache import LRUCache, digest
 from .tiling import Tiles, split_into_tiles
 
-# name in error messages: the command line has no such option, and ComfyUI's own node names it differently
-NEW_TOKENS = "the number of new tokens (max_new_tokens in Rewrite for UniFusion, max_length in Generate Text)"
+# name in error messages: each host has its own
+NEW_TOKENS = (
+    "the number of new tokens (--max-new-tokens, max_new_tokens, or max_length of ComfyUI's Generate Text)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

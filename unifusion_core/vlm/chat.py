@@ -57,6 +57,18 @@ class VLMInputs:
         """Roles and ids as in `Features.tokens`."""
         return TokenInfo(roles=self.roles, ids=self.token_ids)
 
+    def row(self, number: int) -> VLMInputs:
+        """One chat of several about the same images, with its padding; `pixel_inputs` are those of one chat already."""
+        one = slice(number, number + 1)
+        return replace(
+            self,
+            token_ids=self.token_ids[one],
+            mask=self.mask[one],
+            roles=self.roles[one],
+            positions=self.positions[one],
+            tiles=self.tiles[one],
+        )
+
     def to(self, device: torch.device | str) -> VLMInputs:
         """On another device. `tiles` stay where they are: the VLM does not compute with them."""
         return replace(

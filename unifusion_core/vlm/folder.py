@@ -35,6 +35,7 @@ def load_vlm(
 ) -> VLMBackbone:
     """Loads a VLM.
 
+    device      "meta" = the model without its weights, which can prepare chats and nothing else
     tile_size   side of a tile in pixels, for families that do not fix it; None = the family's default
     spec        of a generator: a VLM of another family or size is refused before its weights are read
 
@@ -62,7 +63,8 @@ def load_vlm(
     if spec is not None:
         check_size_fits(spec, model_type, *_size(folder))
     tokenizer = load_tokenizer(folder)
-    model = _load_model(folder, dtype, device)
+    empty = str(device) == "meta"
+    model = _empty_model(folder, dtype) if empty else _load_model(folder, dtype, device)
     return VLMBackbone(
         model, tokenizer, normalisation=_normalisation(folder), tile_size=tile_size, folder=folder
     )
@@ -97,6 +99,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             "model's files."
         )
     return tokenizer
+
+
+def _empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a folder's config.json, without weights."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return cast(Any, AutoModelForImageTextToText).from_config(config, dtype=dtype)
 
 
 def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:

@@ -33,25 +33,30 @@ _COUNT = re.compile(
 )
 
 
+def commands_in(prompt: str) -> list[str]:
+    """A sentence if the prompt has commands of other text encoders, which every VLM reads as plain text."""
+    commands = [name for name, pattern in _SYNTAX.items() if pattern.search(prompt)]
+    if not commands:
+        return []
+    return [
+        f"{', '.join(commands)} in the prompt: read as plain text. Say it in words, and load LoRAs with their own node or option."
+    ]
+
+
 def unread_parts(tokenizer: PreTrainedTokenizerFast, request: Request) -> list[str]:
     """One sentence for each kind of thing in the prompt that the VLM reads otherwise than it was meant.
 
     Commands of other text encoders are plain text to every VLM. A VLM with a fixed vocabulary knows no other words, counts to
     three, and understands negation in an instruction about an image alone ("the same without the star").
     """
-    prompt, sentences = _SPECIAL.sub(" ", request.prompt), []
-    commands = [name for name, pattern in _SYNTAX.items() if pattern.search(prompt)]
-    if commands:
-        sentences.append(
-            f"{', '.join(commands)} in the prompt: read as plain text. Say it in words, and load LoRAs with their own node or "
-            "option."
-        )
+    prompt = _SPECIAL.sub(" ", request.prompt)
+    sentences = commands_in(prompt)
     if len(tokenizer) >= FIXED_VOCABULARY:
         return sentences
     bare = prompt
     for pattern in _SYNTAX.values():
         bare = pattern.sub(lambda found: "".join(found.groups()), bare)
-    if not commands and _BRACKETS.search(bare):
+    if not sentences and _BRACKETS.search(bare):
         sentences.append("Brackets in the prompt are read as plain text: leave them out.")
     if unknown := unknown_words(tokenizer, bare):
         sentences.append(

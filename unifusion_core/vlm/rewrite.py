@@ -10,6 +10,9 @@ import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
+from jaxtyping import Float
+from torch import Tensor
+
 from ..contracts import MAX_TILES, Features, Request, RewriteSettings, RewriteStates, VLMSpec
 from ..errors import PromptError
 from .answer import description_in, whole_sentences
@@ -159,6 +162,15 @@ def attempt_rewrites(
                 features = select_tokens(written.features.row(row), spec.token_selection)
             attempts.append(Rewrite(request=done, features=features))
     return attempts
+
+
+def describe_image(
+    backbone: BaseVLM, spec: VLMSpec, image: Float[Tensor, "3 H W"], settings: RewriteSettings
+) -> str:
+    """The VLM's caption of an image: its answer to the image without a prompt. Empty if it finds no words or no end."""
+    request = Request(prompt="", images=[image])
+    (attempt,) = attempt_rewrites(backbone, spec, [request], settings)
+    return "" if isinstance(attempt, PromptError) else attempt.text
 
 
 def _shown(request: Request) -> str:

@@ -114,6 +114,7 @@ KREA_2 = GeneratorSpec(
     vae_hint="the folder vae/ of its diffusers repository",
     comfy_latent_format="Wan21",
     trained_tokens=512,
+    unused=frozenset({"last.down", "last.up"}),
     limits=(
         "It was trained on text alone: it has never seen image tokens, so images reach it untrained.",
         "It has never seen states of the assistant's turn, so a rewrite is encoded as the prompt.",

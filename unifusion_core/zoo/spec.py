@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..contracts import RewriteSettings
+from jaxtyping import Float
+from torch import Tensor
+
+from ..contracts import Request, RewriteSettings
 from ..models.unifusion import UniFusionConfig
 
 logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
+# the VLM's caption of an image
+Describe = Callable[[Float[Tensor, "3 H W"]], str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +49,11 @@ def _never(shapes: Shapes) -> None:
     """For generators whose files always carry their configuration."""
 
 
+def _nothing_known(request: Request, describe: Describe) -> Sequence[str]:
+    """For generators of whose limits nothing can be told from a request."""
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSpec:
     """One generator. `zoo/` has a file for each.
@@ -62,6 +72,9 @@ class GeneratorSpec:
     comfy_latent_format   class of comfy.latent_formats with the scale of its latents; "" = latents are used as they are
     comfy_easy_cache      the largest reuse_threshold of ComfyUI's EasyCache that keeps its images right; None = not measured
     trained_tokens        the longest condition that it was trained on; None = not known, or any
+    unused                layers that some of its files have and that no published code reads
+    outside               what of a request it cannot draw, one sentence each that names the words; it may look at images by the
+                          VLM's captions. Empty = nothing that is known
     limits                what it is known not to do, one sentence each
     built_in              its files, if they come with the package
     """
@@ -79,6 +92,8 @@ class GeneratorSpec:
     recognize: Callable[[Shapes], UniFusionConfig | None] = _never
     comfy_easy_cache: float | None = None
     trained_tokens: int | None = None
+    unused: frozenset[str] = frozenset()
+    outside: Callable[[Request, Describe], Sequence[str]] = _nothing_known
     limits: tuple[str, ...] = field(default=())
     built_in: BuiltIn | None = None
 
@@ -86,6 +101,10 @@ class GeneratorSpec:
     def default_sampling(self) -> SamplingDefaults:
         """That of the first variant."""
         return next(iter(self.sampling.values()))
+
+    def max_pixels(self, config: UniFusionConfig) -> int:
+        """Pixels of the largest size that a file with this configuration is known to draw well."""
+        return max(width * height for width, height in (self.size, *config.trained_sizes))
 
     def warn_of_long_condition(self, tokens: int) -> None:
         """Warns of a condition of more tokens than the generator was trained on."""

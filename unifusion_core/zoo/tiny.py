@@ -9,6 +9,7 @@ from ..models.dit import DiTConfig
 from ..models.lap import LAPConfig
 from ..models.unifusion import UniFusionConfig
 from .spec import BuiltIn, GeneratorSpec, SamplingDefaults
+from .tiny_limits import outside_of_tiny
 
 _NAME = "unifusion-tiny-1"
 _WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -59,6 +60,7 @@ TINY = GeneratorSpec(
     vae_hint="the one that comes with the package",
     # of 16 scenes, 13 are exact without it and at 0.01, 11 at 0.02, 9 at 0.05, none at the default 0.2
     comfy_easy_cache=0.01,
+    outside=outside_of_tiny,
     limits=(
         "It draws coloured shapes on flat backgrounds, nothing else.",
         "It was trained on three sizes: 128 x 128, 160 x 112 and 112 x 160 pixels.",

@@ -104,6 +104,11 @@ def difference(given: Tensor, expected: Tensor) -> float:
     return float((given - expected).abs().max() / expected.abs().max())
 
 
+def rms(given: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference, as a share of the expected one."""
+    return float((given - expected).norm() / expected.norm())
+
+
 def difference_by_tap(given: Tensor, expected: Tensor) -> float:
     """`difference` of the worst tap (B T L D)."""
     return max(difference(given[:, :, tap], expected[:, :, tap]) for tap in range(expected.shape[2]))

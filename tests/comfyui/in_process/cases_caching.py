@@ -10,9 +10,12 @@ from weakref import ref
 
 import torch
 from the_pack.nodes.comfy import stock_clip
-from the_pack.nodes.comfy.clip import encode, encoder_of
+from the_pack.nodes.comfy.clip import encode, encoder_of, load_clip
 from the_pack.nodes.comfy.conditions import SamplingCondition
+from the_pack.nodes.comfy.loading import load_model
+from the_pack.nodes.comfy.model import pool
 from the_pack.unifusion_core.models.unifusion import PreparedCondition
+from the_pack.unifusion_core.zoo.tiny import BUILT_IN
 
 from .case import case, difference
 from .small_qwen import load_small_qwen, small_qwen
@@ -66,6 +69,58 @@ def images_encoded_once() -> dict[str, Any]:
 def _(found: dict[str, Any]) -> None:
     assert found["runs"] == [1, 2]
     assert found["difference"] == 0
+
+
+@case()
+def images_pooled_once() -> dict[str, Any]:
+    """Tokens that went through LAP for three instructions about the same images, with a LoRA, without it again, and with an
+    attention patch."""
+    model = load_model(BUILT_IN.generator)
+    clip = load_clip(BUILT_IN.vlm, model.model.model_config.unifusion.vlm)
+    lap = model.model.diffusion_model.txtfusion.layerwise_blocks[0]
+    tokens: list[int] = []
+    lap.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].shape[:-2].numel()))
+
+    def pooled(patched: Any, prompt: str) -> tuple[int, int, Any]:
+        features = encode(clip, prompt, images(), 5)[1]
+        before = sum(tokens)
+        condition = pool(patched, features)
+        of_images = int((features.features.positions[..., 0] > 0).sum())
+        return sum(tokens) - before, features.features.states.shape[1] - of_images, condition[0][0]
+
+    with_lora = model.clone()
+    weight = "diffusion_model.txtfusion.layerwise_blocks.0.attn.wq.weight"
+    with_lora.add_patches({weight: ("diff", (torch.ones(160, 160),))})
+    patched = model.clone()
+    patched.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *a, **k: f(
+        *a, **k
+    )
+    calls = [
+        (model, "make it blue"),
+        (model, "remove the star"),
+        (model, "make it blue"),
+        (with_lora, "make it blue"),
+    ]
+    found = [pooled(*call) for call in [*calls, (model, "make it blue"), (patched, "make it blue")]]
+    return {
+        "tokens": [each[0] for each in found],
+        "text": found[1][1],
+        "again": difference(found[2][2], found[0][2]),
+        "after the LoRA": difference(found[4][2], found[0][2]),
+        "by the LoRA": difference(found[3][2], found[0][2]),
+        "patched": difference(found[5][2], found[0][2]),
+    }
+
+
+@images_pooled_once.check
+def _(found: dict[str, Any]) -> None:
+    first, second, third, with_lora, without_again, patched = found["tokens"]
+    assert second == found["text"] < first / 2
+    assert third == without_again == 0
+    assert with_lora == patched == first
+    assert found["again"] == found["after the LoRA"] == 0
+    assert found["patched"] <= 1e-6
+    assert found["by the LoRA"] > 0.01
 
 
 @case(equals={"caches added": 1, "images": 1, "caches left": 0, "objects left": 0})

@@ -9,16 +9,18 @@ import comfy.model_management as mm
 import comfy.sd
 import torch
 from safetensors.torch import save_file
-from the_pack.nodes.comfy import sampling
+from the_pack.nodes.comfy import host, sampling
 from the_pack.nodes.comfy.loading import load_model
+from the_pack.nodes.load_model import UniFusionModelLoader
 from the_pack.nodes.schedule import UniFusionSchedule
 from the_pack.unifusion_core.checkpoints.generator_file import load_generator
 from the_pack.unifusion_core.sampling import sample
 from torch import Tensor
 
-from .case import PARITY, case, close, difference
+from .case import PARITY, case, close, difference, rms
 from .small_krea import (
     KREA_LATENT,
+    QUANTISED,
     krea_drawn,
     krea_features,
     krea_file,
@@ -121,37 +123,123 @@ def _(found: dict[str, dict[str, bool]]) -> None:
 
 
 @case()
-def krea_2_in_8_bits() -> dict[str, Any]:
-    """Weights that stay in 8 bits, against ComfyUI's own and against the core with dequantized ones; saved and opened again."""
-    return {layout: _in_8_bits(layout) for layout in ("marked", "old")}
+def krea_2_quantised() -> dict[str, Any]:
+    """Layers that stay as they are stored, against ComfyUI's own loader and against the core with dequantised weights; saved and
+    opened again."""
+    plain = krea_drawn(krea_models()[0], _sigmas(krea_models()[0], STEPS, "krea-2 turbo"), CFG)
+    return {layout: _quantised(layout, plain) for layout in QUANTISED if layout != "fp8 per row"}
 
 
-def _in_8_bits(layout: str) -> dict[str, Any]:
+def _quantised(layout: str, plain: Tensor) -> dict[str, Any]:
     ours, theirs = krea_models(layout)
     sigmas = _sigmas(ours, STEPS, "krea-2 turbo")
     drawn = krea_drawn(ours, sigmas, CFG)
     saved = FOLDER / "krea-saved.safetensors"
     comfy.sd.save_checkpoint(str(saved), ours, metadata={"format": "pt"})
+    blocks, their_blocks = ours.model.diffusion_model.blocks, theirs.model.diffusion_model.blocks
     return {
-        "type": str(ours.model.diffusion_model.blocks[0].attn.wq.weight._qdata.dtype),
+        "layer": blocks[0].attn.wq.weight._layout_cls,
+        "same weights": _same(blocks.state_dict(), their_blocks.state_dict()),
+        "layers": _layers_differ(blocks, their_blocks),
         "theirs": difference(drawn, krea_drawn(theirs, sigmas, CFG)),
-        "core": difference(drawn, _by_core(ours, sigmas, layout)),
         "saved": difference(krea_drawn(load_model(saved), sigmas, CFG), drawn),
+        "core": difference(drawn, by_core := _by_core(ours, sigmas, layout)),
+        "lost": rms(by_core, plain),
     }
 
 
-@krea_2_in_8_bits.check
+def _same(given: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    """Whether all stored numbers and scales are the same."""
+    same = (torch.equal(given[name].view(-1), value.view(-1)) for name, value in expected.items())
+    return given.keys() == expected.keys() and all(same)
+
+
+def _layers_differ(given: torch.nn.Module, expected: torch.nn.Module) -> float:
+    """The largest difference of what the quantised layers make of one input."""
+    found, random = [], torch.Generator().manual_seed(2)
+    for name, layer in given.named_modules():
+        if hasattr(layer, "quant_format"):
+            x = torch.randn(5, layer.in_features, generator=random)
+            found.append(difference(layer(x), expected.get_submodule(name)(x)))
+    assert found
+    return max(found)
+
+
+# ComfyUI rounds the inputs of these layers to 8 or 4 bits, where a difference in the last bit becomes one of a whole step: the
+# largest differences of a picture
+ROUNDED = {
+    "int8": 0.05,
+    "int8 per row": 0.05,
+    "int8 ConvRot": 0.05,
+    "asym_w4a8_int8": 0.05,
+    "convrot_w4a4": 0.4,
+}
+
+
+@krea_2_quantised.check
 def _(found: dict[str, dict[str, Any]]) -> None:
-    for layout in ("marked", "old"):
-        assert found[layout].pop("type") == "torch.float8_e4m3fn"
-        assert len(found[layout]) == 3
-        assert close(*found[layout].values())
+    assert len(found) == 9
+    for layout, each in found.items():
+        assert each["same weights"], layout
+        assert close(each["layers"]), layout
+        rounding = ROUNDED.get(layout, PARITY)
+        assert all(each[name] <= rounding for name in ("theirs", "saved", "core")), layout
+        # of the order of the format's own error, which a wrong scale would exceed many times
+        assert 0.001 < each["lost"] < 0.2, layout
+
+
+@case()
+def krea_2_fp8_per_row() -> dict[str, Any]:
+    """fp8 with a scale per row, which ComfyUI's own fp8 layers cannot hold, against the core."""
+    path = krea_file("fp8 per row")
+    ours = load_model(path)
+    sigmas = _sigmas(ours, STEPS, "krea-2 turbo")
+    drawn = krea_drawn(ours, sigmas, CFG)
+    return {
+        "core": difference(drawn, _by_core(ours, sigmas, "fp8 per row")),
+        "lost": rms(drawn, krea_drawn(krea_models()[0], sigmas, CFG)),
+    }
+
+
+@krea_2_fp8_per_row.check
+def _(found: dict[str, float]) -> None:
+    assert found["core"] <= PARITY
+    assert 0.001 < found["lost"] < 0.1
+
+
+@case()
+def krea_2_all_in_one() -> dict[str, Any]:
+    """A checkpoint with text encoder and VAE in models/checkpoints, as ComfyUI saves it, in the loader's list; the other
+    checkpoints there are not in it."""
+    folder = FOLDER / "models" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    everything = {f"model.diffusion_model.{name}": value for name, value in krea_weights().items()}
+    everything |= {
+        "text_encoders.qwen3vl_4b.model.norm.weight": torch.ones(4),
+        "vae.conv1.weight": torch.ones(4),
+    }
+    everything["model.diffusion_model.last.down.weight"] = torch.ones(4, 4)
+    save_file(everything, str(folder / "krea-all-in-one.safetensors"))
+    save_file(
+        {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(4)}, str(folder / "sd15.safetensors")
+    )
+    names = [name for name in host.generator_names() if name.startswith("checkpoints/")]
+    ours = UniFusionModelLoader.execute(names[0], "default").args[0]
+    sigmas = _sigmas(ours, STEPS, "krea-2 turbo")
+    plain = krea_drawn(krea_models()[0], sigmas, CFG)
+    return {"names": names, "difference": difference(krea_drawn(ours, sigmas, CFG), plain)}
+
+
+@krea_2_all_in_one.check
+def _(found: dict[str, Any]) -> None:
+    assert found["names"] == ["checkpoints/krea-all-in-one.safetensors"]
+    assert found["difference"] <= PARITY
 
 
 @case()
 def krea_2_lora_on_8_bits() -> dict[str, float]:
     """A LoRA on weights in 8 bits, against ComfyUI's own model."""
-    models = krea_models("old")
+    models = krea_models("fp8 of the old layout")
     sigmas, lora = _sigmas(models[0], STEPS, "krea-2 turbo"), krea_loras()["diffusers"]
     plain = krea_drawn(models[0], sigmas, CFG)
     patched = [comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0] for model in models]

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.sample
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom_sampler
 import comfy_extras.nodes_model_advanced as model_advanced
 import torch
 from the_pack.nodes.comfy import sampling
+from the_pack.nodes.comfy.clip import encode, load_clip
+from the_pack.nodes.comfy.loading import load_model
 from the_pack.nodes.comfy.model import pool
+from the_pack.nodes.sample import UniFusionSampler
 from the_pack.nodes.sockets import Encoded
 from the_pack.unifusion_core.contracts import Features
 from the_pack.unifusion_core.flow.schedule import build_schedule
 from the_pack.unifusion_core.sampling import sample
+from the_pack.unifusion_core.zoo.tiny import BUILT_IN
 from torch import Tensor
 
-from .case import PARITY, case, difference
+from .case import PARITY, case, close, difference, refused
 from .small_unifusion import (
     CFG,
     CONFIG,
@@ -28,8 +33,10 @@ from .small_unifusion import (
     by_core,
     conditioning,
     core_model,
+    encoded,
     features,
     host_model,
+    images,
     noise_for,
 )
 
@@ -54,6 +61,74 @@ def equal_lengths() -> float:
 @case(at_most=PARITY)
 def unequal_lengths() -> float:
     return parity(features(37, 12), features(5))
+
+
+def _by_node(model: Any, positive: Any, **changes: Any) -> Tensor:
+    inputs = {"seed": SEED, "steps": STEPS, "cfg": CFG, "image_cfg": 1.0, "schedule": "automatic"}
+    node = UniFusionSampler.execute(model, positive, {"samples": LATENT}, **inputs | changes)
+    return node.args[0]["samples"]
+
+
+@case(equals={"positive": 0.0, "negative": 0.0, "picture_only": 0.0})
+def features_straight_into_the_sampler() -> dict[str, float]:
+    """Against the same features through Pool UniFusion Features."""
+    model = host_model()
+    each = {"positive": encoded(9, 4), "negative": encoded(5), "picture_only": encoded(7, 4)}
+    expected = _by_node(model, **{name: pool(model, features) for name, features in each.items()})
+    mixed = {name: {**each, name: pool(model, each[name])} for name in each}
+    return {name: difference(_by_node(model, **inputs), expected) for name, inputs in mixed.items()}
+
+
+@case()
+def without_a_negative() -> dict[str, float]:
+    """Guidance leads away from the empty prompt then, also for a conditioning of Pool; at cfg 1 there is none."""
+    model = load_model(BUILT_IN.generator)
+    clip = load_clip(BUILT_IN.vlm, model.model.model_config.unifusion.vlm)
+    positive, empty = (encode(clip, prompt, images(), 5)[1] for prompt in ("make it blue", ""))
+    empty = encode(clip, "", (), 5)[1]
+    expected = _by_node(model, positive, negative=empty)
+    return {
+        "features": difference(_by_node(model, positive), expected),
+        "conditioning": difference(_by_node(model, pool(model, positive)), expected),
+        "cfg 1": difference(
+            _by_node(model, positive, cfg=1.0), _by_node(model, positive, cfg=1.0, negative=empty)
+        ),
+        "effect": difference(_by_node(model, positive, cfg=1.0), expected),
+    }
+
+
+@without_a_negative.check
+def _(found: dict[str, float]) -> None:
+    assert found.pop("effect") > 0.01
+    assert close(*found.values())
+
+
+@refused("Guidance needs a negative", "connect the empty prompt to `negative`, or set cfg to 1")
+def guidance_without_a_negative() -> Tensor:
+    return _by_node(host_model(), conditioning(features(9)))
+
+
+@case(at_most=PARITY)
+def second_pass() -> dict[str, float]:
+    """`denoise` below 1 changes an image as KSampler does with the same value; 0 leaves it as it is."""
+    model, positive, negative = host_model(), conditioning(features(9)), conditioning(features(5))
+    image = torch.randn(LATENT.shape, generator=torch.Generator().manual_seed(8))
+
+    def by_node(denoise: float) -> Tensor:
+        inputs = {"seed": SEED, "steps": STEPS, "cfg": CFG, "image_cfg": 1.0, "schedule": SCHEDULE}
+        node = UniFusionSampler.execute(
+            model, positive, {"samples": image}, negative=negative, denoise=denoise, **inputs
+        )
+        return node.args[0]["samples"]
+
+    def by_sampler(denoise: float) -> Tensor:
+        noise = noise_for(image)
+        return comfy.sample.sample(
+            model, noise, STEPS, CFG, "euler", "simple", positive, negative, image, denoise=denoise, seed=SEED
+        )
+
+    found = {str(denoise): difference(by_node(denoise), by_sampler(denoise)) for denoise in (1.0, 0.5, 0.25)}
+    return found | {"0": difference(by_node(0.0), image)}
 
 
 @case(at_most=PARITY)

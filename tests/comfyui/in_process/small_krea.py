@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -56,32 +57,69 @@ def krea_weights() -> dict[str, Tensor]:
     }
 
 
+def _fp8_per_row(weight: Tensor) -> dict[str, Tensor]:
+    scale = weight.abs().amax(1, keepdim=True) / 448
+    return {"": (weight / scale).to(torch.float8_e4m3fn), "_scale": scale}
+
+
+# layouts of quantised files -> the mark of their layers, and how comfy-kitchen quantises a weight
+QUANTISED: dict[str, tuple[dict[str, Any], Callable[[Tensor], dict[str, Tensor]]]] = {
+    "fp8": ({"format": "float8_e4m3fn"}, lambda w: _by_kitchen("TensorCoreFP8Layout", w)),
+    "fp8 of the old layout": ({}, lambda w: _by_kitchen("TensorCoreFP8Layout", w)),
+    "fp8 per row": ({"format": "float8_e4m3fn"}, _fp8_per_row),
+    "int8": ({"format": "int8_tensorwise"}, lambda w: _by_kitchen("TensorWiseINT8Layout", w)),
+    "int8 per row": (
+        {"format": "int8_tensorwise"},
+        lambda w: _by_kitchen("TensorWiseINT8Layout", w, per_channel=True),
+    ),
+    "int8 ConvRot": (
+        {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 256},
+        lambda w: _by_kitchen("TensorWiseINT8Layout", w, per_channel=True, convrot=True),
+    ),
+    "mxfp8": ({"format": "mxfp8"}, lambda w: _by_kitchen("TensorCoreMXFP8Layout", w)),
+    "nvfp4": ({"format": "nvfp4"}, lambda w: _by_kitchen("TensorCoreNVFP4Layout", w)),
+    "convrot_w4a4": (
+        {"format": "convrot_w4a4"},
+        lambda w: _by_kitchen("TensorCoreConvRotW4A4Layout", w),
+    ),
+    "asym_w4a8_int8": ({"format": "asym_w4a8_int8"}, lambda w: _by_kitchen("AsymW4A8Int8Layout", w)),
+}
+
+
 def krea_file(layout: str = "full") -> Path:
-    """A file without a configuration, as Krea 2 is published. The blocks of layout "marked" are in 8 bits as ComfyUI writes them,
-    those of "old" as it once did."""
-    path = FOLDER / f"krea-{layout}.safetensors"
+    """A file without a configuration, as Krea 2 is published: all weights, or those of the blocks in a layout of `QUANTISED`."""
+    path = FOLDER / f"krea-{layout.replace(' ', '-')}.safetensors"
     if not path.exists():
         tensors = krea_weights()
-        save_file(tensors if layout == "full" else _in_8_bits(tensors, layout), str(path))
+        save_file(tensors if layout == "full" else quantised(tensors, layout), str(path))
     return path
 
 
-def _in_8_bits(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+def quantised(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """The weights with those of the blocks in a layout of `QUANTISED`."""
+    entry, quantise = QUANTISED[layout]
     stored = dict(tensors)
-    mark = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
     for name, value in tensors.items():
         layer, _, last = name.rpartition(".")
         if last != "weight" or not name.startswith("blocks."):
             continue
-        scale = value.abs().max() / 448
-        stored[name] = (value / scale).to(torch.float8_e4m3fn)
-        if layout == "marked":
-            stored |= {f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": mark.clone()}
+        parts = {f"{layer}.weight{suffix}": part.contiguous() for suffix, part in quantise(value).items()}
+        if entry:
+            parts[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(entry).encode()), dtype=torch.uint8)
         else:
-            stored |= {f"{layer}.scale_weight": scale}
-    if layout == "old":
+            parts[f"{layer}.scale_weight"] = parts.pop(f"{layer}.weight_scale")
+        stored |= parts
+    if not entry:
         stored["scaled_fp8"] = torch.zeros(2).to(torch.float8_e4m3fn)
     return stored
+
+
+def _by_kitchen(layout: str, weight: Tensor, **settings: Any) -> dict[str, Tensor]:
+    """The parts of a weight as ComfyUI's own package quantises and stores it, by the end of their names."""
+    from comfy_kitchen.tensor import get_layout_class
+
+    kind = get_layout_class(layout)
+    return kind.state_dict_tensors(*kind.quantize(weight, **settings))
 
 
 def krea_models(layout: str = "full") -> tuple[Any, Any]:

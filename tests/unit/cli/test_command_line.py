@@ -1,6 +1,6 @@
 """The command `unifusion`: what it writes and prints, and one sentence with exit status 2 for every mistake.
 
-PYTHONPATH=. python -m pytest --import-mode=importlib tests/unit/test_command_line.py
+pytest tests/unit/cli/test_command_line.py
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def test_generate_writes_a_picture_and_prints_its_name(
         "image_cfg": None,
         "schedule": "shift 3",
         "max_tiles": 10,
+        "negative": "",
+        "denoise": 1.0,
     }
 
 
@@ -112,7 +114,8 @@ def test_a_file_of_prompts_draws_what_single_calls_draw(
     assert main(["generate", "a red circle", *text, *common]) == 0
     assert same(out / "locked.png", tmp_path / "b.png")
 
-    assert main(["generate", "--prompts", str(file), "--out", str(out), "--no-rewrite", *common]) == 0
+    every = ["generate", "--prompts", str(file), "--out", str(out), "--no-rewrite", "--overwrite", *common]
+    assert main(every) == 0
     assert record_of(out / "locked.png")["rewrite"] is None
     assert Image.open(out / "edit.png").size == (24, 40)  # its picture's size
     single = ["--seed", "4", "--no-rewrite", "--out", str(tmp_path / "c.png")]
@@ -197,20 +200,20 @@ def test_an_edit_in_another_size_than_its_picture_is_drawn_with_a_warning(
     assert "64x32 is drawn, and the picture that is edited is 48x32" in capsys.readouterr().err
 
 
-def test_a_picture_too_large_to_be_drawn_is_read_where_a_size_is_given(
+def test_a_picture_larger_than_the_model_draws_is_scaled_unless_a_size_is_given(
     random_weights: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Image.new("RGB", (4200, 60)).save(tmp_path / "wide.png")
-    call = ["generate", "x", "--image", str(tmp_path / "wide.png"), "--max-tiles", "1", "--no-rewrite"]
+    Image.new("RGB", (400, 300)).save(tmp_path / "photo.png")
+    call = ["generate", "x", "--image", str(tmp_path / "photo.png"), "--max-tiles", "1", "--no-rewrite"]
     call += ["--steps", "1", *random_weights.options, "--out", str(tmp_path / "out.png")]
-    assert main(call) == 2
-    told = capsys.readouterr().err
-    assert (
-        "wide.png is 4200x60, too large to be drawn in its own size: give --size, with sides of up to 4096"
-        in told
-    )
-    assert main([*call, "--size", "64x32"]) == 0
-    assert Image.open(tmp_path / "out.png").size == (64, 32)
+    assert main(call) == 0
+    width, height = Image.open(tmp_path / "out.png").size
+    assert width * height <= 160 * 112
+    assert abs(width / height - 4 / 3) < 0.1
+    assert f"400x300, larger than this model draws well: {width}x{height} is drawn" in capsys.readouterr().err
+    assert main([*call, "--size", "64x48"]) == 0
+    assert Image.open(tmp_path / "out.png").size == (64, 48)
+    assert "larger than" not in capsys.readouterr().err
 
 
 # Mistakes -----------------------------------------------------------------------------------------
@@ -223,7 +226,27 @@ def test_a_picture_too_large_to_be_drawn_is_read_where_a_size_is_given(
         (["draw"], "invalid choice: 'draw'"),
         (["generate"], "give either a PROMPT or --prompts"),
         (["generate", "x", "--prompts", "y.jsonl"], "give either a PROMPT or --prompts"),
-        (["generate", "x", "--stepps", "3"], "unrecognized arguments: --stepps 3"),
+        (["generate", "x", "--stepps", "3"], "unrecognized arguments: --stepps 3, did you mean --steps?"),
+        (["generat", "x"], "did you mean generate?"),
+        (["generate", "x", "--style", "ters"], 'there is no style "ters", did you mean "terse"?'),
+        (["generate", "x", "--cfg", "-1"], "a number from 0 to 100"),
+        (["generate", "x", "--cfg", "1000"], "a number from 0 to 100"),
+        (["generate", "x", "--steps", "20000"], "at most 10000"),
+        (["generate", "x", "--denoise", "0"], "above 0 and up to 1"),
+        (["generate", "x", "--denoise", "0.5"], "give --image, or leave --denoise out"),
+        (["generate", "x", "--mask", "m.png"], "give --image, or leave --mask out"),
+        (["generate", "x", "--grid"], "give --batch, or leave --grid out"),
+        (["generate", "x", "--quiet", "--verbose"], "not allowed with"),
+        (["generate", "x", "--overwrite"], "--overwrite belongs to --prompts"),
+        (["generate", "x", "--no-rewrite", "--temperature", "1"], "--no-rewrite makes none"),
+        (["generate", "x", "--negative", "red", "--cfg", "1"], "cfg 1 is none"),
+        (["generate", "x", "--device", "abacus"], 'The device "abacus" cannot be used here'),
+        (
+            ["generate", "x", "--image", "https://example.org/a.png"],
+            "is an address and nothing is downloaded",
+        ),
+        (["generate", "x", "--like", "nowhere.png"], "there is no picture nowhere.png"),
+        (["generate", "a", "b"], "unrecognized arguments: b"),
         (["generate", "x", "--size", "big"], '"big" is no size: write width x height'),
         (["generate", "x", "--size", "130x128"], "near are 128x128 and 136x128"),
         (["generate", "x", "--steps", "0"], "at least 1"),
@@ -233,7 +256,9 @@ def test_a_picture_too_large_to_be_drawn_is_read_where_a_size_is_given(
         (["generate", "x", "--rewrite-text", " "], "the rewrite is empty"),
         (["generate", "x", "--style", "keep everything else"], "add a picture"),
         (["generate", "x", "--style", "terse", "--no-rewrite"], "add --rewrite, or leave --style out"),
-        (["generate", "x", "--out", "a.jpg"], "choose a name that ends in .png"),
+        (["generate", "x", "--out", "a.gif"], "choose a name that ends in .png, .jpg or .webp"),
+        (["generate", "x", "--out", "diffusers/model_index.json/a.png"], "cannot be written"),
+        (["generate", "x", "--out", "-", "--batch", "2"], "one picture to stdout"),
         (["generate", "x", "--image", "nowhere.png"], "There is no picture nowhere.png"),
         (["generate", "x", "--model", "nowhere.safetensors"], "there is no file nowhere.safetensors"),
         (["generate", "--prompts", "nowhere.jsonl", "--out", "o"], "nowhere.jsonl cannot be read"),
@@ -261,7 +286,7 @@ def test_a_picture_too_large_to_be_drawn_is_read_where_a_size_is_given(
         (["inspect", "nowhere"], "there is no file nowhere"),
         (["inspect", "diffusers"], "diffusers is a folder, such as diffusers saves"),
         (["generate", "x", "--model", "diffusers"], "diffusers is a folder, such as diffusers saves"),
-        (["generate", "x", "--model", "krea2.gguf"], "krea2.gguf is a GGUF file, which is not read"),
+        (["generate", "x", "--model", "krea2.gguf"], "krea2.gguf is a GGUF file, which is not read here"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_status_2(
@@ -282,28 +307,6 @@ def test_a_mistake_ends_in_one_sentence_and_status_2(
     assert sentence in printed.err
     assert printed.err.count("\n") == 1
     assert not list(tmp_path.glob("*.png"))
-
-
-@pytest.mark.parametrize(
-    ("line", "sentence"),
-    [
-        ("{", "line 1 is no JSON"),
-        ('{"prompt": "x"}', 'line 1 needs "id" and "prompt"'),
-        ('{"id": "a", "prompt": "x", "sede": 1}', "unknown keys ['sede']"),
-        ('{"id": "a", "prompt": 3}', '"prompt" is 3, a value of type str is needed'),
-        ('{"id": "../a", "prompt": "x"}', "cannot be a file name"),
-        ('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', 'line 2: the id "a" is used twice'),
-        ('{"id": "a", "prompt": "x", "rewrite_text": ""}', '"rewrite_text" is empty'),
-        ("\n", "has no lines"),
-    ],
-)
-def test_a_line_that_is_no_prompt_is_named(
-    line: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_text(line)
-    assert main(["generate", "--prompts", str(file), "--out", str(tmp_path / "out")]) == 2
-    assert sentence in capsys.readouterr().err
 
 
 def test_files_of_another_kind_are_refused(
@@ -355,9 +358,9 @@ def test_dry_run_says_what_would_run_and_writes_nothing(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["shapes", "train", recipe, "--dry-run", "--set", "num_steps=10", "learning_rate=1"]) == 0
+    assert main(["shapes", "train", recipe, "--dry-run", "--set", "steps=10", "learning_rate=1"]) == 0
     printed = capsys.readouterr().out
-    assert '"num_steps": 10' in printed
+    assert '"steps": 10' in printed
     assert '"learning_rate": 1.0' in printed
     assert "parameters" in printed
     assert "s per step" in printed
@@ -368,8 +371,8 @@ def test_dry_run_says_what_would_run_and_writes_nothing(
     ("change", "sentence"),
     [
         ("speed=3", 'there is no "speed" to set'),
-        ("num_steps=many", "num_steps needs a value of type int"),
-        ("log_every=0", "log_every is 0, 1 or more is needed"),
+        ("steps=many", "steps needs a value of type int"),
+        ("save_every=0", "save_every is 0, 1 or more is needed"),
     ],
 )
 def test_settings_that_a_recipe_does_not_have_are_refused(
@@ -401,7 +404,38 @@ def test_inspect_tells_each_kind_of_file(
     }.items():
         assert main(["inspect", str(path)]) == 0
         printed = capsys.readouterr().out
-        assert all(word in printed for word in (*words, '"recipe": "random"')), printed
+        assert all(word in printed for word in words), printed
+        assert len(printed.splitlines()) <= 20
+        assert main(["inspect", str(path), "--json"]) == 0
+        everything = json.loads(capsys.readouterr().out)
+        assert everything["training"]["recipe"] == "random"
+
+
+def test_inspect_tells_what_a_lora_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"attn.to_q": (6144, 6144), "attn.to_k": (1536, 6144)}
+    tensors = {"text_encoder.layers.0.lora_A.weight": torch.ones(4, 8), "step": torch.ones(1)}
+    for layer, (rows, columns) in sizes.items():
+        key = f"transformer.transformer_blocks.27.{layer}"
+        tensors |= {
+            f"{key}.lora_A.weight": torch.ones(4, columns),
+            f"{key}.lora_B.weight": torch.zeros(rows, 4),
+        }
+    save_file(tensors, tmp_path / "lora.safetensors", {"ss_base_model_version": "krea2"})
+
+    assert main(["inspect", str(tmp_path / "lora.safetensors")]) == 0
+
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "base krea-2, of krea-2, tiny",
+        "kind LoRA (2 layers)",
+        "rank 4 (2 layers)",
+        "keys 4 used, 2 not used",
+        "it belongs to a text encoder 1 keys, such as text_encoder.layers.0.lora_A.weight",
+        "no known part of an adapter 1 keys, such as step",
+        "without effect 2 of 2 layers are zero, as before training",
+        '"ss_base_model_version": "krea2"',
+    ):
+        assert line in lines, lines
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unifusion_core.errors import ConfigError
-from unifusion_core.evaluation.live_bytes import LiveBytes
+from unifusion_core.live_bytes import LiveBytes
 from unifusion_core.models.lap import LAPConfig, LayerwiseAttentionPooling
 from unifusion_core.models.layers import LayerFactory
 

@@ -248,7 +248,12 @@ def test_chance_belongs_to_the_position(tmp_path: Path, pipeline: Pipeline) -> N
     again = [other.sample(i) for i in reversed(range(12))][::-1]
 
     for a, b in zip(first, again, strict=True):
-        assert (a.name, a.noise_seed, a.t, a.request.prompt) == (b.name, b.noise_seed, b.t, b.request.prompt)
+        assert (a.name, a.noise_seed, float(a.t), a.request.prompt) == (
+            b.name,
+            b.noise_seed,
+            float(b.t),
+            b.request.prompt,
+        )
     assert len({a.noise_seed for a in first}) == 12
 
 
@@ -342,4 +347,4 @@ def test_held_back_samples_never_train(tmp_path: Path, pipeline: Pipeline) -> No
 
     assert 0 < len(held) < 12
     assert held.isdisjoint({data.sample(i).name for i in range(60)})
-    assert [s.t for s in data.validation_samples()] == [s.t for s in data.validation_samples()]
+    assert [float(s.t) for s in data.validation_samples()] == [float(s.t) for s in data.validation_samples()]

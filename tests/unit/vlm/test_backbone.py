@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from unifusion_core.caching import LRUCache
 from unifusion_core.contracts import Features, Request, TokenRole, TokenSelection, VLMSpec
 from unifusion_core.errors import ConfigError, PromptError, ShapeError, VLMError
 from unifusion_core.vlm import base
@@ -36,7 +37,7 @@ from unifusion_core.vlm.chat import VLMInputs
 from unifusion_core.vlm.families import FAMILIES, decoder_layers
 from unifusion_core.vlm.features import encode_chat, select_tokens
 from unifusion_core.vlm.folder import load_vlm
-from unifusion_core.vlm.prefix_cache import STATES_LIMIT, LRUCache
+from unifusion_core.vlm.prefix_cache import STATES_LIMIT
 from unifusion_core.vlm.tiling import split_into_tiles
 
 # as conftest.py builds them

@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from ...checkpoints.generator_file import CONFIG_KEY, config_from_json
 from ...checkpoints.safetensors_file import read_tensors
 from ...contracts import Request
 from ...errors import ConfigError
+from ...evaluation.drawing import generate_as_is
 from ...evaluation.subject import Row, Sampling, Subject, chunks
 from ...models.fusion_designs import FUSIONS
 from ...models.unifusion import UniFusion
@@ -20,11 +21,12 @@ from ...pipeline import Pipeline
 from ...zoo.tiny import TINY
 from ..world import captions, edits
 from ..world.requirements import Requirement
-from .drawing import generate_as_is
 from .edits import generate_group, reconstruct
 from .judging import Tally, score_pictures
 from .vlm import draw_scene
 
+# last steps whose mean is a run's loss
+AVERAGED = 50
 # where `unifusion shapes train` writes
 RUNS = Path("runs")
 # recipe -> name of the row
@@ -135,8 +137,9 @@ def load_design(file: Path) -> UniFusion:
 
 
 def _last_loss(recipe: str) -> float:
-    lines = (RUNS / recipe / "scores.jsonl").read_text(encoding="utf-8").splitlines()
-    return json.loads(lines[-1])["loss"]
+    lines = (RUNS / recipe / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [values["loss"] for line in lines if "loss" in (values := json.loads(line))]
+    return mean(losses[-AVERAGED:])
 
 
 def _seconds_per_image(pipelines: dict[str, Pipeline]) -> dict[str, float]:

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...contracts import Request
+from ...evaluation.drawing import Attempt, generate_attempts
 from ...evaluation.rates import Z_95
 from ...evaluation.subject import Row, Sampling, Subject, chunks
 from ...images import Pixels
@@ -26,7 +27,6 @@ from ..world.render import object_geometry, render, render_tensor
 from ..world.requirements import Requirement
 from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene
 from ..world.scorer import TraitError, psnr, read_picture, trait_errors
-from .drawing import Attempt, generate_attempts
 from .judging import Judgement, Tally, judge_failure, judge_reading
 
 BATCH = 16

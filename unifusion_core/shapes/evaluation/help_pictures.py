@@ -5,6 +5,7 @@ python -m unifusion_core.shapes.evaluation.help_pictures nodes/web/docs/pictures
 
 from __future__ import annotations
 
+import copy
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -87,6 +88,21 @@ def verifi(pipeline: Pipeline) -> Pixels:
             (f"rewritten: {done.request.rewrite}", generated(pipeline, done)),
         ]
     )
+
+
+def lora_strengths(pipeline: Pipeline) -> Pixels:
+    """The same prompt and noise with a LoRA of random numbers, at several strengths."""
+    done, panels = rewritten(pipeline, PROMPT), []
+    for strength in (0.0, 0.5, 1.0, 2.0):
+        random = torch.Generator().manual_seed(SEED)
+        model = copy.deepcopy(pipeline.model)
+        for index in range(len(model.blocks)):
+            weight = model.get_parameter(f"blocks.{index}.attn.wo.weight")
+            up, down = (torch.randn(size, generator=random) for size in ((len(weight), 4), (4, len(weight))))
+            weight += strength * 0.02 * (up @ down)
+        changed = Pipeline(model, pipeline.backbone, pipeline.autoencoder, spec=pipeline.spec)
+        panels.append((f"strength {strength:g}", generated(changed, done)))
+    return side_by_side(panels)
 
 
 def layer_gains(pipeline: Pipeline) -> Pixels:
@@ -185,6 +201,7 @@ def edited_in_its_size(pipeline: Pipeline) -> Pixels:
 PICTURES: dict[str, Callable[[Pipeline], Pixels]] = {
     "UniFusionModelLoader": text_to_image,
     "UniFusionVLMLoader": caption,
+    "UniFusionLoraLoader": lora_strengths,
     "UniFusionImageEncode": tiles,
     "UniFusionVerifiRewrite": verifi,
     "UniFusionLAPPool": layer_gains,

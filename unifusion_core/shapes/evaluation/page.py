@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
+from ...evaluation.bars import Bar, draw_bars
 from .designs import PROPERTIES_INTERVAL, PROPERTIES_RIGHT
 
 Rows = Sequence[Mapping[str, Any]]
@@ -22,7 +23,6 @@ Report = Mapping[str, Any]
 
 RESULTS = Path(__file__).parents[1] / "results"
 PAGE = "RESULTS.md"
-PIXELS_PER_INCH = 110
 RATES = ("exact", "readable", "count", "background", "shape", "color", "size", "position", "relations")
 
 
@@ -43,16 +43,6 @@ class Figure:
     value: str = "exact"
     spread: str = ""
     claims: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """A number with its 95 % interval; the ends are infinite where one sample gave no spread."""
-
-    name: str
-    middle: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,25 +331,3 @@ def verdicts(figure: Figure, bars: Sequence[Bar]) -> list[str]:
             f"*{better}* above *{worse}*: {one.middle:.1f} against {other.middle:.1f}, **{verdict}**"
         )
     return sentences
-
-
-def draw_bars(bars: Sequence[Bar], axis: str, path: Path) -> None:
-    """Horizontal bars with their intervals; those without an end go beyond the plot."""
-    from matplotlib.figure import Figure as Canvas  # noqa: PLC0415  (only the page needs it)
-
-    canvas = Canvas(figsize=(7, 0.8 + 0.38 * len(bars)), dpi=PIXELS_PER_INCH, layout="constrained")
-    plot = canvas.add_subplot()
-    places = range(len(bars), 0, -1)
-    ends = [end for bar in bars for end in (bar.middle, bar.low, bar.high) if math.isfinite(end)]
-    left, right = 1.05 * min([0.0, *ends]), 1.05 * max([1e-3, *ends])
-    beyond = 2 * (right - left)  # an infinite line would not be drawn at all
-    reach = [
-        [min(bar.middle - bar.low, beyond) for bar in bars],
-        [min(bar.high - bar.middle, beyond) for bar in bars],
-    ]
-    plot.barh(places, [bar.middle for bar in bars], xerr=reach, color="#7a9cc6", ecolor="#333333", capsize=3)
-    plot.set_yticks(list(places), [bar.name for bar in bars])
-    plot.set_xlim(left, right)
-    plot.set_xlabel(axis)
-    plot.spines[["top", "right"]].set_visible(False)
-    canvas.savefig(path)

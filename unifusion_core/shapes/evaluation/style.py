@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ...contracts import Request
+from ...evaluation.drawing import Attempt, generate_attempts
 from ...evaluation.rates import Rate
 from ...evaluation.subject import Row, Sampling, Subject
 from ..examples import DRAWN_AS, STYLED, sample_styled
 from ..world import prompts
 from ..world.requirements import check
 from ..world.scorer import read_picture
-from .drawing import Attempt, generate_attempts
 
 BATCH = 16
 

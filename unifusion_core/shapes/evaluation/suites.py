@@ -14,11 +14,14 @@ OF_THE_MODEL = {
     "vlm": "shapes.evaluation.vlm:evaluate_vlm",
     "autoencoder": "shapes.evaluation.autoencoder:evaluate_autoencoder",
     "layers": "shapes.evaluation.layers:evaluate_layers",
+    "limits": "shapes.evaluation.limits:evaluate_limits",
 }
 
 # the others are about training runs, which must exist
 SUITES = OF_THE_MODEL | {
     "style": "shapes.evaluation.style:evaluate_style",
+    "color": "shapes.evaluation.taught:evaluate_color",
+    "paint": "shapes.evaluation.taught:evaluate_paint",
     "designs": "shapes.evaluation.designs:evaluate_designs",
     "edit-training": "shapes.evaluation.designs:evaluate_edit_training",
     "picture-designs": "shapes.evaluation.designs:evaluate_picture_designs",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ...contracts import Request
+from ...evaluation.drawing import generate_as_is
 from ...evaluation.subject import Row, Sampling, Subject, chunks
 from ..world import captions, prompts
 from ..world.requirements import Requirement
@@ -26,7 +27,6 @@ from ..world.scenes import (
     sample_scene,
 )
 from ..world.scorer import read_picture
-from .drawing import generate_as_is
 from .judging import Tally, judge_reading, row_of
 
 BATCH = 16

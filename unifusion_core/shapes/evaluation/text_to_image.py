@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ...contracts import Request
+from ...evaluation.drawing import generate_attempts
 from ...evaluation.subject import Row, Sampling, Subject, chunks
 from ...pipeline import Pipeline
 from ...zoo.tiny import TINY
 from ..world import prompts
-from .drawing import generate_attempts
 from .judging import Judgement, Tally, judge_failure, judge_picture, row_of
 from .vlm import draw_scene
 

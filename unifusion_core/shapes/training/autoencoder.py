@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ...checkpoints.vae_file import load_autoencoder
 from ...models.autoencoder import Autoencoder
-from ...training.loop import Task, seeded, step_generator
+from ...training.loop import Loop, Loss, Task, seeded, step_generator
 from ..world.render import object_geometry, render, render_tensor
 from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene, with_free_colors
 from ..world.scorer import read_picture
@@ -34,7 +35,7 @@ HARDNESS = {"star": 3, "cross": 2}
 class AutoencoderTask(Task[Autoencoder]):
     """Square crops of images with up to nine objects; the loss has a higher weight on edges."""
 
-    name = "autoencoder"
+    unused = False
     not_muon = ("taesd_encoder.0.", "taesd_decoder.1.", "taesd_encoder.14.", "taesd_decoder.19.")
 
     def __init__(
@@ -107,9 +108,9 @@ class AutoencoderTask(Task[Autoencoder]):
     def collate(self, items: list[Tensor]) -> Tensor:
         return (torch.stack(items).float() / 255).to(memory_format=torch.channels_last)
 
-    def loss(self, model: Autoencoder, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: Autoencoder, batch: Tensor, number: int) -> Loss:
         latents = model.encode(batch)
-        generator = step_generator(self.seed, step)
+        generator = step_generator(self.seed, number)
         sigma = self.latent_noise * torch.rand(len(batch), 1, 1, 1, generator=generator)
         noise = sigma * torch.randn(latents.shape, generator=generator)
         decoded = model.decode(latents + noise.to(batch.device))
@@ -122,18 +123,21 @@ class AutoencoderTask(Task[Autoencoder]):
         )
         loss = reconstruction + self.latent_penalty * drift
         return loss, {
-            "mse": float(error.detach().square().mean()),
-            "drift": float(drift.detach()),
+            "mse": error.square().mean(),
+            "drift": drift,
         }
 
-    def evaluate(self, model: Autoencoder, step: int, out: Path) -> dict[str, float]:
+    def evaluate(self, loop: Loop, step: int) -> dict[str, float]:
+        if not loop.chief:
+            return {}
+        model = self.model
         rng = random.Random("autoencoder-evaluation")
         scenes = [sample_scene(rng, held_out=True) for _ in range(24)]
         pixels = torch.stack([render_tensor(s) for s in scenes])
         latents = encode_images(model, pixels)
         decoded = model.decode(latents).clamp(0, 1).cpu()
         grid = torch.cat([pixels[:8], decoded[:8]], 0)
-        save_grid(grid, out / f"{step:06d}.png", columns=8)
+        save_grid(grid, loop.out / "samples" / f"{step:06d}.png", columns=8)
         mse = (decoded - pixels).square().mean((1, 2, 3))
         return {
             "psnr": round(float(-10 * mse.log10().mean()), 3),
@@ -161,8 +165,9 @@ class AutoencoderTask(Task[Autoencoder]):
             scores[f"psnr_free_noise_{level}"] = round(float(-10 * mse.log10().mean()), 2)
         return scores
 
-    def export(self, model: Autoencoder, out: Path, record: dict[str, Any]) -> None:
-        save_autoencoder(model, out / "vae.safetensors", record)
+    def export(self, loop: Loop, weights: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+        if loop.chief:
+            save_autoencoder(self.model, loop.out / "vae.safetensors", record)
 
 
 def encode_images(model: Autoencoder, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
@@ -194,5 +199,6 @@ def save_grid(pixels: Tensor, path: Path, *, columns: int) -> None:
     """Write images (B, 3, H, W) in 0..1 as one PNG with `columns` columns."""
     rows = [torch.cat(list(row), 2) for row in pixels.float().cpu().split(columns)]
     width = max(r.shape[2] for r in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
     sheet = torch.cat([F.pad(r, (0, width - r.shape[2])) for r in rows], 1)
     Image.fromarray(np.round(sheet.permute(1, 2, 0).numpy() * 255).clip(0, 255).astype(np.uint8)).save(path)

@@ -9,7 +9,7 @@ follows.)
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,7 @@ from ...models.autoencoder import DOWNSCALE, Autoencoder
 from ...models.fusion_designs import FUSIONS
 from ...models.unifusion import UniFusion, UniFusionConfig, initialize
 from ...sampling import make_noise, sample
-from ...training.loop import Task, seeded, step_generator
+from ...training.loop import Loop, Loss, Task, seeded, step_generator
 from ...vlm.backbone import VLMBackbone
 from ...vlm.features import encode_chat
 from ..world import captions, edits, prompts
@@ -149,7 +149,6 @@ class Batch:
 class GeneratorTask(Task[nn.ModuleDict]):
     """Text to image, edits and reconstructions of shapes; no sample has a held-out pair."""
 
-    name = "generator"
     not_muon = ("first.", "last.linear", "projector", "tmlp.0", "modulation", "patch_head", "trait_heads")
 
     def __init__(
@@ -303,11 +302,11 @@ class GeneratorTask(Task[nn.ModuleDict]):
         self.backbone.to(device)
         self.autoencoder.to(device)
 
-    def loss(self, model: nn.ModuleDict, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: nn.ModuleDict, batch: Batch, number: int) -> Loss:
         given, device = self.given, batch.latents.device
         latents = batch.latents.repeat_interleave(given.noises, 0)
         weights = batch.weights.repeat_interleave(given.noises, 0)
-        generator = step_generator(given.seed, step)
+        generator = step_generator(given.seed, number)
         means = (batch.shows_images and given.picture_time_means) or given.time_means
         t = sample_training_times(len(latents), means=means, generator=generator).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
@@ -334,13 +333,16 @@ class GeneratorTask(Task[nn.ModuleDict]):
         naming = naming_loss(model["patch_head"], tokens[0], labels)
         traits = batch.traits.repeat_interleave(given.noises, 0)
         trait = trait_loss(cast(nn.ModuleList, model["trait_heads"]), tokens, traits)
-        parts = {"velocity_mse": float(error.detach().mean()), "loss_naming": float(naming.detach())}
+        parts = {"velocity_mse": error.mean(), "loss_naming": naming}
         if given.trait_weight:
-            parts["traits_mse"] = float(trait.detach())
+            parts["traits_mse"] = trait
         return flow + given.head_weight * naming + given.trait_weight * trait, parts
 
-    def evaluate(self, model: nn.ModuleDict, step: int, out: Path) -> dict[str, float]:
+    def evaluate(self, loop: Loop, step: int) -> dict[str, float]:
         """Share of exact images for captions as rewrites and for raw prompts, and for edits with their rewrites if trained."""
+        if not loop.chief:
+            return {}
+        model = self.model
         scores: dict[str, float] = {}
         sheets = []
         names = ["rewrite_held", "rewrite_seen", "prompt_held"] + ["edit_held"] * ("edit" in self.given.tasks)
@@ -360,7 +362,7 @@ class GeneratorTask(Task[nn.ModuleDict]):
             few = [e for e, (_, target) in zip(exact, wanted, strict=True) if len(target.objects) < 3]
             scores[name] = round(sum(exact) / len(exact), 3)
             scores[f"{name}_1_2"] = round(sum(few) / len(few), 3)
-        save_grid(torch.cat(sheets), out / f"{step:06d}.png", columns=12)
+        save_grid(torch.cat(sheets), loop.out / "samples" / f"{step:06d}.png", columns=12)
         return scores
 
     @staticmethod
@@ -400,10 +402,13 @@ class GeneratorTask(Task[nn.ModuleDict]):
         )
         return self.autoencoder.decode(latents.contiguous(memory_format=torch.channels_last)).clamp(0, 1)
 
-    def export(self, model: nn.ModuleDict, out: Path, record: dict[str, Any]) -> None:
+    def export(self, loop: Loop, weights: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+        if not loop.chief:
+            return
         factors, bias = preview_factors(self.autoencoder.cpu())
         record = {**record, "latent_rgb_factors": factors, "latent_rgb_bias": bias}
-        save_generator(cast(UniFusion, model["unifusion"]), out / "generator.safetensors", record)
+        unifusion = cast(UniFusion, self.model["unifusion"])
+        save_generator(unifusion, loop.out / "generator.safetensors", record)
 
 
 def without_thumbnails(features: Features) -> Features:

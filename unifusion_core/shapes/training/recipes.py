@@ -23,57 +23,57 @@ from .vlm import VLMTask
 Recipe = tuple[Task, LoopConfig]
 
 AUTOENCODER_LOOP = LoopConfig(
-    num_steps=4200,
+    steps=4200,
     batch_size=4,
     learning_rate=1e-3,
     muon_learning_rate=0.004,
-    decay_steps=2200,
+    decay=2200,
     evaluate_every=500,
-    checkpoint_every=250,
-    ema_decay=0.998,
+    save_every=250,
+    ema=0.998,
 )
 VLM_LOOP = LoopConfig(
     # each recipe sets its own
-    num_steps=1,
+    steps=1,
     batch_size=16,
     learning_rate=7e-4,
     muon_learning_rate=0.004,
     weight_decay=0.1,
-    ema_decay=0.998,
+    ema=0.998,
 )
 GENERATOR_LOOP = LoopConfig(
     # each recipe sets its own
-    num_steps=1,
+    steps=1,
     batch_size=8,
     learning_rate=1e-3,
     muon_learning_rate=0.005,
     weight_decay=0.05,
-    ema_decay=0.998,
+    ema=0.998,
     evaluate_every=500,
-    checkpoint_every=250,
-    warmup_steps=100,
+    save_every=250,
+    warmup=100,
 )
 TRAITS_LOOP = replace(
     GENERATOR_LOOP,
     learning_rate=7e-4,
     muon_learning_rate=0.003,
-    ema_decay=0.99,
+    ema=0.99,
     evaluate_every=9999,
-    checkpoint_every=100,
-    warmup_steps=30,
+    save_every=100,
+    warmup=30,
 )
 SCRATCH_LOOP = LoopConfig(
-    num_steps=4200,
+    steps=4200,
     batch_size=12,
     learning_rate=1e-3,
     muon_learning_rate=0.005,
-    decay_steps=1300,
-    ema_decay=0.998,
+    decay=1300,
+    ema=0.998,
     evaluate_every=500,
-    checkpoint_every=250,
+    save_every=250,
 )
 # about 20k samples
-SHORT_LOOP = replace(SCRATCH_LOOP, num_steps=560, decay_steps=200)
+SHORT_LOOP = replace(SCRATCH_LOOP, steps=560, decay=200)
 
 SCRATCH = GeneratorSettings(seed=1, pool_size=3000, time_means=(1.0,))
 SHORT = replace(SCRATCH, seed=2)
@@ -131,11 +131,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-vae-sharpen": autoencoder(
         replace(
             AUTOENCODER_LOOP,
-            num_steps=2100,
+            steps=2100,
             batch_size=6,
             muon_learning_rate=0.003,
             learning_rate=7e-4,
-            decay_steps=700,
+            decay=700,
         ),
         seed=3,
         crop=40,
@@ -145,7 +145,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # colours between the named ones, so that colour is continuous in the latents
     "tiny-vae-colors": autoencoder(
-        replace(AUTOENCODER_LOOP, num_steps=2200, batch_size=6, decay_steps=900),
+        replace(AUTOENCODER_LOOP, steps=2200, batch_size=6, decay=900),
         seed=4,
         crop=40,
         start=BUILT_IN.vae,
@@ -155,7 +155,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # the decoder alone: the latents stay as they are
     "tiny-vae-decoder": autoencoder(
-        replace(AUTOENCODER_LOOP, num_steps=6000, decay_steps=3000),
+        replace(AUTOENCODER_LOOP, steps=6000, decay=3000),
         seed=2,
         crop=48,
         start=BUILT_IN.vae,
@@ -163,7 +163,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # the decoder alone, mostly on the two sizes whose shapes have the fewest latents
     "tiny-vae-outlines": autoencoder(
-        replace(AUTOENCODER_LOOP, num_steps=5000, batch_size=6, decay_steps=2000, evaluate_every=1000),
+        replace(AUTOENCODER_LOOP, steps=5000, batch_size=6, decay=2000, evaluate_every=1000),
         seed=5,
         crop=40,
         start=BUILT_IN.vae,
@@ -176,14 +176,14 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     # once it could read images (after 6000 steps), rewrites and references got a larger share of the mix
     "tiny-vlm": vlm(
         LoopConfig(
-            num_steps=9500,
+            steps=9500,
             batch_size=16,
             learning_rate=1e-3,
             muon_learning_rate=0.005,
             weight_decay=0.1,
-            decay_steps=2500,
+            decay=2500,
             evaluate_every=1000,
-            checkpoint_every=250,
+            save_every=250,
         ),
         seed=1,
         mix={"rewrite": 0.5, "describe": 0.08, "edit": 0.24, "reference": 0.18},
@@ -193,7 +193,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     # mostly instructions about images, which need the most steps. Their meaning is the same at every number of tiles, so most
     # chats have a thumbnail alone
     "tiny-vlm-edits": vlm(
-        replace(VLM_LOOP, num_steps=3600, decay_steps=1700, evaluate_every=600, checkpoint_every=300),
+        replace(VLM_LOOP, steps=3600, decay=1700, evaluate_every=600, save_every=300),
         seed=2,
         mix={"rewrite": 0.2, "describe": 0.04, "edit": 0.42, "reference": 0.34},
         cell_weight=0.1,
@@ -211,7 +211,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # looks: their order of objects says nothing about places, so the VLM must find each place in the image; and styles
     "tiny-vlm-looks": vlm(
-        replace(VLM_LOOP, num_steps=6500, decay_steps=2000, evaluate_every=500, checkpoint_every=250),
+        replace(VLM_LOOP, steps=6500, decay=2000, evaluate_every=500, save_every=250),
         seed=3,
         mix={"rewrite": 0.25, "describe": 0.02, "edit": 0.33, "reference": 0.22, "look": 0.18},
         cell_weight=0.1,
@@ -231,7 +231,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # the image tokens must contain what they cover, exact place, size and shade included; and more prompts with relations
     "tiny-vlm-details": vlm(
-        replace(VLM_LOOP, num_steps=2800, decay_steps=1200, evaluate_every=700, checkpoint_every=200),
+        replace(VLM_LOOP, steps=2800, decay=1200, evaluate_every=700, save_every=200),
         seed=4,
         mix={"rewrite": 0.33, "describe": 0.1, "edit": 0.28, "reference": 0.18, "look": 0.11},
         cell_weight=0.1,
@@ -253,11 +253,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-vlm-traits": vlm(
         replace(
             VLM_LOOP,
-            num_steps=5000,
+            steps=5000,
             muon_learning_rate=0.003,
-            decay_steps=3500,
+            decay=3500,
             evaluate_every=1000,
-            checkpoint_every=200,
+            save_every=200,
         ),
         seed=5,
         mix={"detail": 0.7, "describe": 0.06, "edit": 0.12, "reference": 0.08, "look": 0.04},
@@ -270,23 +270,23 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny": generator(SCRATCH_LOOP, SCRATCH),
     # after the VLM and the autoencoder were trained further; as many times near the clean end as near the noisy one
     "tiny-sharpen": generator(
-        replace(GENERATOR_LOOP, num_steps=3000, decay_steps=1400, weight_decay=0.0),
+        replace(GENERATOR_LOOP, steps=3000, decay=1400, weight_decay=0.0),
         replace(CONTINUE, free_pool_size=0),
     ),
     # edits and reconstructions of one image beside text
     "tiny-edits": generator(
-        replace(GENERATOR_LOOP, num_steps=3000, decay_steps=1400, evaluate_every=1000),
+        replace(GENERATOR_LOOP, steps=3000, decay=1400, evaluate_every=1000),
         replace(CONTINUE, tasks={"text": 0.62, "edit": 0.18, "reconstruct": 0.06, "free colors": 0.14}),
     ),
     # on a VLM whose image tokens contain what they cover; more reconstructions and edits, more tiles
     "tiny-details": generator(
         replace(
             GENERATOR_LOOP,
-            num_steps=1650,
-            decay_steps=850,
+            steps=1650,
+            decay=850,
             evaluate_every=800,
-            checkpoint_every=200,
-            warmup_steps=50,
+            save_every=200,
+            warmup=50,
         ),
         replace(
             CONTINUE,
@@ -298,7 +298,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     # heads for the unnamed traits, whose share of the velocity is too small to teach them; and tiles without the thumbnail, which
     # the generator used alone
     "tiny-traits": generator(
-        replace(TRAITS_LOOP, num_steps=900, decay_steps=150),
+        replace(TRAITS_LOOP, steps=900, decay=150),
         replace(
             TRAITS,
             picture_time_means=(2.5, 1.0, -0.5, -0.5),
@@ -309,7 +309,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     # continues from tiny-traits, more slowly and with more late times, which form outlines: half of its images had been near pure
     # noise, and edits had become softer than text
     "tiny-finish": generator(
-        replace(TRAITS_LOOP, num_steps=1300, muon_learning_rate=0.0025, decay_steps=1100),
+        replace(TRAITS_LOOP, steps=1300, muon_learning_rate=0.0025, decay=1100),
         replace(
             TRAITS,
             start=Path("runs/tiny-traits/generator.safetensors"),
@@ -323,7 +323,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # on a VLM whose image tokens also contain exact size and shade; more edits that change an object in its place
     "tiny-exact": generator(
-        replace(TRAITS_LOOP, num_steps=3400, decay_steps=1800),
+        replace(TRAITS_LOOP, steps=3400, decay=1800),
         replace(
             TRAITS,
             seed=5,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...contracts import Request, TokenRole
-from ...training.loop import Task, seeded
+from ...training.loop import Loop, Loss, Task, seeded
 from ...vlm.backbone import VLMBackbone
 from ...vlm.chat import VLMInputs
 from ...vlm.folder import load_vlm
@@ -164,7 +164,6 @@ def with_random_style(rng: random.Random, sample: Sample) -> Sample:
 class VLMTask(Task[nn.ModuleDict]):
     """Batches of one task each, so that lengths are similar; the task is random per batch."""
 
-    name = "vlm"
     not_muon = ("embed_tokens", "embeddings", "cell_head", "detail_head", "meant_head")
 
     def __init__(
@@ -333,8 +332,8 @@ class VLMTask(Task[nn.ModuleDict]):
         logits = vlm.lm_head(output.last_hidden_state[row, column - 1])
         return logits, chat.token_ids[row, column], row, seen, decision
 
-    def loss(self, model: nn.ModuleDict, batch: VLMBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        parts: dict[str, float] = {}
+    def loss(self, model: nn.ModuleDict, batch: VLMBatch, number: int) -> Loss:
+        parts: dict[str, Tensor] = {}
         if batch.kind == "detail":
             # without the language model
             seen, decision = self.image_tokens(model, batch.chat), None
@@ -342,29 +341,32 @@ class VLMTask(Task[nn.ModuleDict]):
         else:
             logits, target, _, seen, decision = self.answer_logits(model, batch)
             loss = F.cross_entropy(logits, target)
-            parts["loss_rewrite" if seen is None else "loss_picture"] = float(loss.detach())
+            parts["loss_rewrite" if seen is None else "loss_picture"] = loss
         if seen is not None:
             guesses = model["cell_head"](seen).split(CELL_LABELS, -1)
             losses = [F.cross_entropy(g, batch.cells[:, i]) for i, g in enumerate(guesses)]
             cell = cast(Tensor, sum(losses)) / len(CELL_LABELS)
-            parts["loss_cells"] = float(cell.detach())
+            parts["loss_cells"] = cell
             loss = loss + self.cell_weight * cell
             if self.detail_weight:
                 pixels, traits = detail_errors(model["detail_head"](seen), batch)
-                parts |= {"pixels_mse": float(pixels.detach()), "traits_mse": float(traits.detach())}
+                parts |= {"pixels_mse": pixels, "traits_mse": traits}
                 loss = loss + self.detail_weight * pixels + self.trait_weight * traits
         if decision is not None and seen is not None and self.meant_weight:
             guesses = model["meant_head"](decision)
             meant = F.binary_cross_entropy_with_logits(guesses, batch.meant, reduction="sum") / len(guesses)
-            parts["loss_meant"] = float(meant.detach())
+            parts["loss_meant"] = meant
             loss = loss + self.meant_weight * meant
         return loss, parts
 
-    def evaluate(self, model: nn.ModuleDict, step: int, out: Path) -> dict[str, float]:
+    def evaluate(self, loop: Loop, step: int) -> dict[str, float]:
         """Share of answers of which every token is the most likely one after the tokens before it.
 
         If only one answer is right, that is the share that greedy decoding gets exactly right.
         """
+        if not loop.chief:
+            return {}
+        model = self.model
         suites = [("rewrite", kind, 1) for kind in ("full", "indirect", "terse")]
         suites += [("describe", "describe", n) for n in TILE_COUNTS] + [
             ("edit", "edit", n) for n in TILE_COUNTS
@@ -388,8 +390,9 @@ class VLMTask(Task[nn.ModuleDict]):
             scores[f"{kind}{max_tiles if task != 'rewrite' else ''}"] = round(right / total, 3)
         return scores
 
-    def export(self, model: nn.ModuleDict, out: Path, record: dict[str, Any]) -> None:
-        save_vlm(cast(Any, model["vlm"]), self.tokenizer, out / "vlm", record)
+    def export(self, loop: Loop, weights: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+        if loop.chief:
+            save_vlm(cast(Any, self.model["vlm"]), self.tokenizer, loop.out / "vlm", record)
 
 
 def tokenizer_texts(seed: int) -> list[str]:

@@ -145,8 +145,8 @@ def named(scene: Scene) -> tuple[str, tuple[tuple[tuple[int, int], str, str, str
     return scene.background, tuple(sorted((o.cell, o.color, o.shape, o.size) for o in scene.objects))
 
 
-def read_picture(pixels: Array) -> Reading:
-    """The scene in an image, (height, width, 3) uint8."""
+def read_picture(pixels: Array, colors: dict[str, tuple[int, int, int]] = COLORS) -> Reading:
+    """The scene in an image, (height, width, 3) uint8. `colors`: the names that objects may have."""
     height, width = pixels.shape[:2]
     short = min(width, height)
     unit = max(1, round(short / 128))
@@ -161,7 +161,7 @@ def read_picture(pixels: Array) -> Reading:
     ]
 
     problems: list[str] = [f"{len(windows)} blobs"] if len(windows) > MAX_BLOBS else []
-    objects = [_name_object(fit, width, height, problems) for fit in fits]
+    objects = [_name_object(fit, width, height, problems, colors) for fit in fits]
     order = sorted(range(len(objects)), key=lambda i: objects[i].cell)
     if not objects:
         problems.append("no object")
@@ -343,14 +343,16 @@ def _name_color(rgb: Array, names: dict[str, tuple[int, int, int]]) -> tuple[str
     return name, f"a colour between {name} and {other}" if near > MAX_DOUBT * far else ""
 
 
-def _name_object(fit: _Fit, width: int, height: int, problems: list[str]) -> SceneObject:
+def _name_object(
+    fit: _Fit, width: int, height: int, problems: list[str], colors: dict[str, tuple[int, int, int]]
+) -> SceneObject:
     """The object of a fitted blob with its measured traits; doubts about it are added to `problems`."""
     short = min(width, height)
-    color, complaint = _name_color(np.array(fit.rgb), COLORS)
+    color, complaint = _name_color(np.array(fit.rgb), colors)
     row, dy = _nearest_cell(fit.y, height, short)
     column, dx = _nearest_cell(fit.x, width, short)
     size = "small" if fit.radius / short < SIZE_BORDER else "big"
-    red, green, blue = (round(seen - base) for seen, base in zip(fit.rgb, COLORS[color], strict=True))
+    red, green, blue = (round(seen - base) for seen, base in zip(fit.rgb, colors[color], strict=True))
     shade = (red, green, blue)
     traits = Traits(dx=dx, dy=dy, scale=fit.radius / short / SIZES[size], shade=shade)
     obj = SceneObject(shape=fit.shape, color=color, size=size, cell=(row, column), traits=traits)

@@ -24,7 +24,7 @@ def test_edit_training_draws_the_same_captions_by_both_runs(
     for number, recipe in enumerate(designs.EDIT_TRAINING):
         (tmp_path / recipe).mkdir()
         shutil.copy(BUILT_IN.generator, tmp_path / recipe / "generator.safetensors")
-        (tmp_path / recipe / "scores.jsonl").write_text(json.dumps({"loss": number}) + "\n")
+        (tmp_path / recipe / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": number}) + "\n")
     text, mixed = designs.evaluate_edit_training(subject, sampling)
     assert [text.name, mixed.name] == list(designs.EDIT_TRAINING.values())
     assert [text.values.pop("loss"), mixed.values.pop("loss")] == [0, 1]

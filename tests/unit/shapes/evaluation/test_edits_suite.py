@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from unifusion_core.contracts import Features, TokenRole
+from unifusion_core.evaluation import drawing
 from unifusion_core.evaluation.subject import Sampling, Subject
 from unifusion_core.images import Pixels
 from unifusion_core.pipeline import Pipeline
-from unifusion_core.shapes.evaluation import drawing
 from unifusion_core.shapes.evaluation import edits as suite
 from unifusion_core.shapes.world import edits, references
 from unifusion_core.shapes.world.render import render

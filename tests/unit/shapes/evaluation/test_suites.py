@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from unifusion_core.cli.evaluate import run
 from unifusion_core.contracts import Features
 from unifusion_core.errors import ConfigError, PromptError
-from unifusion_core.evaluation import report
+from unifusion_core.evaluation import drawing, report
 from unifusion_core.evaluation.rates import Rate
 from unifusion_core.evaluation.runner import evaluate
 from unifusion_core.evaluation.subject import Row, Sampling, Subject
 from unifusion_core.pipeline import Pipeline
-from unifusion_core.shapes.evaluation import drawing, layers, swap, text_to_image, verifi, vlm
+from unifusion_core.shapes.evaluation import layers, swap, text_to_image, verifi, vlm
 from unifusion_core.shapes.evaluation.autoencoder import evaluate_autoencoder
 from unifusion_core.shapes.evaluation.judging import Tally, judge_caption
 from unifusion_core.shapes.evaluation.suites import SUITES

@@ -166,7 +166,7 @@ def test_with_a_frozen_language_model_only_what_sees_learns() -> None:
     traits = parts["traits_mse"]
     task.trait_weight += 1
     again, _ = task.loss(task.model, batch, 0)
-    assert float((again - loss).detach()) == pytest.approx(traits, rel=1e-3)
+    assert float((again - loss).detach()) == pytest.approx(float(traits.detach()), rel=1e-3)
 
 
 def test_colours_without_a_name_are_neither_named_nor_guessed(tmp_path: Path) -> None:

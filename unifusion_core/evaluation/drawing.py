@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ...contracts import Features, Request, TokenRole
-from ...errors import PromptError
-from ...images import Pixels
-from ...pipeline import Pipeline, SamplingSettings
-from ...vlm.rewrite import Rewrite, attempt_rewrites
+from ..contracts import Features, Request, TokenRole
+from ..errors import PromptError
+from ..images import Pixels
+from ..pipeline import Pipeline, SamplingSettings
+from ..vlm.rewrite import Rewrite, attempt_rewrites
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,7 @@ def generate_attempts(
 ) -> list[Attempt]:
     """One attempt per request, all in one batch; without `settings` those of the model."""
     settings = settings or pipeline.settings()
-    spec = pipeline.model.config.vlm
-    rewrites: list[Rewrite | PromptError] = (
-        attempt_rewrites(
-            pipeline.backbone, spec, requests, pipeline.spec.rewriting, max_tiles=settings.max_tiles
-        )
-        if rewriting
-        else [Rewrite(request=r, features=pipeline.encode([r], settings.max_tiles)) for r in requests]
-    )
+    rewrites = encode_attempts(pipeline, requests, rewriting=rewriting, max_tiles=settings.max_tiles)
     good = {i: each for i, each in enumerate(rewrites) if isinstance(each, Rewrite)}
     images: dict[int, Pixels] = {}
     without: dict[int, Pixels] = {}
@@ -63,6 +56,29 @@ def generate_attempts(
         )
         for i, each in enumerate(rewrites)
     ]
+
+
+def encode_attempts(
+    pipeline: Pipeline, requests: Sequence[Request], *, rewriting: bool, max_tiles: int
+) -> list[Rewrite | PromptError]:
+    """What the generator gets for each request, or a PromptError in place of one that is too long or whose rewrite failed."""
+    spec, settings = pipeline.model.config.vlm, pipeline.spec.rewriting
+    failed: dict[int, PromptError] = {}
+    for i, request in enumerate(requests):
+        try:
+            chat = pipeline.backbone.prepare([request], spec.template, max_tiles)
+            if rewriting:
+                pipeline.backbone.check_room(chat, settings.max_new_tokens)
+        except PromptError as error:
+            failed[i] = error
+    fitting = [request for i, request in enumerate(requests) if i not in failed]
+    done: list[Rewrite | PromptError] = []
+    if fitting and rewriting:
+        done = attempt_rewrites(pipeline.backbone, spec, fitting, settings, max_tiles=max_tiles)
+    else:
+        done = [Rewrite(request=r, features=pipeline.encode([r], max_tiles)) for r in fitting]
+    of_fitting = iter(done)
+    return [failed[i] if i in failed else next(of_fitting) for i in range(len(requests))]
 
 
 def generate_as_is(pipeline: Pipeline, requests: Sequence[Request], seeds: Sequence[int]) -> list[Pixels]:

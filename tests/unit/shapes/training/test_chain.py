@@ -1,0 +1,75 @@
+"""The order of the recipes, and putting a finished part in its place."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from unifusion_core.errors import CheckpointError, ConfigError
+from unifusion_core.shapes.training import chain
+from unifusion_core.shapes.training.chain import CHAIN, install, part_of
+from unifusion_core.shapes.training.recipes import RECIPES
+from unifusion_core.zoo.tiny import BUILT_IN
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Places of the package in another folder, filled with the embedded parts."""
+    places = SimpleNamespace(
+        generator=tmp_path / "weights" / "generator.safetensors",
+        vlm=tmp_path / "weights" / "vlm",
+        vae=tmp_path / "weights" / "vae.safetensors",
+    )
+    places.generator.parent.mkdir()
+    shutil.copyfile(BUILT_IN.generator, places.generator)
+    shutil.copytree(BUILT_IN.vlm, places.vlm)
+    shutil.copyfile(BUILT_IN.vae, places.vae)
+    monkeypatch.setattr(chain, "BUILT_IN", places)
+    return places
+
+
+def test_the_chain_names_recipes_and_all_but_those_that_compare_designs() -> None:
+    names = [name for stage in CHAIN for name in (*stage.vae, *stage.vlm, *stage.generator)]
+
+    assert len(set(names)) == len(names)
+    assert set(names) == {name for name in RECIPES if not name.startswith("tiny-short")}
+    assert [part_of(name) for name in ("tiny-vae-colors", "tiny-vlm", "tiny", "tiny-short")] == [
+        "vae",
+        "vlm",
+        "generator",
+        None,
+    ]
+
+
+@pytest.mark.parametrize("part", ["generator", "vlm", "vae"])
+def test_a_finished_part_replaces_the_one_in_its_place(
+    places: SimpleNamespace, tmp_path: Path, random_weights: SimpleNamespace, part: str
+) -> None:
+    source = Path(getattr(random_weights, "model" if part == "generator" else part))
+    finished = tmp_path / "run" / chain.FINISHED[part]
+    finished.parent.mkdir()
+    (shutil.copytree if source.is_dir() else shutil.copyfile)(source, finished)
+
+    place = install(tmp_path / "run")
+
+    assert place == getattr(places, part)
+    weights = "model.safetensors" if part == "vlm" else ""
+    assert (place / weights).read_bytes() == (source / weights).read_bytes()
+    assert not list(place.parent.glob("*.part"))
+
+
+def test_a_run_that_is_not_finished_or_damaged_changes_nothing(
+    places: SimpleNamespace, tmp_path: Path
+) -> None:
+    before = places.generator.read_bytes()
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ConfigError, match=r"has no finished part .*: finish the run first, by --resume"):
+        install(tmp_path / "run")
+    (tmp_path / "run" / "generator.safetensors").write_bytes(before[:1000])
+    with pytest.raises(CheckpointError):
+        install(tmp_path / "run")
+
+    assert places.generator.read_bytes() == before
