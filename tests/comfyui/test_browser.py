@@ -294,6 +294,37 @@ def test_an_earlier_canvas_file_keeps_its_values_and_draws(page: Page, comfy: Co
     assert errors(page) == []
 
 
+# Languages ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("language", "title", "widget"),
+    [("ko", "UniFusion 샘플러", "디노이즈"), ("zh", "UniFusion 采样器", "降噪")],
+)
+def test_nodes_are_named_in_the_users_language(
+    page: Page, comfy: Comfy, language: str, title: str, widget: str
+) -> None:
+    comfy.request("POST", "/settings/Comfy.Locale", language)
+    try:
+        page.goto(f"http://127.0.0.1:{comfy.port}")
+        page.wait_for_function("window.app?.graph && window.app.extensionManager?.command")
+        graph = json.loads((WORKFLOWS / "unifusion_edit_picture.json").read_text())
+        page.evaluate("graph => window.app.loadGraphData(graph)", graph)
+        page.wait_for_timeout(2000)
+        found = page.evaluate(
+            """() => {
+                const node = window.LiteGraph.createNode("UniFusionSampler")
+                return [node.title, ...node.widgets.map(w => w.label ?? w.name)]
+            }"""
+        )
+        keep(page, f"language_{language}")
+        assert errors(page) == []
+        assert found[0] == title
+        assert widget in found
+    finally:
+        comfy.request("POST", "/settings/Comfy.Locale", "en")
+
+
 # By hand --------------------------------------------------------------------------------------------
 
 
