@@ -56,7 +56,14 @@ class UniFusionImageEncode(io.ComfyNode):
             description="Encodes a prompt, and any images, with the VLM. The prompt is used as it is: it should describe "
             "the image to generate. For an instruction about an image ('make the circle green') use Rewrite for UniFusion "
             "(VERIFI).",
-            search_aliases=["unifusion", "text encode", "image encode", "prompt", "reference", "image to prompt"],
+            search_aliases=[
+                "unifusion",
+                "text encode",
+                "image encode",
+                "prompt",
+                "reference",
+                "image to prompt",
+            ],
             inputs=[
                 io.Clip.Input(
                     "clip",
