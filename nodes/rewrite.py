@@ -12,7 +12,7 @@ from ..unifusion_core.vlm.styles import STYLES
 from .comfy.clip import StatesChoice, rewrite
 from .comfy.host import AUTOMATIC
 from .encode import connected, max_tiles_input, pictures_input
-from .sockets import CATEGORY, FeaturesSocket
+from .sockets import FeaturesSocket
 
 
 class UniFusionVerifiRewrite(io.ComfyNode):
@@ -23,12 +23,17 @@ class UniFusionVerifiRewrite(io.ComfyNode):
         return io.Schema(
             node_id="UniFusionVerifiRewrite",
             display_name="Rewrite for UniFusion (VERIFI)",
-            category=CATEGORY,
+            category="conditioning/UniFusion",
             description="The VLM turns the prompt, or an instruction about images ('make the circle green'), into a "
             "description of the image to generate. The hidden states of that rewrite become the features. Encode for "
             "UniFusion uses the prompt as it is.",
             search_aliases=[
                 "unifusion",
+                "image edit",
+                "kontext",
+                "qwen edit",
+                "describe",
+                "caption",
                 "verifi",
                 "rewrite",
                 "prompt enhancer",

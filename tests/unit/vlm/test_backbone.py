@@ -848,6 +848,27 @@ def test_tile_size_is_free_only_where_the_family_leaves_it_free(folders: dict[st
         load_vlm(folders["internvl"], tile_size=48)
 
 
+def test_a_text_encoder_saved_without_its_head_encodes_and_writes_nothing(
+    folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As diffusers saves pipelines: text_encoder/ without head, the tokenizer in a folder beside it."""
+    whole = load_vlm(folders["qwen3_vl"], tile_size=32)
+    whole.model.model.save_pretrained(tmp_path / "text_encoder")
+    whole.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    capfd.readouterr()
+
+    alone = load_vlm(tmp_path / "text_encoder", tile_size=32)
+
+    assert capfd.readouterr() == ("", "")
+    request = Request(prompt="a red star", images=[picture(128, 96, 1)])
+    inputs = whole.prepare([request], max_tiles=1)
+    assert torch.equal(alone.encode(inputs, (0, 1)).states, whole.encode(inputs, (0, 1)).states)
+    with pytest.raises(
+        VLMError, match=r"has no language model head, so it writes no text: use the whole model"
+    ):
+        alone.generate(inputs, max_new_tokens=2)
+
+
 def test_the_embedded_size_survives_saving(internvl: VLMBackbone, tmp_path: Path) -> None:
     """The shape of the VLM in the repository: 48 px, patch 8, an odd 3 x 3 token grid, tied head."""
     tokenizer, config = internvl.tokenizer, internvl.model.config.to_dict()
