@@ -44,9 +44,13 @@ def check_folder(folder: Path) -> None:
 
 
 def check_readable(path: Path) -> None:
-    """Raises OSError for what is neither a file nor a pipe: a device such as /dev/zero never ends."""
-    if path.exists() and not (path.is_file() or path.is_fifo()):
-        raise OSError(errno.EINVAL, "no file", str(path))
+    """Raises OSError for what is neither a file nor a pipe (a device such as /dev/zero never ends), and for what can be no name."""
+    try:
+        impossible = b"\0" in os.fsencode(path)
+    except UnicodeEncodeError:
+        impossible = True
+    if impossible or (path.exists() and not (path.is_file() or path.is_fifo())):
+        raise OSError(errno.EINVAL, "no file", ascii(str(path)))
 
 
 def write_whole(path: Path, data: bytes, *, replace: bool = True) -> bool:

@@ -294,7 +294,10 @@ def run(count: int, seed: int) -> tuple[Counter[str], list[str]]:
         if kind == "defect" or silent or "Traceback" in told:
             kind = "unforeseen" if status == UNFORESEEN else "defect"
             found.append(f"{number}: {call!r:.400} -> {status}: {told[-600:]}")
+            print(found[-1], flush=True)
         outcomes[kind] += 1
+        if (number + 1) % 1000 == 0:
+            print(f"{number + 1} calls: {dict(outcomes)}", flush=True)
     return outcomes, found
 
 
@@ -305,6 +308,5 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     began = time.monotonic()
     outcomes, found = run(chosen.count, chosen.seed)
-    print("\n".join(found[:40]))
     print(f"{chosen.count} calls in {time.monotonic() - began:.0f} s: {dict(outcomes)}")
     raise SystemExit(bool(found))

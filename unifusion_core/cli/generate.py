@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import itertools
 import logging
 import os
 import time
@@ -45,8 +44,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# lines that are read ahead, to draw those of one size together
-READ_AHEAD = 32
+# lines that are read ahead, to draw those of one size together, as long as their images are small
+READ_AHEAD = 64
+READ_AHEAD_BYTES = 256_000_000
 # of the rewrites of a batch after the first, so that they differ where the words leave things open
 VARIED_TEMPERATURE = 0.3
 
@@ -234,26 +234,28 @@ class _Work:
 
     def draw_lines(self, lines: Iterable[Line], count: int) -> None:
         """Draws lines of a file. One that fails is reported."""
-        lines = iter(lines)
         with progress(count, "drawing") as line_done:
-            while ahead := list(itertools.islice(lines, READ_AHEAD)):
-                jobs: list[_Job] = []
-                for line in ahead:
-                    with self._reported(line):
-                        missing = [n for n in range(self.output.batch) if not self.output.exists(line.id, n)]
-                        if not missing:
-                            self._keep(line)
-                            continue
-                        jobs += [
-                            job for job in self._jobs(line) if job.number in missing or self.arguments.grid
-                        ]
-                failed: set[str] = set()
-                for batch in _batches(jobs):
-                    failed |= self._draw_batch(batch)
-                drawn = {job.line.id for job in jobs} - failed
-                self.report.done += len(drawn)
-                for _ in ahead:
-                    line_done()
+            jobs: list[_Job] = []
+            for number, line in enumerate(lines, start=1):
+                with self._reported(line):
+                    missing = [n for n in range(self.output.batch) if not self.output.exists(line.id, n)]
+                    if missing:
+                        jobs += [job for job in self._jobs(line) if job.number in missing]
+                    else:
+                        self._keep(line)
+                pixels = sum(image.nbytes for job in jobs for image in job.request.images)
+                if number % READ_AHEAD == 0 or pixels > READ_AHEAD_BYTES:
+                    self._draw_jobs(jobs)
+                    jobs = []
+                line_done()
+            self._draw_jobs(jobs)
+
+    def _draw_jobs(self, jobs: Sequence[_Job]) -> None:
+        """Draws and writes jobs of several lines, and counts the lines."""
+        failed: set[str] = set()
+        for batch in _batches(jobs):
+            failed |= self._draw_batch(batch)
+        self.report.done += len({job.line.id for job in jobs} - failed)
 
     def _keep(self, line: Line) -> None:
         """Counts a line whose images are there. Warns if the first was drawn from something else."""

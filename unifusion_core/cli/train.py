@@ -55,8 +55,8 @@ def train(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             "give a configuration: unifusion train CONFIG.yaml (training/README.md has an example)"
         )
-    _refuse_recipe_name(arguments.config)
     check_readable(arguments.config)
+    _refuse_recipe_name(arguments.config)
     if arguments.out is not None:
         raise ConfigError("--out belongs to unifusion shapes train; here it is a key: --set output=DIR")
     config = load_config(arguments.config, arguments.set)

@@ -249,6 +249,8 @@ def test_a_picture_larger_than_the_model_draws_is_scaled_unless_a_size_is_given(
         (["generate", "a", "b"], "unrecognized arguments: b"),
         (["generate", "--prompts", "/dev/zero", "--out", "o"], "/dev/zero cannot be read (no file)"),
         (["train", "/dev/zero"], "no file"),
+        (["train", "a\0b"], "no file"),
+        (["train", "\ud800"], "no file"),
         (["generate", "x", "--size", "big"], '"big" is no size: write width x height'),
         (["generate", "x", "--size", "130x128"], "near are 128x128 and 136x128"),
         (["generate", "x", "--steps", "0"], "at least 1"),

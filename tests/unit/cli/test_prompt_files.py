@@ -209,7 +209,7 @@ def test_images_are_read_when_their_turn_comes(
     random_weights: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "in.png")
-    lines = [{"id": f"{n}", "prompt": "make it red", "images": ["in.png"]} for n in range(40)]
+    lines = [{"id": f"{n}", "prompt": "make it red", "images": ["in.png"]} for n in range(20)]
     file = write_lines(tmp_path / "lines.jsonl", lines)
     drawn_before: list[int] = []
     from unifusion_core import images
@@ -221,12 +221,12 @@ def test_images_are_read_when_their_turn_comes(
         return real(path)
 
     monkeypatch.setattr("unifusion_core.images.read_image_file", read)
+    monkeypatch.setattr("unifusion_core.cli.generate.READ_AHEAD_BYTES", 7.5 * 3 * 16 * 16 * 4)
     call = ["generate", "--prompts", str(file), "--out", str(tmp_path / "out"), *QUICK, "--max-tiles", "1"]
     assert main([*call, *random_weights.options]) == 0
-    assert len(drawn_before) == 40
-    # 32 lines are read ahead
-    assert drawn_before[31] == 0
-    assert drawn_before[32] == 32
+    assert len(drawn_before) == 20
+    # as many as fit into the bound are read ahead
+    assert drawn_before == [number // 8 * 8 for number in range(20)]
 
 
 def test_rewrites_are_written_as_they_are_made_and_a_half_line_is_mended(
