@@ -362,7 +362,7 @@ def test_a_warning_tells_of_answers_that_were_cut_off(
 ) -> None:
     internvl.generate(internvl.prepare([Request(prompt="x")]), max_new_tokens=2)
     assert (
-        "1 of 1 rewrites were cut off after 2 tokens; raise the number of new tokens (max_new_tokens in"
+        "1 of 1 rewrites were cut off after 2 tokens; raise the number of new tokens (--max-new-tokens"
         in caplog.text
     )
 
@@ -573,7 +573,7 @@ def test_encoding_and_writing_do_not_disturb_each_other(vlm: VLMBackbone) -> Non
             Request(prompt="x"),
             {"max_new_tokens": MAX_LENGTH},
             PromptError,
-            r"set the number of new tokens \(max_new_tokens in .*, max_length in .*\) to 3[0-9]{2} or less",
+            r"set the number of new tokens \(--max-new-tokens, .*\) to 3[0-9]{2} or less",
         ),
         (Request(prompt="x"), {"temperature": -1.0}, ConfigError, "temperature is -1.0"),
         (
