@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,24 +155,33 @@ def test_a_resumed_run_ends_in_the_same_weights(config: TrainConfig, mode: str, 
     ] == []
 
 
+def command_of(config: TrainConfig, path: Path, *, processes: int = 1) -> list[str]:
+    """The command line that runs a configuration, which is written to `path`."""
+    path.write_text(yaml.safe_dump(json.loads(config.model_dump_json())))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launch = torchrun if processes > 1 else []
+    return [sys.executable, *launch, "-m", "unifusion_core", "train", str(path)]
+
+
 def killed_run(
-    config: TrainConfig, tmp_path: Path, moments: int, rng: random.Random
+    config: TrainConfig, tmp_path: Path, moments: int, rng: random.Random, *, processes: int = 1
 ) -> dict[str, torch.Tensor]:
     """The weights of a run that is killed again and again, each time after a random number of further steps' checkpoints."""
-    path = tmp_path / "killed.yaml"
-    path.write_text(yaml.safe_dump(json.loads(config.model_dump_json())))
-    command = [sys.executable, "-m", "unifusion_core", "train", str(path)]
+    command = command_of(config, tmp_path / "killed.yaml", processes=processes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     folder = config.output / "checkpoints"
     for _ in range(moments):
         resume = ["--resume"] if checkpoints(folder) else ["--overwrite"]
         metrics = config.output / "metrics.jsonl"
-        before = metrics.stat().st_size if metrics.exists() else 0
-        process = subprocess.Popen([*command, *resume], env=environment, stderr=subprocess.DEVNULL)
-        while process.poll() is None and (not metrics.exists() or metrics.stat().st_size == before):
+        before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+        # a group of its own, so that the kill reaches all processes
+        process = subprocess.Popen(
+            [*command, *resume], env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        while process.poll() is None and (not metrics.exists() or metrics.stat().st_mtime_ns == before):
             time.sleep(0.02)
         time.sleep(rng.random())
-        process.send_signal(signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if (config.output / "final.safetensors").exists():
             break
@@ -189,17 +200,42 @@ def test_a_killed_run_goes_on_to_the_same_weights(config: TrainConfig, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_run_killed_at_ten_moments_ends_in_the_same_weights(
-    config: TrainConfig, tmp_path: Path, mode: str
+    config: TrainConfig, tmp_path: Path, mode: str, processes: int
 ) -> None:
-    long = changed(config, mode=mode, steps=40, save_every=1)
-    train(long, say=lambda _: None)
+    long = changed(config, mode=mode, steps=40, save_every=1, gradient_accumulation=1)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = command_of(long, tmp_path / "whole.yaml", processes=processes)
+    subprocess.run(command, check=True, capture_output=True, env=environment)
     whole = load_file(long.output / "final.safetensors")
 
-    killed = killed_run(changed(long, output=tmp_path / "killed"), tmp_path, 10, random.Random(mode))
+    killed = killed_run(
+        changed(long, output=tmp_path / "killed"), tmp_path, 10, random.Random(mode), processes=processes
+    )
 
     assert [n for n in whole if n != "unifusion_config" and not torch.equal(whole[n], killed[n])] == []
+
+
+def test_a_full_disk_ends_in_a_sentence_and_keeps_the_last_checkpoint(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    own = changed(config, mode="full", steps=2, samples=[])
+    train(own, say=lambda _: None)
+    longer = changed(own, steps=4)
+    command = [*command_of(longer, tmp_path / "longer.yaml"), "--resume"]
+
+    # files of more than 20 MB cannot be written, as on a disk with so much room
+    limited = ["bash", "-c", f"ulimit -f 20000; exec {shlex.join(command)}"]
+    stopped = subprocess.run(limited, capture_output=True, text=True, check=False)
+
+    assert stopped.returncode == 2
+    assert "the checkpoint of step 4 cannot be written" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert [each.name for each in checkpoints(own.output / "checkpoints")] == ["step-0000002"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert checkpoints(own.output / "checkpoints")[-1].name == "step-0000004"
 
 
 def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: TrainConfig, tmp_path: Path) -> None:
@@ -220,19 +256,33 @@ def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: TrainConfig, t
 
 @pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp2"])
 def test_two_processes_train_as_one(config: TrainConfig, tmp_path: Path, shard: bool) -> None:
+    check_two_processes(config, tmp_path, shard=shard, steps=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp2"])
+def test_two_processes_train_as_one_over_fifty_steps(
+    config: TrainConfig, tmp_path: Path, shard: bool
+) -> None:
+    check_two_processes(changed(config, save_every=25), tmp_path, shard=shard, steps=50)
+
+
+def check_two_processes(config: TrainConfig, tmp_path: Path, *, shard: bool, steps: int) -> None:
+    """Two processes and one have the same losses, and each resumes the other's checkpoint."""
     # both processes start from a full cache
-    alone = changed(config, mode="full" if shard else "lora", ema=0.9, learning_rate=1e-4)
+    alone = changed(config, mode="full" if shard else "lora", ema=0.9, learning_rate=1e-4, steps=steps)
     train(alone, say=lambda _: None)
     samples = [] if shard else [{"prompt": "a red circle", "seed": seed} for seed in (1, 2, 3)]
     together = changed(
         alone, output=tmp_path / "together", gradient_accumulation=1, shard=shard, samples=samples
     )
-    path = tmp_path / "together.yaml"
-    path.write_text(yaml.safe_dump(json.loads(together.model_dump_json())))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*torchrun, "-m", "unifusion_core", "train", str(path)]
-    subprocess.run(command, check=True, env=environment, timeout=300, capture_output=True)
+
+    def run_together(own: TrainConfig, *options: str) -> None:
+        command = command_of(own, tmp_path / "together.yaml", processes=2)
+        subprocess.run([*command, *options], check=True, env=environment, timeout=600, capture_output=True)
+
+    run_together(together)
 
     for one, two in zip(lines(alone), lines(together), strict=True):
         for name in ("loss", "validation_loss"):
@@ -240,11 +290,15 @@ def test_two_processes_train_as_one(config: TrainConfig, tmp_path: Path, shard: 
                 assert one[name] == pytest.approx(two[name], rel=1e-5)
     drawn = sorted(each.name for each in (together.output / "samples").rglob("??.png"))
     assert drawn == sorted(2 * [f"{number:02d}.png" for number in range(len(samples))])
-    # saved by two, resumed by one
-    later = changed(together, gradient_accumulation=2, shard=False, steps=7)
+    # saved by two and resumed by one, and the other way
+    shutil.copytree(alone.output, tmp_path / "taken over")
+    taken_over = changed(together, output=tmp_path / "taken over", samples=[], steps=steps + 1)
+    run_together(taken_over, "--resume")
+    later = changed(together, gradient_accumulation=2, shard=False, samples=[], steps=steps + 1)
     train(later, resume=True, say=lambda _: None)
-    train(changed(alone, steps=7), resume=True, say=lambda _: None)
-    assert lines(later)[-2]["loss"] == pytest.approx(lines(alone)[-2]["loss"], rel=1e-4)
+    train(changed(alone, steps=steps + 1), resume=True, say=lambda _: None)
+    for other in (later, taken_over):
+        assert lines(other)[-2]["loss"] == pytest.approx(lines(alone)[-2]["loss"], rel=1e-4)
 
 
 def test_bf16_trains_adapters_in_32_bits_to_nearly_the_same_loss(config: TrainConfig, tmp_path: Path) -> None:
