@@ -44,7 +44,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_readable(path: Path) -> None:
-    """Raises OSError for what is neither a file nor a pipe (a device such as /dev/zero never ends), and for what can be no name."""
+    """Raises OSError for what is neither a file nor a pipe (/dev/zero never ends), and for what can be no name."""
     try:
         impossible = b"\0" in os.fsencode(path)
     except UnicodeEncodeError:
