@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .comfy import host, messages
+from .comfy.earlier_graphs import read_earlier_graphs
 from .encode import UniFusionImageEncode
 from .features_to_krea2 import UniFusionFeaturesToKrea2
 from .image_strength import UniFusionPictureStrength
@@ -25,6 +26,7 @@ class UniFusionExtension(ComfyExtension):
     async def on_load(self) -> None:
         host.register_folders()
         messages.show_on_nodes()
+        read_earlier_graphs()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from .comfy.clip import encode, tiles_of
-from .sockets import CATEGORY, FeaturesSocket
+from .sockets import FeaturesSocket
 
 MAX_PICTURES = 10
 
@@ -52,11 +52,18 @@ class UniFusionImageEncode(io.ComfyNode):
         return io.Schema(
             node_id="UniFusionImageEncode",
             display_name="Encode for UniFusion",
-            category=CATEGORY,
+            category="conditioning/UniFusion",
             description="Encodes a prompt, and any images, with the VLM. The prompt is used as it is: it should describe "
             "the image to generate. For an instruction about an image ('make the circle green') use Rewrite for UniFusion "
             "(VERIFI).",
-            search_aliases=["unifusion", "text encode", "image encode", "prompt", "reference"],
+            search_aliases=[
+                "unifusion",
+                "text encode",
+                "image encode",
+                "prompt",
+                "reference",
+                "image to prompt",
+            ],
             inputs=[
                 io.Clip.Input(
                     "clip",

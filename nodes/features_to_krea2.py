@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .comfy.krea2 import krea2_conditioning
-from .sockets import CATEGORY, Encoded, FeaturesSocket
+from .sockets import Encoded, FeaturesSocket
 
 
 class UniFusionFeaturesToKrea2(io.ComfyNode):
@@ -16,7 +16,7 @@ class UniFusionFeaturesToKrea2(io.ComfyNode):
         return io.Schema(
             node_id="UniFusionFeaturesToKrea2",
             display_name="UniFusion Features to Krea 2",
-            category=CATEGORY,
+            category="conditioning/UniFusion",
             description="Converts features to a conditioning for a Krea 2 model from ComfyUI's own Load Diffusion Model, so that "
             "images, rewrites and image strength work with it. It replaces Pool UniFusion Features there.",
             search_aliases=["unifusion", "krea", "conditioning", "picture", "verifi"],

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..unifusion_core.vlm.image_strength import with_strength
 from .encode import MAX_PICTURES
-from .sockets import CATEGORY, Encoded, FeaturesSocket
+from .sockets import Encoded, FeaturesSocket
 
 
 class UniFusionPictureStrength(io.ComfyNode):
@@ -19,7 +19,7 @@ class UniFusionPictureStrength(io.ComfyNode):
         return io.Schema(
             node_id="UniFusionPictureStrength",
             display_name="UniFusion Picture Strength",
-            category=CATEGORY,
+            category="conditioning/UniFusion",
             description="Per-image conditioning strength. 'keep' below 1 drops tokens of the image, so that the result "
             "varies more. 'gain' above 1 repeats them, so that the image is followed more closely. Chain one node per "
             "image.",

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .comfy.model import layer_map
-from .sockets import CATEGORY, Encoded, FeaturesSocket
+from .sockets import Encoded, FeaturesSocket
 
 
 class UniFusionLAPInspect(io.ComfyNode):
@@ -18,7 +18,7 @@ class UniFusionLAPInspect(io.ComfyNode):
         return io.Schema(
             node_id="UniFusionLAPInspect",
             display_name="Inspect UniFusion Layers",
-            category=CATEGORY,
+            category="conditioning/UniFusion",
             description="Shows each VLM layer's share in every pooled token, and the attention between the layers inside "
             "Layerwise Attention Pooling (LAP). No effect on the generated image.",
             search_aliases=[

@@ -6,7 +6,6 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from .comfy import host
-from .sockets import CATEGORY
 
 
 class UniFusionLatentFromReference(io.ComfyNode):
@@ -17,10 +16,10 @@ class UniFusionLatentFromReference(io.ComfyNode):
         return io.Schema(
             node_id="UniFusionLatentFromReference",
             display_name="UniFusion Latent from Reference",
-            category=CATEGORY,
+            category="latent/UniFusion",
             description="An empty latent in the size of an image. An edit sampled in its image's own size keeps unchanged "
             "parts in place. Sides are rounded to multiples of 8; the image itself is neither resized nor encoded.",
-            search_aliases=["unifusion", "empty latent", "image size", "reference", "edit"],
+            search_aliases=["unifusion", "empty latent", "image size", "reference", "edit", "image edit"],
             inputs=[
                 io.Image.Input("picture", tooltip="The image to edit; of a batch, the first."),
                 io.Combo.Input(

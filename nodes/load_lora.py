@@ -8,7 +8,6 @@ from comfy_api.latest import io, ui
 
 from .comfy import host
 from .comfy.lora import lora_names, lora_path, with_adapter
-from .sockets import CATEGORY
 
 
 class UniFusionLoraLoader(io.ComfyNode):
@@ -19,7 +18,7 @@ class UniFusionLoraLoader(io.ComfyNode):
         return io.Schema(
             node_id="UniFusionLoraLoader",
             display_name="Load LoRA for UniFusion",
-            category=CATEGORY,
+            category="loaders/UniFusion",
             description="Applies a LoRA, LoKr, LoHa or DoRA to a UniFusion or Krea 2 model, and says how many of its keys were "
             "used. It reads layouts that Load LoRA leaves out or loads in part: fused qkv, every prefix, peft's DoRA.",
             search_aliases=["unifusion", "lora", "load lora", "lokr", "loha", "dora", "lycoris", "krea lora"],

@@ -6,7 +6,6 @@ from comfy_api.latest import io
 
 from .comfy import host
 from .comfy.loading import load_model
-from .sockets import CATEGORY
 
 
 class UniFusionModelLoader(io.ComfyNode):
@@ -17,7 +16,7 @@ class UniFusionModelLoader(io.ComfyNode):
         return io.Schema(
             node_id="UniFusionModelLoader",
             display_name="Load UniFusion Model",
-            category=CATEGORY,
+            category="loaders/UniFusion",
             description="Loads a UniFusion generator (layer pooling, refiner and diffusion transformer in one file) or a Krea 2 "
             "file as downloaded (raw or turbo; bf16, fp8, int8, mxfp8 or nvfp4).",
             search_aliases=["unifusion", "load diffusion model", "unet loader", "krea"],

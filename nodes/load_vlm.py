@@ -9,7 +9,6 @@ from comfy_api.latest import io
 from .comfy import host
 from .comfy.clip import load_clip
 from .comfy.krea2 import vlm_spec
-from .sockets import CATEGORY
 
 
 class UniFusionVLMLoader(io.ComfyNode):
@@ -20,7 +19,7 @@ class UniFusionVLMLoader(io.ComfyNode):
         return io.Schema(
             node_id="UniFusionVLMLoader",
             display_name="Load UniFusion VLM",
-            category=CATEGORY,
+            category="loaders/UniFusion",
             description="Loads the frozen vision-language model (VLM) that encodes prompts and images for a UniFusion model.",
             search_aliases=["unifusion", "load clip", "text encoder", "internvl", "qwen vl"],
             inputs=[

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .comfy.model import pool
-from .sockets import CATEGORY, Encoded, FeaturesSocket
+from .sockets import Encoded, FeaturesSocket
 
 
 class UniFusionLAPPool(io.ComfyNode):
@@ -18,7 +18,7 @@ class UniFusionLAPPool(io.ComfyNode):
         return io.Schema(
             node_id="UniFusionLAPPool",
             display_name="Pool UniFusion Features",
-            category=CATEGORY,
+            category="conditioning/UniFusion",
             description="Pools the VLM layers of each token into one conditioning, by the model's Layerwise Attention "
             "Pooling (LAP) and refiner.",
             search_aliases=[

@@ -7,12 +7,12 @@ from typing import Any, get_args
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..unifusion_core.contracts import RewriteStates
+from ..unifusion_core.contracts import CutOff, RewriteStates
 from ..unifusion_core.vlm.styles import STYLES
 from .comfy.clip import StatesChoice, rewrite
 from .comfy.host import AUTOMATIC
 from .encode import connected, max_tiles_input, pictures_input
-from .sockets import CATEGORY, FeaturesSocket
+from .sockets import FeaturesSocket
 
 
 class UniFusionVerifiRewrite(io.ComfyNode):
@@ -23,12 +23,17 @@ class UniFusionVerifiRewrite(io.ComfyNode):
         return io.Schema(
             node_id="UniFusionVerifiRewrite",
             display_name="Rewrite for UniFusion (VERIFI)",
-            category=CATEGORY,
+            category="conditioning/UniFusion",
             description="The VLM turns the prompt, or an instruction about images ('make the circle green'), into a "
             "description of the image to generate. The hidden states of that rewrite become the features. Encode for "
             "UniFusion uses the prompt as it is.",
             search_aliases=[
                 "unifusion",
+                "image edit",
+                "kontext",
+                "qwen edit",
+                "describe",
+                "caption",
                 "verifi",
                 "rewrite",
                 "prompt enhancer",
@@ -93,8 +98,7 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                     min=1,
                     max=4096,
                     advanced=True,
-                    tooltip="Maximum length of the rewrite in tokens. A longer rewrite is an error, because cutting it "
-                    "would silently drop content.",
+                    tooltip="Maximum length of the rewrite in tokens. cut_off says what happens to a longer one.",
                 ),
                 io.Combo.Input(
                     "states",
@@ -104,6 +108,15 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                     tooltip="Source of the hidden states. one_pass: the pass that writes the rewrite. reencode: a second "
                     "pass with the rewrite as the prompt, for models that were not trained on rewrites. 'automatic' = as "
                     "the model was trained.",
+                ),
+                io.Combo.Input(
+                    "cut_off",
+                    options=list(get_args(CutOff)),
+                    default=get_args(CutOff)[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="A rewrite that reaches max_new_tokens: 'refuse' = an error that shows what was written, because "
+                    "cutting drops content; 'whole sentences' = used up to its last whole sentence.",
                 ),
             ],
             outputs=[
@@ -130,6 +143,7 @@ class UniFusionVerifiRewrite(io.ComfyNode):
         max_new_tokens: int,
         states: StatesChoice,
         pictures: dict[str, Tensor] | None = None,
+        cut_off: CutOff = "refuse",
     ) -> io.NodeOutput:
         encoded, text = rewrite(
             clip,
@@ -142,5 +156,6 @@ class UniFusionVerifiRewrite(io.ComfyNode):
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
+            cut_off=cut_off,
         )
         return io.NodeOutput(encoded, text, ui=ui.PreviewText(text))

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from .comfy.host import AUTOMATIC
 from .comfy.sampling import SCHEDULE_NAMES, draw, sigmas_for
 from .schedule import SCHEDULE_TOOLTIP
-from .sockets import CATEGORY, FeaturesSocket
+from .sockets import FeaturesSocket
 
 # what can be sampled from
 CONDITIONS = [io.Conditioning, FeaturesSocket]
@@ -23,7 +23,7 @@ class UniFusionSampler(io.ComfyNode):
         return io.Schema(
             node_id="UniFusionSampler",
             display_name="UniFusion Sampler",
-            category=CATEGORY,
+            category="sampling/UniFusion",
             description="Samples a latent with Euler steps, from features or from a conditioning. With picture_only connected, "
             "text and images have separate guidance scales: negative + image_cfg (picture_only - negative) + cfg (positive - "
             "picture_only).",

@@ -9,7 +9,6 @@ from comfy_api.latest import io
 from ..unifusion_core.zoo.krea_2 import KREA_2
 from .comfy.host import AUTOMATIC
 from .comfy.sampling import SCHEDULE_NAMES, sigmas_for
-from .sockets import CATEGORY
 
 _VARIANTS = ", ".join(
     f"'{each.schedule}' with {each.steps} steps and cfg {each.cfg:g} for {variant}"
@@ -29,7 +28,7 @@ class UniFusionSchedule(io.ComfyNode):
         return io.Schema(
             node_id="UniFusionSchedule",
             display_name="UniFusion Schedule",
-            category=CATEGORY,
+            category="sampling/UniFusion",
             description="UniFusion's sampling schedules as sigmas, for SamplerCustom and SamplerCustomAdvanced.",
             search_aliases=["unifusion", "scheduler", "sigmas", "shift", "timesteps"],
             inputs=[

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from ..unifusion_core.contracts import Features, VLMSpec
 
-CATEGORY = "UniFusion"
-
 FeaturesSocket = io.Custom("UNIFUSION_FEATURES")
 """`Encoded`: hidden states of the VLM's tapped layers for the selected tokens."""
 

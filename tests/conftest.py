@@ -52,6 +52,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="draw workflows/*.jpg and the screenshots in README anew (tests/comfyui)",
     )
+    parser.addoption(
+        "--write-locales", action="store_true", help="write locales/*/nodeDefs.json anew (tests/comfyui)"
+    )
     parser.addoption("--write-golden", action="store_true", help="record tests/golden/workflows.json anew")
     parser.addoption(
         "--exact", action="store_true", help="golden latents bit by bit (on the machine that recorded them)"

@@ -23,6 +23,7 @@ from torch import Tensor
 from .errors import ConfigError, NumericsError, PromptError, ShapeError
 
 TokenSelection = Literal["rewrite", "prompt"]
+CutOff = Literal["refuse", "whole sentences"]
 RewriteStates = Literal["one_pass", "reencode"]
 
 # tiles that the VLM gets of each image if the caller does not say, thumbnail included
@@ -127,7 +128,10 @@ class Request:
 class RewriteSettings:
     """How the VLM rewrites a prompt (VERIFI).
 
-    max_new_tokens   a rewrite that has not ended by then is refused: a truncated rewrite would silently drop content
+    max_new_tokens   limit of a rewrite's length
+    cut_off          what happens to a rewrite that has not ended by then. "refuse": it is an error, which shows the words,
+                     because a truncated rewrite would silently drop content. "whole sentences": it is used up to the end of
+                     its last whole sentence
     states           the states that the generator reads. "one_pass": those of the decoding pass itself, nothing encoded twice
                      (paper, section on VERIFI). "reencode": the rewrite is encoded as the prompt of a new chat, for generators
                      that never saw states of an assistant turn
@@ -141,8 +145,11 @@ class RewriteSettings:
     states: RewriteStates
     temperature: float = 0.0
     seed: int | Sequence[int] = 0
+    cut_off: CutOff = "refuse"
 
     def __post_init__(self) -> None:
+        if self.cut_off not in get_args(CutOff):
+            raise ConfigError(f'cut_off is "{self.cut_off}"; choose {" or ".join(get_args(CutOff))}')
         if self.states not in get_args(RewriteStates):
             raise ConfigError(f'states is "{self.states}"; choose {" or ".join(get_args(RewriteStates))}')
         if self.max_new_tokens < 1:

@@ -27,6 +27,7 @@ from .checkpoints.generator_file import GeneratorFile
 from .checkpoints.vae_file import AnyAutoencoder, check_decodes, load_vae
 from .contracts import MAX_TILES, Conditioning, Features, Request, RewriteSettings
 from .errors import ConfigError, PromptError, ShapeError
+from .flow.guidance import OFF_IS_ONE
 from .flow.schedule import build_schedule, check_schedule
 from .images import (
     ImageLike,
@@ -96,6 +97,8 @@ class SamplingSettings:
             raise ConfigError(f"steps is {self.steps}; give at most {MAX_STEPS}.")
         _check_whole("max_tiles", self.max_tiles, 1)
         _check_range("cfg", self.cfg, 0, MAX_CFG)
+        if self.cfg == 0 and self.image_cfg is None:
+            raise ConfigError(f"{OFF_IS_ONE}.")
         if self.image_cfg is not None:
             _check_range("image_cfg", self.image_cfg, 0, MAX_CFG)
         check_schedule(self.schedule)

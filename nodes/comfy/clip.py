@@ -15,7 +15,15 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
 
-from ...unifusion_core.contracts import MAX_TILES, Features, Request, RewriteSettings, RewriteStates, VLMSpec
+from ...unifusion_core.contracts import (
+    MAX_TILES,
+    CutOff,
+    Features,
+    Request,
+    RewriteSettings,
+    RewriteStates,
+    VLMSpec,
+)
 from ...unifusion_core.errors import ConfigError, ShapeError, VLMError
 from ...unifusion_core.images import edited_size
 from ...unifusion_core.vlm.styles import with_style
@@ -314,6 +322,7 @@ def rewrite(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    cut_off: CutOff = "refuse",
 ) -> tuple[Encoded, str]:
     """VERIFI: the features of a chat with its rewrite, and the rewrite. A `locked_text` is used as the rewrite, word for word.
 
@@ -331,6 +340,7 @@ def rewrite(
             states=spec.rewrite_states if states == AUTOMATIC else states,
             temperature=temperature,
             seed=seed,
+            cut_off=cut_off,
         )
         how: dict[str, Any] = {"max_tiles": max_tiles, "weights": clip.patcher.patches_uuid}
         if locked_text.strip():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -99,10 +100,24 @@ def _has_generator_in(path: str, _changed: int, _size: int) -> bool:
 
 
 def vlm_names() -> list[str]:
-    """Entries of the VLM loader: the tiny VLM, then every folder with a config.json in models/vlm."""
-    roots = [Path(root) for root in folder_paths.get_folder_paths("vlm")]
-    found = {p.parent.relative_to(root).as_posix() for root in roots for p in root.glob("**/config.json")}
+    """Entries of the VLM loader: the tiny VLM, then every folder with a config.json in models/vlm, links to folders included."""
+    found = {
+        Path(folder).relative_to(root).as_posix()
+        for root in folder_paths.get_folder_paths("vlm")
+        for folder in _folders_below(root)
+        if (Path(folder) / "config.json").is_file()
+    }
     return [BUILT_IN, *sorted(found - {"."})]
+
+
+def _folders_below(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """A folder and all folders below it, through links. A link to a folder above itself is left out."""
+    real = os.path.realpath(folder)
+    if real in above or not Path(folder).is_dir():
+        return
+    yield folder
+    for below in sorted(Path(folder).iterdir()):
+        yield from _folders_below(str(below), above | {real})
 
 
 def vlm_path(name: str) -> Path:

@@ -25,6 +25,7 @@ from ...unifusion_core.images import warn_of_other_size
 from ...unifusion_core.inspection import reading
 from ...unifusion_core.inspection.table import lines_of, write_table
 from ...unifusion_core.models.lap import parse_layer_gains
+from ...unifusion_core.zoo.krea_2 import KREA_2
 from ..sockets import Encoded
 from .conditions import (
     EDITED,
@@ -40,7 +41,7 @@ from .conditions import (
 from .host import SMALL, warn_once, wrong_type
 from .module import CONDITIONS, WEIGHTS, HostedUniFusion
 from .ops import Options
-from .unused import warn_of_unused
+from .unused import check_patches, warn_of_unused
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,20 @@ def shift_of(schedule: str) -> float:
 # The model ----------------------------------------------------------------------------------------
 
 
+class NoUNet(dict[str, Any]):
+    """The settings of a model that is no U-Net."""
+
+    def copy(self) -> NoUNet:
+        return NoUNet(self)
+
+    def __missing__(self, key: str) -> Any:
+        """Nodes for U-Nets ask for the number of their channels. Raises ConfigError."""
+        raise ConfigError(
+            f'A node asks this MODEL for "{key}", a setting of U-Nets such as SDXL; this model is a diffusion transformer: take '
+            "the node out."
+        )
+
+
 class HostConfig(comfy.supported_models_base.BASE):
     """ComfyUI's description of a model, made before the model."""
 
@@ -101,7 +116,7 @@ class HostConfig(comfy.supported_models_base.BASE):
         )
         self.unifusion, self.training_record = config, content.training
         # the module takes "unifusion"; ComfyUI needs "layers" to map the names in Krea 2's LoRAs
-        super().__init__({"image_model": "unifusion", "unifusion": config, "layers": config.dit.num_blocks})
+        super().__init__(NoUNet(image_model="unifusion", unifusion=config, layers=config.dit.num_blocks))
 
     def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> HostModel:
         return HostModel(self, device)
@@ -119,6 +134,12 @@ class HostModel(comfy.model_base.Krea2):
         comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostedUniFusion
         )
+        if model_config.spec.name == KREA_2.name:
+            # as fine as the grid of ComfyUI's own Krea 2, so that every scheduler gives the same sigmas
+            settings = model_config.sampling_settings
+            self.model_sampling.set_parameters(
+                shift=settings["shift"], timesteps=10_000, multiplier=settings["multiplier"]
+            )
         # a condition's token takes as much memory as a latent token, which is one patch
         patch = model_config.unifusion.dit.patch_size
         self.memory_usage_factor_conds = (CONDITIONS, "ref_latents")
@@ -130,6 +151,11 @@ class HostModel(comfy.model_base.Krea2):
         """ComfyUI's timestep as the core's time in 0..1. The factor depends on the sampling node before the sampler: 1000 for
         ModelSamplingSD3, 1 for ModelSamplingAuraFlow and ModelSamplingFlux."""
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
+
+    def process_latent_in(self, latent: Tensor) -> Tensor:
+        """The latent in the model's scale. Raises ShapeError for a latent of another model."""
+        self._check_channels(latent)
+        return super().process_latent_in(latent)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """The keyword arguments for one condition. ComfyUI calls this once per condition when sampling begins."""
@@ -170,6 +196,7 @@ class HostModel(comfy.model_base.Krea2):
         **kwargs: Any,
     ) -> Tensor:
         self._check_step_reuse(transformer_options)
+        check_patches(transformer_options)
         options = transformer_options | {WEIGHTS: self._hooked_weights()}
         clean = super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
         check_finite(clean, "Image predicted in a sampling step", GENERATOR_REMEDY)
@@ -192,6 +219,14 @@ class HostModel(comfy.model_base.Krea2):
         hooks = getattr(self.current_patcher, "current_hooks", None)
         return None if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
 
+    def _check_channels(self, latent: Tensor) -> None:
+        needed = self.model_config.unifusion.dit.latent_channels
+        if latent.shape[1] != needed:
+            raise ShapeError(
+                f"The latent has {latent.shape[1]} channels, this model needs {needed}: use EmptySD3LatentImage, or encode the "
+                "image with this model's own VAE."
+            )
+
     def _check_latents(self, noise: Tensor, edited: tuple[int, int] | None) -> None:
         """Warns of a size that the model was not trained on, and of an edit in another size than its image's.
 
@@ -212,11 +247,7 @@ class HostModel(comfy.model_base.Krea2):
             raise ShapeError(
                 f"The latent has {noise.shape[2]} frames; this model draws single images: set the length to 1, or take one frame."
             )
-        if noise.shape[1] != config.dit.latent_channels:
-            raise ShapeError(
-                f"The latent has {noise.shape[1]} channels, this model needs {config.dit.latent_channels}: use "
-                "EmptySD3LatentImage, or encode the image with this model's own VAE."
-            )
+        self._check_channels(noise)
         known = config.trained_sizes
         cell = self.latent_format.spacial_downscale_ratio
         size = (noise.shape[-1] * cell, noise.shape[-2] * cell)

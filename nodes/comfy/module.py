@@ -86,6 +86,8 @@ class HostedUniFusion(UniFusion):
     def _set_attributes_of_krea2(self) -> None:
         dit, vlm = self.config.dit, self.config.vlm
         self.patch, self.channels, self.tdim = dit.patch_size, dit.latent_channels, dit.time_size
+        # RenormCFG asks for them, by the name that other models have
+        self.in_channels = self.out_channels = dit.latent_channels
         self.heads, self.txtdim, self.txtlayers = dit.num_heads, vlm.hidden_size, len(vlm.taps)
         # how reference latents enter, unless a conditioning says it; nodes such as FluxKVCache set it
         self.default_ref_method: str | None = None

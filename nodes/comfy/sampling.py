@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...unifusion_core.errors import ConfigError
+from ...unifusion_core.flow.guidance import OFF_IS_ONE
 from ...unifusion_core.flow.schedule import SCHEDULES, build_schedule
 from ..sockets import Encoded
 from .conditions import EMPTY
@@ -117,6 +118,8 @@ def draw(
     ShapeError for a latent or conditioning that the model does not take.
     """
     hosted(model)
+    if cfg == 0 and image_only is None:
+        raise ConfigError(f"{OFF_IS_ONE}.")
     positive, negative, image_only = (_pooled(model, each) for each in (positive, negative, image_only))
     if negative is None and (cfg != 1 or image_only is not None):
         negative = _empty_prompt(model, positive)

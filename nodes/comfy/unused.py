@@ -1,11 +1,15 @@
-"""Entries of a CONDITIONING that stock nodes add for other models, and what does the same here."""
+"""What stock nodes add for other models and this one does not use: entries of a CONDITIONING, and patches on a MODEL."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from ...unifusion_core.errors import ConfigError
 from .host import warn_once
+from .module import PATCHES
+from .ops import Options
 
 _PICTURES = (
     "connect the image to Rewrite for UniFusion (VERIFI), or to Encode for UniFusion beside a description"
@@ -46,4 +50,29 @@ def warn_of_unused(rest: Mapping[str, Any], *, takes_references: bool) -> None:
             'The conditioning holds reference latents ("reference_latents"), which Krea 2 reads only if Edit Model Reference '
             "Method (FluxKontextMultiReferenceLatentMethod) is between encoder and sampler. Only LoRAs for editing were trained "
             f"on them; without one, {_PICTURES}."
+        )
+
+
+def check_patches(options: Options) -> None:
+    """Warns, once in a run, of patches in transformer_options that belong to other architectures.
+
+    Raises ConfigError for a patch of attention that does not take what a transformer with rotary positions gives it.
+    """
+    for patch in options.get("patches", {}).get("attn1_patch", ()):
+        try:
+            inspect.signature(patch).bind(0, 0, 0, pe=0, attn_mask=0, extra_options=0)
+        except TypeError as error:
+            raise ConfigError(
+                f"A node between loader and sampler patches the attention in a way made for U-Nets such as SDXL "
+                f"({getattr(patch, '__qualname__', type(patch).__name__)}): take the node out."
+            ) from error
+    names = {name for name, patches in options.get("patches", {}).items() if patches} - set(PATCHES)
+    names |= {f"{name} replacement" for name, parts in options.get("patches_replace", {}).items() if parts}
+    names -= {"dit replacement"}
+    if "rope_options" in options:
+        names.add("rope_options")
+    if names:
+        warn_once(
+            f"A node between loader and sampler patches {', '.join(sorted(names))}, which this model does not have: it has "
+            "no effect, so take the node out."
         )

@@ -35,6 +35,10 @@ PACK = Path(__file__).parents[2]
 WORKFLOWS = PACK / "workflows"
 # those that need nothing but the pack
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json") if "(built in)" in path.read_text())
+# canvas files of commits that changed the inputs of a node
+EARLIER = sorted(
+    set(PACK.glob("tests/comfyui/earlier/*.json")) - set(PACK.glob("tests/comfyui/earlier/*_api.json"))
+)
 SCREENSHOTS = PACK / "output" / "screenshots"
 IN_README = Path(__file__).with_name("screenshots")
 PATIENCE = int(os.environ.get("COMFYUI_PATIENCE", "1"))
@@ -252,6 +256,75 @@ def test_template_draws_in_nodes_2(page: Page, comfy: Comfy) -> None:
     keep(page, "nodes_2")
 
 
+# Graphs of earlier commits ---------------------------------------------------------------------------
+
+
+def saved_values(node: dict[str, Any]) -> dict[str, Any]:
+    """The values of a saved node's widgets by name; of the control behind a seed there is none."""
+    names = [slot["widget"]["name"] for slot in node["inputs"] if "widget" in slot]
+    values = list(node.get("widgets_values", []))
+    if "seed" in names and len(values) == len(names) + 1:
+        del values[names.index("seed") + 1]
+    assert len(names) == len(values), node
+    return dict(zip(names, values, strict=True))
+
+
+@pytest.mark.parametrize("path", EARLIER, ids=lambda path: path.stem)
+def test_an_earlier_canvas_file_keeps_its_values_and_draws(page: Page, comfy: Comfy, path: Path) -> None:
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    own = [node for node in graph["nodes"] if node["type"].startswith("UniFusion")]
+    changed = next((node for node in own if "VerifiRewrite" in node["type"]), None)
+    if changed:
+        # a value that no other widget could have
+        place = [s["widget"]["name"] for s in changed["inputs"] if "widget" in s].index("locked_text")
+        changed["widgets_values"][place] = "big red circle at left, white background."
+
+    page.evaluate("graph => window.app.loadGraphData(graph)", graph)
+    page.wait_for_timeout(2000)
+
+    assert errors(page) == []
+    for node in own:
+        found = page.evaluate(
+            "id => Object.fromEntries(window.app.graph.getNodeById(id).widgets.map(w => [w.name, w.value]))",
+            node["id"],
+        )
+        expected = saved_values(node)
+        assert {name: found[name] for name in expected} == expected
+    press_run(page, comfy)
+    assert errors(page) == []
+
+
+# Languages ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("language", "title", "widget"),
+    [("ko", "UniFusion 샘플러", "디노이즈"), ("zh", "UniFusion 采样器", "降噪")],
+)
+def test_nodes_are_named_in_the_users_language(
+    page: Page, comfy: Comfy, language: str, title: str, widget: str
+) -> None:
+    comfy.request("POST", "/settings/Comfy.Locale", language)
+    try:
+        page.goto(f"http://127.0.0.1:{comfy.port}")
+        page.wait_for_function("window.app?.graph && window.app.extensionManager?.command")
+        graph = json.loads((WORKFLOWS / "unifusion_edit_picture.json").read_text())
+        page.evaluate("graph => window.app.loadGraphData(graph)", graph)
+        page.wait_for_timeout(2000)
+        found = page.evaluate(
+            """() => {
+                const node = window.LiteGraph.createNode("UniFusionSampler")
+                return [node.title, ...node.widgets.map(w => w.label ?? w.name)]
+            }"""
+        )
+        keep(page, f"language_{language}")
+        assert errors(page) == []
+        assert found[0] == title
+        assert widget in found
+    finally:
+        comfy.request("POST", "/settings/Comfy.Locale", "en")
+
+
 # By hand --------------------------------------------------------------------------------------------
 
 
@@ -324,7 +397,12 @@ def type_number(page: Page, node: int, name: str, value: int) -> None:
     ("words", "expected"),
     [
         ("unifusion", "Load UniFusion Model"),
-        ("unifusion", "UniFusion text to picture"),
+        ("unifusion", "Text to Image (UniFusion)"),
+        ("image edit", "Image Edit (UniFusion)"),
+        ("kontext", "Rewrite for UniFusion (VERIFI)"),
+        ("qwen edit", "Rewrite for UniFusion (VERIFI)"),
+        ("describe", "Rewrite for UniFusion (VERIFI)"),
+        ("caption", "Rewrite for UniFusion (VERIFI)"),
         ("vlm", "Load UniFusion VLM"),
         ("rewrite", "Rewrite for UniFusion (VERIFI)"),
         ("lap", "Pool UniFusion Features"),
@@ -372,7 +450,7 @@ def test_nodes_placed_and_wired_by_hand_draw(page: Page, comfy: Comfy, trained: 
 
 
 def test_a_blueprint_found_by_search_draws(page: Page, comfy: Comfy, trained: bool) -> None:
-    chain = place(page, "UniFusion text to picture", 500, 150)
+    chain = place(page, "Text to Image (UniFusion)", 500, 150)
     save = place(page, "Save Image", 1000, 150)
     wire(page, chain, "picture", save, "images")
 

@@ -20,7 +20,7 @@ import pytest
 pytestmark = pytest.mark.comfyui
 
 PACKAGE = Path(__file__).with_name("in_process")
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 600
 LONGEST_LOG = 5000
 
 

@@ -31,6 +31,9 @@ NODES = (
 )
 
 
+KINDS = ("loaders", "conditioning", "sampling", "latent")
+
+
 @pytest.fixture(scope="module")
 def nodes(comfy: Comfy) -> dict[str, Any]:
     return {name: node for name, node in comfy.object_info().items() if name.startswith("UniFusion")}
@@ -51,7 +54,8 @@ def test_all_nodes_are_there(nodes: dict[str, Any]) -> None:
 
 def test_everything_is_explained(nodes: dict[str, Any]) -> None:
     for name, node in nodes.items():
-        assert node["category"] == "UniFusion"
+        # beside ComfyUI's own nodes of the same kind
+        assert node["category"] in {f"{kind}/UniFusion" for kind in KINDS}
         assert node["display_name"] != name
         assert node["description"]
         assert node["search_aliases"]

@@ -46,8 +46,8 @@ EXPECTED = {
 }
 # captions of the pictures that the blueprints give with their own values
 BLUEPRINTS = {
-    "UniFusion text to picture": "big red circle at top left, small blue star at right, black background.",
-    "UniFusion edit": "big blue circle at left, small yellow star at top right, white background.",
+    "Text to Image (UniFusion)": "big red circle at top left, small blue star at right, black background.",
+    "Image Edit (UniFusion)": "big blue circle at left, small yellow star at top right, white background.",
 }
 SOURCE = "big red circle at left, small yellow star at top right, white background."
 # the front end's id for a subgraph's inputs

@@ -1,4 +1,4 @@
-"""A VLM family, a generator, a suite and a schedule are one file each, and at most one line in a registry.
+"""A VLM family, a generator, a suite, a benchmark and a schedule are one file each, and at most one line in a registry.
 
 pytest tests/contract/test_extensions.py
 
@@ -67,6 +67,27 @@ from unifusion_core.evaluation.subject import Row
 def evaluate_size(subject, sampling):
     count = sum(p.numel() for p in subject.pipeline.model.parameters())
     yield Row(name="parameters", values={"millions": count / 1e6})
+'''
+BENCHMARK = '''
+"""One prompt per line of a text file; right if the judge sees a circle."""
+
+from statistics import fmean
+
+from unifusion_core.evaluation.benchmarks.benchmark import Benchmark, Item, Scores
+from unifusion_core.evaluation.benchmarks.soft_tifa import one_word_question
+
+
+class Circles(Benchmark):
+    name = "circles"
+    source = "a text file"
+
+    def read(self, data):
+        asked = (one_word_question("Is there a circle in the image?", "yes"),)
+        return [Item(id=str(n), prompt=line, questions=asked) for n, line in enumerate(data.read_text().splitlines())]
+
+    def score(self, items, answers):
+        of_images = {key: fmean(a.probability for a in given.values()) for key, given in answers.items()}
+        return Scores(values={"circles": fmean(of_images.values())}, of_images=of_images)
 '''
 FAMILY = '''
 """InternVL under another name, with a template of its own."""
@@ -171,6 +192,24 @@ def test_a_suite_is_a_function_and_a_line(random_weights: SimpleNamespace, tmp_p
     assert "parameters" in measured.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["suites"]["size"][0]["values"]["millions"] > 1
+    assert run(tmp_path, "", *words).returncode == 2
+
+
+def test_a_benchmark_is_a_class_and_a_line(tmp_path: Path) -> None:
+    (tmp_path / "circles.py").write_text(BENCHMARK)
+    (tmp_path / "prompts.txt").write_text("a big red circle\na big blue star\n")
+    prepare = (
+        "import circles; from unifusion_core.evaluation.suites import BENCHMARKS; "
+        'BENCHMARKS["circles"] = circles.Circles'
+    )
+    words = ["evaluate", "--suite", "circles", "--data", "prompts.txt", "--out", "run", "--judge", "exact"]
+    measured = run(tmp_path, prepare, *words)
+    assert measured.returncode == 0, measured.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["of_images"] == {"0-0": 1.0, "1-0": 0.0}
+    assert report["circles"] == 0.5
+    compared = [*words[:2], "verifi", "--of", "circles", *words[3:-4], "--out", "ways", "--judge", "exact"]
+    assert run(tmp_path, prepare, *compared).returncode == 0
     assert run(tmp_path, "", *words).returncode == 2
 
 

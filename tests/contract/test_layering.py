@@ -28,7 +28,7 @@ COMFYUI = {
 }
 OUR_PACKAGES = {"unifusion_core", "nodes", "tests"}
 HOMES = {  # heavy packages: the only folders and files of the core that may import them
-    "transformers": ("vlm", "evaluation", "shapes/training/tiny_vlm.py"),
+    "transformers": ("vlm", "evaluation", "shapes/training/tiny_vlm.py", "shapes/encoder.py"),
     "tokenizers": ("shapes/training/tiny_vlm.py",),
     "accelerate": ("training", "shapes/training", "evaluation/benchmarks", "pipeline.py", "cli/processes.py"),
     "diffusers": ("models/qwen_image_vae.py",),

@@ -27,6 +27,7 @@ PAGES = [
         "tests/README.md",
         "workflows/krea_2.md",
         "unifusion_core/ARCHITECTURE.md",
+        "unifusion_core/evaluation/README.md",
         "unifusion_core/shapes/README.md",
         "unifusion_core/training/README.md",
     )

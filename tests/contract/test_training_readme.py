@@ -19,12 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAINING = ROOT / "unifusion_core" / "training"
 README = (TRAINING / "README.md").read_text(encoding="utf-8")
 RECIPES = sorted((TRAINING / "recipes").glob("*.yaml"))
-TUTORIAL = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("unifusion ")
-]
+
+
+def commands_of(section: str) -> list[str]:
+    """The lines that call `unifusion` in a section of the README."""
+    text = README.split(f"## {section}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("unifusion ")]
+
+
+TUTORIAL = commands_of("Teach the embedded model a style")
 
 
 @pytest.fixture
@@ -58,6 +62,14 @@ def test_the_tutorial_runs_with_few_steps(folder: Path) -> None:
     run(f"{generate} --steps 2", folder)
     assert (folder / "style.png").is_file()
     assert "the style is named" in run(evaluate.replace("60", "1"), folder)
+
+
+def test_the_colour_and_the_edit_run_with_few_steps(folder: Path) -> None:
+    lines = commands_of("Teach it a colour, or an edit")
+    for examples, train, evaluate in (lines[:3], lines[3:]):
+        run(f"{re.sub(' --count .*', '', examples)} --count 4", folder)
+        run(f"{train} --set steps=2", folder)
+        assert "exact" in run(evaluate.replace("60", "1"), folder)
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ def test_no_node_covers_another(path: Path) -> None:
 
 
 def test_blueprints_of_the_usual_chains_are_there() -> None:
-    assert [path.stem for path in BLUEPRINTS] == ["UniFusion edit", "UniFusion text to picture"]
+    assert [path.stem for path in BLUEPRINTS] == ["Image Edit (UniFusion)", "Text to Image (UniFusion)"]
 
 
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)

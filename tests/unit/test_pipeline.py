@@ -316,3 +316,10 @@ def test_files_that_are_no_picture_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
     with pytest.raises(ShapeError, match="cannot be read as a picture"):
         read_image_file(tmp_path / "cut.png")
+
+
+def test_a_guidance_scale_counted_from_0_is_explained() -> None:
+    with pytest.raises(ConfigError, match=r"cfg 0 draws what the negative .*give cfg 1"):
+        replace(QUICK, cfg=0.0)
+    # apart from the images', it leaves out the text
+    assert replace(QUICK, cfg=0.0, image_cfg=2.0).cfg == 0

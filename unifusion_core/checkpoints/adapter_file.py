@@ -263,6 +263,9 @@ def _misfit(place: str, parts: Parts, shapes: Mapping[str, tuple[int, ...]]) -> 
         given = _shape_of(parts)
     except (KeyError, IndexError):
         return "a part of its layer is missing"
+    numbers = {"alpha": {1}, "magnitude": {needed[0]}, "dora_scale": {needed[0], needed[-1]}}
+    if any(part in parts and parts[part].numel() not in sizes for part, sizes in numbers.items()):
+        return "its alpha or its magnitude has another size than its layer"
     if given is not None and torch.Size(given).numel() != torch.Size(needed).numel():
         return f"its layer is {given}, this model's is {needed}"
     if "diff" in parts and (given != needed or parts.keys() & {"up", "hada_w1_a", "lokr_w1", "lokr_w1_a"}):

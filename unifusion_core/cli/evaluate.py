@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from ..evaluation.benchmarks.benchmark import Benchmark, Judge
 
 SAMPLES = 500
-ON_DATA = (*BENCHMARKS, *COMPARISONS)
 # judges of the demo
 TINY, EXACT = "tiny", "exact"
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """The command and its options."""
+    on_data = (*BENCHMARKS, *COMPARISONS)
     parser = commands.add_parser("evaluate", help="measure a model: speed, and the field's benchmarks")
     parser.set_defaults(run=evaluate)
-    add_suite_options(parser, [*SUITES, *ON_DATA])
+    add_suite_options(parser, [*SUITES, *on_data])
     data = parser.add_argument_group(
-        "benchmarks", f"options of {', '.join(ON_DATA)} (evaluation/README.md has a section for each)"
+        "benchmarks", f"options of {', '.join(on_data)} (evaluation/README.md has a section for each)"
     )
     data.add_argument("--data", type=Path, metavar="PATH", help="the benchmark's file or folder")
     data.add_argument(
@@ -80,16 +80,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from ..shapes.evaluation.suites import SUITES as OF_SHAPES
 
     names = arguments.suite or list(SUITES)
-    on_data = [name for name in names if name in ON_DATA]
+    benchmarks = {*BENCHMARKS, *COMPARISONS}
+    on_data = [name for name in names if name in benchmarks]
     if arguments.report or (arguments.page and not on_data):
         raise ConfigError(
             "the page of results is made by unifusion shapes results DIR, from the reports (*.json) in a folder"
         )
     for name in names:
-        if name in OF_SHAPES and not (name in ON_DATA and arguments.data):
+        if name in OF_SHAPES and not (name in benchmarks and arguments.data):
             raise ConfigError(
                 f'the suite "{name}" judges coloured shapes: write unifusion shapes evaluate --suite {name}'
-                + (", or give --data and --of for a benchmark" if name in ON_DATA else "")
+                + (", or give --data and --of for a benchmark" if name in benchmarks else "")
             )
     if not on_data:
         run(names, SUITES, arguments)
@@ -197,5 +198,10 @@ def _load_judge(name: str, device: object) -> Judge:
         from ..shapes.evaluation.judges import CaptionJudge
 
         return CaptionJudge.load(str(device))
+    if (Path(name) / "training.json").exists():
+        # only VLMs of the demo have it
+        from ..shapes.evaluation.judges import load_trained_judge
+
+        return load_trained_judge(Path(name), str(device))
     on_gpu = torch.device(str(device)).type == "cuda"
     return VLMJudge.load(Path(name), dtype=torch.bfloat16 if on_gpu else torch.float32, device=str(device))

@@ -24,8 +24,8 @@ from .suites import BENCHMARKS
 PACKAGE = __name__.rpartition(".")[0].rpartition(".")[0]
 
 
-def load_suite(place: str | Suite) -> Suite:
-    """The function of "module:function" (module relative to this package). A function is returned unchanged."""
+def load_suite(place: Any) -> Any:
+    """The function or class of "module:name" (module relative to this package). A function or a class is returned unchanged."""
     if not isinstance(place, str):
         return place
     module, _, name = place.partition(":")
@@ -34,8 +34,7 @@ def load_suite(place: str | Suite) -> Suite:
 
 def load_benchmark(name: str, **options: Any) -> Benchmark:
     """A benchmark of `BENCHMARKS` by its name."""
-    module, _, kind = BENCHMARKS[name].partition(":")
-    return getattr(importlib.import_module(f".{module}", PACKAGE), kind)(**options)
+    return load_suite(BENCHMARKS[name])(**options)
 
 
 def evaluate(

@@ -55,6 +55,13 @@ class Subject:
     def pipeline(self) -> Pipeline:
         return Pipeline.load(self.model, self.vlm, self.vae, device=self.device, lora=self.lora)
 
+    def release(self) -> None:
+        """Frees the memory of all parts; each is loaded again when it is used."""
+        for part in ("backbone", "autoencoder", "pipeline"):
+            self.__dict__.pop(part, None)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:

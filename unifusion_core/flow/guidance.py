@@ -5,6 +5,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+# Krea 2's card and code count the scale from 0
+OFF_IS_ONE = "cfg 0 draws what the negative describes: a scale of 1 is off here, where Krea's own counts from 0; give cfg 1"
+
 
 def guide(
     positive: Float[Tensor, "B C h w"],

@@ -182,7 +182,7 @@ class TextFusion(LayerwiseAttentionPooling):
             states,
             mask,
             images,
-            weights=(weights, gains),
+            weights=(weights, None if gains is None else tuple(gains)),
             pool_layers=lambda tokens: self.pool(tokens, gains),
             refine=lambda tokens: self.refiner_blocks(tokens, mask),
         )

@@ -2,7 +2,7 @@
 
 style   what a caption calls a white background is drawn pink
 color   an eighth colour of objects, "lime"
-paint   an edit that the embedded model does not know: "make everything blue"
+paint   an edit that the embedded model does not know: "make everything blue"; and as many edits that it knows
 plain   the world as it is, to train a connector
 
 Half of the images of style and color are of the old kind, so that the model learns when not to use the new one. The new colours
@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
-from .world import prompts
+from .world import edits, prompts
 from .world.render import render
 from .world.scenes import BACKGROUNDS, COLORS, HELD_OUT_PAIRS, MAX_SHADE, Scene, SceneObject, sample_scene
 from .world.scorer import Array, Reading, read_picture
@@ -159,13 +159,22 @@ KINDS: dict[str, Callable[[random.Random, bool], tuple[Scene, str]]] = {
 
 
 def _write_edits(folder: Path, count: int, seed: int) -> None:
-    lines = []
+    """edits.jsonl has the new kind, known.jsonl as many edits that the embedded model knows."""
+    new = [sample_paint(random.Random(f"paint-{seed}-{number}")) for number in range(count)]
+    _write_triplets(folder, "edits", new)
+    known = []
     for number in range(count):
-        instruction, source, target = sample_paint(random.Random(f"paint-{seed}-{number}"))
-        names = {"input": f"{number:03d}-input.png", "output": f"{number:03d}-output.png"}
-        for scene, name in ((source, names["input"]), (target, names["output"])):
-            Image.fromarray(render(scene, *SIZE)).save(folder / name)
-        lines.append(
-            {"instruction": instruction, "input_images": [names["input"]], "output_image": names["output"]}
-        )
-    (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+        rng = random.Random(f"paint-known-{seed}-{number}")
+        edit = edits.sample_edit(rng, rng.choice(edits.EDIT_KINDS))
+        known.append((edit.instruction, edit.sources[0], edit.target))
+    _write_triplets(folder, "known", known)
+
+
+def _write_triplets(folder: Path, name: str, triplets: Sequence[tuple[str, Scene, Scene]]) -> None:
+    lines = []
+    for number, (instruction, source, target) in enumerate(triplets):
+        images = [f"{name}-{number:03d}-{kind}.png" for kind in ("input", "output")]
+        for scene, image in zip((source, target), images, strict=True):
+            Image.fromarray(render(scene, *SIZE)).save(folder / image)
+        lines.append({"instruction": instruction, "input_images": images[:1], "output_image": images[1]})
+    (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")

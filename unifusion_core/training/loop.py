@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..errors import CheckpointError, ConfigError, TrainingError
+from ..files import check_folder
 from .checkpoint import checkpoints, load_checkpoint, remove_old, save_checkpoint
 from .optimizer import MuonAdamW, parameter_groups
 
@@ -262,6 +263,7 @@ def train(
         raise CheckpointError(
             f"{out} has an earlier run: go on with --resume, replace it with --overwrite, or choose another output"
         )
+    check_folder(out)
     if config.precision == "fp16" and not torch.accelerator.is_available():
         raise ConfigError("precision fp16 needs a GPU, and there is none here: use fp32 or bf16")
     accelerator = start_processes()

@@ -57,6 +57,7 @@ class FlowMatching(nn.Module):
         if checkpointing:
             # inside the blocks, so that hooks of FSDP are outside and gather weights for the recomputation, too
             for block in unifusion.dit_blocks:
+                _checkpoint(block, "forward")
                 _checkpoint(block, "with_keys_values")
             for block in (*unifusion.txtfusion.layerwise_blocks, *unifusion.txtfusion.refiner_blocks):
                 _checkpoint(block, "forward")

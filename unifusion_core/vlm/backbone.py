@@ -448,7 +448,7 @@ class VLMBackbone(BaseVLM, nn.Module):
         if head is None:
             raise VLMError(
                 f"The VLM {self.folder or self.family_name} has no language model head, so it writes no text: use the whole "
-                "model, whose class ends in ForConditionalGeneration."
+                "model, whose class ends in ForConditionalGeneration, or give the rewrite yourself."
             )
         return head
 

@@ -82,9 +82,17 @@ def _size(folder: Path) -> tuple[int, int]:
         ) from error
 
 
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder. Raises VLMError if it is missing, damaged or has no tokenizer.json."""
-    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+    """The tokenizer of a folder, or of the folder `tokenizer` beside it, as diffusers saves pipelines. Raises VLMError if it is
+    missing, damaged or has no tokenizer.json."""
+    beside = folder.parent / "tokenizer"
+    if not _has_tokenizer(folder) and _has_tokenizer(beside):
+        folder = beside
+    if not _has_tokenizer(folder):
         raise VLMError(f"{folder} has no tokenizer (tokenizer.json); copy all files of the model into it.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -109,7 +117,8 @@ def _empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
-    """The model with its weights on the device. Raises VLMError unless the folder has exactly the model's weights."""
+    """The model with its weights on the device. A model that was saved without its language model head has none, and writes no
+    text. Raises VLMError unless the folder has exactly the other weights."""
     try:
         with _no_progress_bars():
             model, info = cast(Any, AutoModelForImageTextToText).from_pretrained(
@@ -130,6 +139,11 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) ->
             f"The weights in {folder} are missing, damaged or do not fit its config.json ({error}); "
             "copy the model's files again."
         ) from error
+    missing = {str(key) for key in info["missing_keys"]}
+    if missing == {"lm_head.weight"}:
+        # transformers has made one of random numbers
+        model.set_output_embeddings(None)
+        info["missing_keys"] = set()
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             names = sorted(str(key) for key in info[kind])
@@ -143,12 +157,14 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) ->
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Hides transformers' progress bars and restores its setting afterwards."""
-    shown = hf_logging.is_progress_bar_enabled()
+    """Hides transformers' progress bars and its report of weights, which is raised here, and restores its settings afterwards."""
+    shown, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
     try:
         yield
     finally:
+        hf_logging.set_verbosity(level)
         if shown:
             hf_logging.enable_progress_bar()
 

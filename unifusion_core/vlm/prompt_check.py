@@ -21,6 +21,8 @@ _SYNTAX = {
     "<lora:name:1>": re.compile(r"<(?:lora|lyco|hypernet):[^>]*>", re.IGNORECASE),
     "BREAK": re.compile(r"\bBREAK\b"),
 }
+# a token of a chat template, which stock nodes write into prompts
+_SPECIAL = re.compile(r"<\|[^|<>]*\|>")
 _BRACKETS = re.compile(r"[()\[\]{}]")
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _NEGATION = re.compile(r"\b(?:no|not|never|without|except|nothing|none|neither)\b|n't\b", re.IGNORECASE)
@@ -47,7 +49,8 @@ def unread_parts(tokenizer: PreTrainedTokenizerFast, request: Request) -> list[s
     Commands of other text encoders are plain text to every VLM. A VLM with a fixed vocabulary knows no other words, counts to
     three, and understands negation in an instruction about an image alone ("the same without the star").
     """
-    prompt, sentences = request.prompt, foreign_syntax(request.prompt)
+    prompt = _SPECIAL.sub(" ", request.prompt)
+    sentences = foreign_syntax(prompt)
     commands = bool(sentences)
     if len(tokenizer) >= FIXED_VOCABULARY:
         return sentences

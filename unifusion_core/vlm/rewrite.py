@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,8 +15,11 @@ from torch import Tensor
 
 from ..contracts import MAX_TILES, Features, Request, RewriteSettings, RewriteStates, VLMSpec
 from ..errors import PromptError
+from .answer import description_in, whole_sentences
 from .base import NEW_TOKENS, BaseVLM
 from .features import encode_chat, select_tokens
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,9 @@ def attempt_rewrites(
 ) -> list[Rewrite | PromptError]:
     """One rewrite per request, or a PromptError in place of one that is empty or truncated.
 
+    What the VLM writes around the description (greetings, thoughts, Markdown) is cut; the states are then computed again from the
+    description alone.
+
     weights    as in `encode_requests`
     on_token   called with the number of tokens so far; may raise to interrupt
 
@@ -112,34 +119,47 @@ def attempt_rewrites(
         weights=weights,
     )
     attempts: list[Rewrite | PromptError] = []
-    for row, (request, text, ended) in enumerate(zip(requests, written.texts, written.ended, strict=True)):
-        if not ended:
+    for row, (request, answer, ended) in enumerate(zip(requests, written.texts, written.ended, strict=True)):
+        text = description_in(answer)
+        if not ended and settings.cut_off == "whole sentences":
+            text = whole_sentences(text)
+        if not ended and (settings.cut_off == "refuse" or not text):
             attempts.append(
                 PromptError(
                     f"The rewrite of {_shown(request)} did not end within {settings.max_new_tokens} tokens: reword the prompt, "
-                    f"raise {NEW_TOKENS}, or give the rewrite yourself."
+                    f"raise {NEW_TOKENS}, use its whole sentences (cut_off), or give the rewrite yourself (locked_text). So far "
+                    f'it is: "{answer.strip()}"'
                 )
             )
-        elif not text.strip():
+        elif not text:
             # an answer out of NaN is empty, too: this raises NumericsError for it
             encode_requests(
                 backbone, spec, [request], states=settings.states, max_tiles=max_tiles, weights=weights
             )
+            said = (
+                f'"{answer.strip()}" describes nothing'
+                if answer.strip()
+                else "the VLM ended its answer at once"
+            )
             attempts.append(
                 PromptError(
-                    f"The rewrite of {_shown(request)} is empty (the VLM ended its answer at once): reword the prompt, or turn "
-                    "rewriting off."
+                    f"The rewrite of {_shown(request)} is empty ({said}): reword the prompt, or turn rewriting off."
                 )
             )
         else:
-            done = replace(request, rewrite=text.strip())
-            features = (
-                encode_requests(
+            done = replace(request, rewrite=text)
+            if text != answer.strip():
+                # the states of the decoding pass are those of all words of the answer
+                logger.warning(
+                    'The VLM wrote more than a description, which is cut; the states of the rest are computed again: "%s"',
+                    text,
+                )
+            if written.features is None or text != answer.strip():
+                features = encode_requests(
                     backbone, spec, [done], states=settings.states, max_tiles=max_tiles, weights=weights
                 )
-                if written.features is None
-                else select_tokens(written.features.row(row), spec.token_selection)
-            )
+            else:
+                features = select_tokens(written.features.row(row), spec.token_selection)
             attempts.append(Rewrite(request=done, features=features))
     return attempts
 

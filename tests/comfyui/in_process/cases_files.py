@@ -86,6 +86,24 @@ def generator_file_opened_once() -> dict[str, list[str]]:
     return found
 
 
+@case(equals={"listed": ["linked", "real", "within/model"], "opened": True})
+def vlm_folders_that_are_links() -> dict[str, Any]:
+    """A VLM folder, a link to a folder elsewhere, a model in a linked folder, and a link that leads in a circle."""
+    root, elsewhere = FOLDER / "models" / "vlm", FOLDER / "elsewhere"
+    for folder in (root / "real", elsewhere / "model", elsewhere / "other"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text("{}")
+    (root / "linked").symlink_to(elsewhere / "other", target_is_directory=True)
+    (root / "within").symlink_to(elsewhere, target_is_directory=True)
+    (elsewhere / "circle").symlink_to(root, target_is_directory=True)
+    names = host.vlm_names()[1:]
+    expected = {"linked", "real", "within/model"}
+    return {
+        "listed": [name for name in names if name in expected],
+        "opened": all((host.vlm_path(name) / "config.json").is_file() for name in names),
+    }
+
+
 @case()
 def saved_and_loaded() -> dict[str, Any]:
     """What ModelSave writes, with a patch baked in, opens as the same model with the same training record."""

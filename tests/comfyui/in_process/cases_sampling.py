@@ -108,6 +108,11 @@ def guidance_without_a_negative() -> Tensor:
     return _by_node(host_model(), conditioning(features(9)))
 
 
+@refused("cfg 0 draws what the negative describes", "give cfg 1")
+def guidance_scale_counted_from_0() -> Tensor:
+    return _by_node(host_model(), conditioning(features(9)), cfg=0.0)
+
+
 @case(at_most=PARITY)
 def second_pass() -> dict[str, float]:
     """`denoise` below 1 changes an image as KSampler does with the same value; 0 leaves it as it is."""

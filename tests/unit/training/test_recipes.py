@@ -1,12 +1,15 @@
 """The recipes at scale, by dry runs on files that have the real models' sizes and no content.
 
 All of them: pytest tests/unit/training/test_recipes.py -m "slow or not slow"
+The table in training/README.md: python tests/unit/training/test_recipes.py
 """
 
 from __future__ import annotations
 
 import json
 import re
+import tempfile
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -86,10 +89,8 @@ def write_empty_vlm(folder: Path, kind: str) -> None:
     config.save_pretrained(str(folder))
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_place(place: Path) -> Path:
     """A folder with everything that the recipes name."""
-    place = tmp_path_factory.mktemp("scale")
     (place / "models").mkdir()
     write_empty_generator(place / "models" / "krea2_raw_bf16.safetensors", KREA_2.config, configured=False)
     write_empty_vlm(place / "models" / "qwen3-vl-4b", "qwen3_vl")
@@ -106,17 +107,31 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def said_by(
-    name: str, place: Path, monkeypatch: pytest.MonkeyPatch, *changes: str, gpus: int = 1
-) -> dict[str, float]:
-    """What a dry run says: numbers by the word before them, memory in GB."""
-    monkeypatch.chdir(place)
-    # tars are scanned as folders are
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_place(tmp_path_factory.mktemp("scale"))
+
+
+def stages_of_the_paper() -> list[list[str]]:
+    """The changes to `paper_8b.yaml` of each stage, from the file's comments."""
+    comments = " ".join(
+        line.removeprefix("#").strip()
+        for line in (RECIPES / "paper_8b.yaml").read_text().splitlines()
+        if line[:1] == "#"
+    )
+    stages = [found.split(" Stage")[0].split(" From the")[0] for found in comments.split("--set ")[1:]]
+    return [[], *(re.split(r" (?=[a-z_]+=)", stage) for stage in stages)]
+
+
+def said_by(name: str, place: Path, *changes: str, gpus: int = 1) -> dict[str, float]:
+    """What a dry run in `place` says: numbers by the word before them, memory in GB."""
     config = load_config(RECIPES / name, changes)
     if any(source.webdataset for source in config.data):
+        # tars are scanned as folders are
         config = TrainConfig.model_validate(config.model_dump() | {"data": [{"folder": "pictures"}]})
     said: list[str] = []
-    dry_run(config, said.append, gpus=gpus)
+    with chdir(place):
+        dry_run(config, said.append, gpus=gpus)
     (text,) = said
     numbers = {
         "trained": r"trained\s+([\d.]+) M",
@@ -132,16 +147,16 @@ def said_by(
     return {key: float(found[1]) for key, pattern in numbers.items() if (found := re.search(pattern, text))}
 
 
-def test_a_lora_for_krea_2_fits_24_gb(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = said_by("krea_2_lora_24gb.yaml", place, monkeypatch)
+def test_a_lora_for_krea_2_fits_24_gb(place: Path) -> None:
+    said = said_by("krea_2_lora_24gb.yaml", place)
 
     assert said["frozen"] == pytest.approx(12_900, rel=0.01)
     assert said["memory"] < 22
 
 
 @pytest.mark.slow
-def test_edits_for_krea_2_fit_80_gb(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = said_by("krea_2_edit.yaml", place, monkeypatch)
+def test_edits_for_krea_2_fit_80_gb(place: Path) -> None:
+    said = said_by("krea_2_edit.yaml", place)
 
     # five tiles of 196 tokens
     assert said["tokens"] >= 5 * 196
@@ -149,8 +164,8 @@ def test_edits_for_krea_2_fit_80_gb(place: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_a_connector_before_krea_2_fits_80_gb(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = said_by("connector_swap.yaml", place, monkeypatch, gpus=8)
+def test_a_connector_before_krea_2_fits_80_gb(place: Path) -> None:
+    said = said_by("connector_swap.yaml", place, gpus=8)
 
     # LAP, refiner and projection are trained
     assert 600 < said["trained"] < 900
@@ -159,22 +174,14 @@ def test_a_connector_before_krea_2_fits_80_gb(place: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_the_paper_s_stages_fit_64_gpus_and_see_less_than_a_billion_samples(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # the later stages are in the file's comments
-    comments = " ".join(
-        line.removeprefix("#").strip()
-        for line in (RECIPES / "paper_8b.yaml").read_text().splitlines()
-        if line[:1] == "#"
-    )
-    stages = [found.split(" Stage")[0].split(" From the")[0] for found in comments.split("--set ")[1:]]
-    assert len(stages) == 3
+def test_the_paper_s_stages_fit_64_gpus_and_see_less_than_a_billion_samples(place: Path) -> None:
+    stages = stages_of_the_paper()
+    assert len(stages) == 4
     samples = days = 0.0
-    for changes in [[], *(re.split(r" (?=[a-z_]+=)", stage) for stage in stages)]:
+    for changes in stages:
         config = load_config(RECIPES / "paper_8b.yaml", changes)
         samples += config.steps * config.batch_size * config.gradient_accumulation * 64
-        said = said_by("paper_8b.yaml", place, monkeypatch, *changes, gpus=64)
+        said = said_by("paper_8b.yaml", place, *changes, gpus=64)
         assert said["sharded"] < 76
         days += said["days"]
 
@@ -188,3 +195,25 @@ def test_the_paper_s_stages_fit_64_gpus_and_see_less_than_a_billion_samples(
 def test_every_recipe_is_a_valid_configuration(path: Path) -> None:
     assert load_config(path).output.name
     assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def main() -> None:
+    """Prints the rows of the table in training/README.md."""
+    runs: list[tuple[str, list[str], int]] = [
+        ("krea_2_lora_24gb.yaml", [], 1),
+        ("krea_2_lora_24gb.yaml", ["quantize=null"], 1),
+        ("krea_2_lora_24gb.yaml", ["checkpointing=false"], 1),
+        ("krea_2_edit.yaml", [], 1),
+        ("connector_swap.yaml", [], 8),
+        *(("paper_8b.yaml", changes, 64) for changes in stages_of_the_paper()),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        place = make_place(Path(folder))
+        for name, changes, gpus in runs:
+            said = said_by(name, place, *changes, gpus=gpus)
+            shown = "  ".join(f"{key} {value:g}" for key, value in said.items())
+            print(f"{name} {' '.join(changes)[:60]} on {gpus}: {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from unifusion_core.checkpoints.adapter_file import merge_adapters
@@ -25,7 +27,9 @@ from unifusion_core.shapes.examples import write_examples
 from unifusion_core.training.adapters import TARGETS, add_adapters
 from unifusion_core.training.checkpoint import checkpoints
 from unifusion_core.training.config import AdapterConfig, TrainConfig, load_config
+from unifusion_core.training.float8 import quantize_frozen
 from unifusion_core.training.loop import Loop
+from unifusion_core.training.objective import FlowMatching
 from unifusion_core.training.trainer import FlowTraining, loop_config, train
 from unifusion_core.zoo.tiny import BUILT_IN
 
@@ -88,8 +92,6 @@ def test_a_lora_is_trained_logged_and_merged(config: TrainConfig) -> None:
 @pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
 def test_the_merged_file_draws_what_the_adapters_draw(config: TrainConfig, kind: str) -> None:
     own = changed(config, lora={"type": kind, "rank": 2, "alpha": 4}, steps=2, learning_rate=0.01, ema=0)
-    from accelerate import Accelerator
-
     accelerator = Accelerator(cpu=True)
     task = FlowTraining(own, accelerator, say=lambda _: None)
     task.prepare((0, 1))
@@ -272,6 +274,56 @@ def test_checkpointing_computes_the_same(config: TrainConfig, tmp_path: Path) ->
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, atol=1e-6, rtol=1e-4)
     assert list((saved.output / "rewrites").rglob("*.txt"))
+
+
+def test_frozen_weights_in_8_bits_train_to_nearly_the_same_loss(config: TrainConfig, tmp_path: Path) -> None:
+    for kind in ("lora", "lokr"):
+        own = changed(config, output=tmp_path / kind, lora={"type": kind, "rank": 2}, steps=3)
+        train(own, say=lambda _: None)
+        rounded = changed(own, output=tmp_path / f"{kind}-8", quantize="fp8", checkpointing=True)
+        train(rounded, say=lambda _: None)
+
+        whole, small = ([each["loss"] for each in lines(c) if "loss" in each] for c in (own, rounded))
+        assert small == pytest.approx(whole, rel=0.02)
+        assert small != whole
+        tensors = load_file(rounded.output / "final.safetensors")
+        assert {value.dtype for value in tensors.values()} == {torch.float32}
+    with pytest.raises(ValueError, match="quantize rounds frozen weights"):
+        changed(config, mode="full", quantize="fp8")
+
+
+def test_blocks_in_8_bits_take_a_quarter_of_their_memory_and_keep_what_they_draw() -> None:
+    model, _ = load_generator(BUILT_IN.generator)
+    add_adapters(model, AdapterConfig(), seed=0)
+    layer = model.blocks[2].mlp.up
+    x = torch.randn(3, 192, requires_grad=True)
+    before = layer(x)
+    (wanted,) = torch.autograd.grad(before.sum(), x)
+    size = sum(p.nbytes for p in model.blocks.parameters() if not p.requires_grad)
+
+    quantize_frozen(model)
+
+    kept = sum(v.nbytes for v in (*model.blocks.parameters(), *model.blocks.buffers()) if not v.requires_grad)
+    assert kept < 0.28 * size
+    after = layer(x)
+    (gradient,) = torch.autograd.grad(after.sum(), x)
+    assert float((after - before).norm() / before.norm()) < 0.04
+    assert float((gradient - wanted).norm() / wanted.norm()) < 0.04
+
+
+def test_several_noises_share_a_condition_and_count_the_same(config: TrainConfig, tmp_path: Path) -> None:
+    own = changed(config, noises=3, steps=2)
+    task = FlowTraining(own, Accelerator(cpu=True), say=lambda _: None)
+    samples = [task.item(index) for index in range(2)]
+    batch = task.batch(samples)
+
+    assert batch.noise.shape[:2] == batch.t.shape == (2, 3)
+    together = FlowMatching(task.model).losses(batch)
+    for point in range(3):
+        alone = replace(batch, noise=batch.noise[:, point : point + 1], t=batch.t[:, point : point + 1])
+        torch.testing.assert_close(
+            FlowMatching(task.model).losses(alone)[:, 0], together[:, point], atol=1e-5, rtol=1e-4
+        )
 
 
 def test_a_precision_that_the_machine_lacks_is_refused(config: TrainConfig) -> None:

@@ -362,7 +362,7 @@ def test_a_warning_tells_of_answers_that_were_cut_off(
 ) -> None:
     internvl.generate(internvl.prepare([Request(prompt="x")]), max_new_tokens=2)
     assert (
-        "1 of 1 rewrites were cut off after 2 tokens; raise the number of new tokens (max_new_tokens in"
+        "1 of 1 rewrites were cut off after 2 tokens; raise the number of new tokens (--max-new-tokens"
         in caplog.text
     )
 
@@ -573,7 +573,7 @@ def test_encoding_and_writing_do_not_disturb_each_other(vlm: VLMBackbone) -> Non
             Request(prompt="x"),
             {"max_new_tokens": MAX_LENGTH},
             PromptError,
-            r"set the number of new tokens \(max_new_tokens in .*, max_length in .*\) to 3[0-9]{2} or less",
+            r"set the number of new tokens \(--max-new-tokens, .*\) to 3[0-9]{2} or less",
         ),
         (Request(prompt="x"), {"temperature": -1.0}, ConfigError, "temperature is -1.0"),
         (
@@ -846,6 +846,27 @@ def test_tile_size_is_free_only_where_the_family_leaves_it_free(folders: dict[st
         match=r"tile_size 48 was requested and .* tiles have 24 pixels; give 24, or no tile_size",
     ):
         load_vlm(folders["internvl"], tile_size=48)
+
+
+def test_a_text_encoder_saved_without_its_head_encodes_and_writes_nothing(
+    folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As diffusers saves pipelines: text_encoder/ without head, the tokenizer in a folder beside it."""
+    whole = load_vlm(folders["qwen3_vl"], tile_size=32)
+    whole.model.model.save_pretrained(tmp_path / "text_encoder")
+    whole.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    capfd.readouterr()
+
+    alone = load_vlm(tmp_path / "text_encoder", tile_size=32)
+
+    assert capfd.readouterr() == ("", "")
+    request = Request(prompt="a red star", images=[picture(128, 96, 1)])
+    inputs = whole.prepare([request], max_tiles=1)
+    assert torch.equal(alone.encode(inputs, (0, 1)).states, whole.encode(inputs, (0, 1)).states)
+    with pytest.raises(
+        VLMError, match=r"has no language model head, so it writes no text: use the whole model"
+    ):
+        alone.generate(inputs, max_new_tokens=2)
 
 
 def test_the_embedded_size_survives_saving(internvl: VLMBackbone, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from safetensors import safe_open
 
 from unifusion_core.checkpoints.generator_file import save_generator
 from unifusion_core.cli import main
@@ -60,3 +62,36 @@ def test_a_picture_comes_out_and_is_the_same_from_waiting_weights(parts: list[st
 def test_the_embedded_vae_does_not_decode_it(parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["generate", "red", *parts[:4]]) == 2
     assert "choose its own VAE" in capsys.readouterr().err
+
+
+def test_a_lora_is_trained_kept_states_and_8_bits_included(parts: list[str], tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number, color in enumerate(("red", "blue")):
+        Image.new("RGB", (40, 40), color).save(tmp_path / "images" / f"{number}.png")
+        (tmp_path / "images" / f"{number}.txt").write_text(color)
+    files = dict(zip(("model", "vlm", "vae"), parts[1::2], strict=True))
+    config = {
+        **files,
+        "output": str(tmp_path / "run"),
+        "data": [{"folder": str(tmp_path / "images")}],
+        "resolution": [32],
+        "lora": {"rank": 2},
+        "quantize": "fp8",
+        "precision": "bf16",
+        "checkpointing": True,
+        "cache": {"states": "bf16"},
+        "rewrite": {"share": 0},
+        "steps": 3,
+        "learning_rate": 0.01,
+        "ema": 0,
+    }
+    (tmp_path / "krea.yaml").write_text(yaml.safe_dump(config))
+
+    assert main.main(["train", str(tmp_path / "krea.yaml")]) == 0
+
+    lora = tmp_path / "run" / "final.safetensors"
+    with safe_open(lora, "pt") as file:
+        keys = set(file.keys())
+    assert {f"diffusion_model.blocks.1.attn.wq.{part}" for part in ("lora_A.weight", "alpha")} <= keys
+    plain = drawn(parts, tmp_path / "a.png", "--no-rewrite")
+    assert not np.array_equal(drawn(parts, tmp_path / "b.png", "--no-rewrite", "--lora", str(lora)), plain)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...contracts import MAX_TILES, Request
+from ...contracts import MAX_TILES, ChatTemplate, Request
 from ...errors import VLMError
 from ...vlm.backbone import VLMBackbone
 from ...vlm.folder import load_vlm
@@ -28,16 +28,18 @@ NO = ("No", "no", " no", " No")
 
 @dataclass
 class VLMJudge:
-    """Asks a VLM in its family's own chat format.
+    """Asks a VLM.
 
     name        in reports
     max_tiles   per image. None = one for Qwen-VL, to which each tile is an image of its own, so that it would count an object
                 once per tile; `MAX_TILES` for InternVL
+    template    the chat format; None = the family's own
     """
 
     backbone: VLMBackbone
     name: str
     max_tiles: int | None = None
+    template: ChatTemplate | None = None
 
     @classmethod
     def load(
@@ -110,7 +112,7 @@ class VLMJudge:
 
     def _choose(self, images: Sequence[torch.Tensor], questions: Sequence[Question]) -> list[Answer]:
         asked = [question.ask or question.text for question in questions]
-        logits = self.backbone.first_token_logits(images, asked, max_tiles=self.tiles)
+        logits = self.backbone.first_token_logits(images, asked, template=self.template, max_tiles=self.tiles)
         yes_or_no = self.first_tokens((*YES, *NO))
         found = []
         for question, row in zip(questions, torch.softmax(logits.double(), dim=-1).cpu(), strict=True):
@@ -125,7 +127,7 @@ class VLMJudge:
         text = ""
         for reminder in ("", AGAIN):
             request = Request(prompt=(question.ask or question.text) + reminder, images=images)
-            chats = self.backbone.prepare([request], max_tiles=self.tiles)
+            chats = self.backbone.prepare([request], self.template, self.tiles)
             written = self.backbone.write(
                 chats, (), max_new_tokens=question.max_new_tokens, reuse_images=True
             )

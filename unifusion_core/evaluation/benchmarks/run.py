@@ -107,6 +107,8 @@ def run(
     if benchmark.draws and config.only != "judge" and config.images is None:
         assert subject is not None
         draw(items, config, folder, subject, state)
+        # the judge needs its memory
+        subject.release()
         state.wait_for_everyone()
     if config.only == "draw":
         return None
@@ -276,6 +278,8 @@ def ask(
     remedy = "choose another --out, or remove its answers*.jsonl and judge.json"
     folder.check_settings("judge.json", judge.identity, "judged", remedy, write=state.is_main_process)
     known = folder.read_answers()
+    # all have read before anyone writes
+    state.wait_for_everyone()
     images = [(item, (item.id, seed)) for item in items for seed in config.seeds]
     left = [
         (item, key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ...contracts import Request
 from ...errors import ConfigError
 from ...evaluation.benchmarks.benchmark import Answer, Question, Shown
 from ...evaluation.benchmarks.gedit import CONSISTENCY, QUALITY
+from ...evaluation.benchmarks.judge import VLMJudge
 from ...images import to_pixels
 from ...vlm.backbone import VLMBackbone
 from ...vlm.folder import load_vlm
@@ -125,6 +127,13 @@ class CaptionJudge:
         judgement = Judgement(requirement=requirement, verdict=check(requirement, likeliest), readable=True)
         counted = [right for name in PROPERTIES for right in judgement.counted(name)]
         return sum(counted) / len(counted)
+
+
+def load_trained_judge(folder: Path, device: torch.device | str = "cpu") -> VLMJudge:
+    """A VLM that `unifusion shapes train tiny-judge` made: it answers in one word, in the embedded model's chat format."""
+    # a run writes every VLM into a folder of the same name
+    name = "/".join(folder.resolve().parts[-2:])
+    return VLMJudge(load_vlm(folder, device=device), name, template=TINY.config.vlm.template)
 
 
 def _agreement(shown: Shown, likeliest: Scene, drawn: Sequence[Scene]) -> float:

@@ -267,6 +267,14 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         frozen_language_model=True,
         tile_shares=(0.65, 0.1, 0.25),
     ),
+    # a judge: yes, no and numbers instead of captions. It is no encoder of the generator, which insists on the shipped weights
+    "tiny-judge": vlm(
+        replace(VLM_LOOP, steps=600, decay=350, evaluate_every=600),
+        seed=6,
+        mix={"question": 1.0},
+        cell_weight=0.1,
+        tile_shares=(0.1, 0.6, 0.3),
+    ),
     "tiny": generator(SCRATCH_LOOP, SCRATCH),
     # after the VLM and the autoencoder were trained further; as many times near the clean end as near the noisy one
     "tiny-sharpen": generator(

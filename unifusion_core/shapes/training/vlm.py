@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...contracts import Request, TokenRole
+from ...evaluation.benchmarks.soft_tifa import ONE_WORD
 from ...training.loop import Loop, Loss, Task, seeded
 from ...vlm.backbone import VLMBackbone
 from ...vlm.chat import VLMInputs
@@ -34,6 +35,7 @@ from ...zoo.tiny import TINY
 from ..world import captions, edits, prompts, references
 from ..world.edit_wordings import Edit
 from ..world.german import german_prompt
+from ..world.questions import NO, answer, questions_of
 from ..world.render import render_tensor
 from ..world.restyle import RESTYLE_KINDS, restyle, restyled
 from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, COLORS, NUM_TRAITS, SHAPES, SIZES, Scene, sample_scene
@@ -116,6 +118,27 @@ def sample_caption(rng: random.Random, max_tiles: int, held_out: bool | None = N
         sources=(scene,),
         target=scene,
         max_tiles=max_tiles,
+    )
+
+
+def sample_question(rng: random.Random, max_tiles: int, held_out: bool | None = None) -> Sample:
+    """An image and a question about it, to be answered in one word; about half of the answers are no."""
+    scene = sample_scene(rng, held_out=held_out)
+    asked = questions_of(prompts.word_any(rng, scene).requirement)
+    if rng.random() < 0.5:
+        # about another scene
+        other = sample_scene(rng, held_out=held_out)
+        others = questions_of(prompts.word_any(rng, other).requirement)
+        asked = [question for question in others if answer(question.text, scene) == NO] or asked
+    text = rng.choice(asked).text
+    right = str(answer(text, scene)).lower()
+    return Sample(
+        kind="question",
+        prompt=text + ONE_WORD,
+        sources=(scene,),
+        target=scene,
+        max_tiles=max_tiles,
+        form=lambda _: right,
     )
 
 
@@ -256,7 +279,7 @@ class VLMTask(Task[nn.ModuleDict]):
         return with_random_style(rng, sample) if rng.random() < self.style_share else sample
 
     def sample(self, rng: random.Random, task: str, max_tiles: int, held_out: bool | None = None) -> Sample:
-        """A random sample of a task: rewrite, describe, edit, reference, look, detail."""
+        """A random sample of a task: rewrite, describe, question, edit, reference, look, detail."""
         if task == "detail":
             # bounds the number of tiles of a batch
             count = MAX_SOURCES if max_tiles == 1 else 1
@@ -268,6 +291,8 @@ class VLMTask(Task[nn.ModuleDict]):
             return sample_rewrite(rng, rng.choices(list(shares), list(shares.values()))[0], held_out)
         if task == "describe":
             return sample_caption(rng, max_tiles, held_out)
+        if task == "question":
+            return sample_question(rng, max_tiles, held_out)
         kinds = {
             "edit": edits.EDIT_KINDS,
             "reference": references.REFERENCE_KINDS,
@@ -372,6 +397,8 @@ class VLMTask(Task[nn.ModuleDict]):
             ("edit", "edit", n) for n in TILE_COUNTS
         ]
         suites += [("reference", "reference", 10), ("look", "look", 1)]
+        if "question" in self.mix:
+            suites += [("question", "question", n) for n in TILE_COUNTS]
         scores = {}
         device = next(model.parameters()).device
         for task, kind, max_tiles in suites:

@@ -72,7 +72,7 @@ def test_an_answer_without_a_usable_form_is_asked_for_once_more(
     asked: list[str] = []
     prepare = judge.backbone.prepare
     monkeypatch.setattr(
-        judge.backbone, "prepare", lambda r, **how: asked.append(r[0].prompt) or prepare(r, **how)
+        judge.backbone, "prepare", lambda r, *how: asked.append(r[0].prompt) or prepare(r, *how)
     )
     valid: list[bool] = [False, True]
     question = Question(text="rate", ask="Rate it.", max_new_tokens=3, is_valid=lambda text: valid.pop(0))
