@@ -7,6 +7,7 @@ in more processes train on the same samples. The loss of every sample counts the
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
@@ -275,8 +276,10 @@ def train(
         accelerator.wait_for_everyone()
         if not only_prepare:
             Loop(task, config, out, accelerator, name=name).run(resume=resume)
+            accelerator.wait_for_everyone()
     finally:
-        # a process that ends while its group still has threads is aborted
+        # A process that ends while its group still has threads is aborted, and a module that exchanges gradients keeps some.
+        gc.collect()
         accelerator.end_training()
 
 
@@ -313,8 +316,16 @@ class Loop:
 
     def run(self, *, resume: bool) -> None:
         """All steps, then the export."""
-        config = self.config
         done = self.begin(resume=resume)
+        handlers = self._catch_signals()
+        try:
+            self._run(done)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _run(self, done: int) -> None:
+        config = self.config
         bar = tqdm(
             total=config.steps,
             initial=done,
@@ -371,7 +382,6 @@ class Loop:
             self.writer = SummaryWriter(str(self.out / "log"))
         if not done:
             self._draw(0)
-        self._catch_signals()
         return done
 
     def batches(self, done: int) -> Iterator[Any]:
@@ -581,15 +591,14 @@ class Loop:
 
     # Stopping ------------------------------------------------------------------------------------
 
-    def _catch_signals(self) -> None:
-        """Ctrl-C and SIGTERM end the run after the present step; a second Ctrl-C ends it at once."""
+    def _catch_signals(self) -> dict[int, Any]:
+        """Ctrl-C and SIGTERM end the run after the present step; a second Ctrl-C ends it at once. Returns the handlers before."""
 
         def note(number: int, _: object) -> None:
             self._stop = number
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, note)
+        return {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
 
     def _asked_to_stop(self) -> bool:
         """Whether any process was asked to stop, so that all save together."""
