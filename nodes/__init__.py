@@ -25,6 +25,7 @@ class UniFusionExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         host.register_folders()
+        host.offer_example_images()
         messages.show_on_nodes()
         read_earlier_graphs()
 

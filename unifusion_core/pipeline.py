@@ -384,15 +384,8 @@ class Pipeline:
                 started = time.perf_counter()
                 self.sample(features, [0], one)
                 self._step_seconds[guided] = time.perf_counter() - started
-        dit = self.model.config.dit
-        weights = sum(p.numel() for p in self.model.blocks.parameters())
-
-        def work(size: tuple[int, int]) -> float:
-            tokens = size[0] * size[1] / (DOWNSCALE * dit.patch_size) ** 2
-            # products with weights, and attention of every token to every other
-            return tokens * (weights + 2 * tokens * dit.hidden_size * dit.num_blocks)
-
-        return self._step_seconds[guided] * settings.steps * work(settings.size) / work(self.spec.size)
+        work = work_of_step(self.model, settings.size) / work_of_step(self.model, self.spec.size)
+        return self._step_seconds[guided] * settings.steps * work
 
     # Step by step -----------------------------------------------------------------------------------
 
@@ -639,6 +632,15 @@ def batches(count: int, size: tuple[int, int]) -> Iterator[slice]:
     fitting = max(1, PIXELS_PER_BATCH // (size[0] * size[1]))
     for start in range(0, count, fitting):
         yield slice(start, start + fitting)
+
+
+def work_of_step(model: UniFusion, size: tuple[int, int]) -> float:
+    """The work of a sampling step at a size (width, height) in pixels, to compare sizes: multiplications in the DiT's blocks."""
+    dit = model.config.dit
+    weights = sum(p.numel() for p in model.blocks.parameters())
+    tokens = size[0] * size[1] / (DOWNSCALE * dit.patch_size) ** 2
+    # products with weights, and attention of every token to every other
+    return tokens * (weights + 2 * tokens * dit.hidden_size * dit.num_blocks)
 
 
 def told_time(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +43,8 @@ WEIGHT_TYPES: dict[WeightType, torch.dtype | None] = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
 SIZE_POLICIES: tuple[SizePolicy, ...] = get_args(SizePolicy)
+# example images of the workflows that edit
+EXAMPLES = Path(__file__).parents[2] / "workflows" / "input"
 # parameters; a smaller model costs little in fp32, which is exact
 SMALL = 100_000_000
 
@@ -57,6 +60,24 @@ def register_folders() -> None:
     generators, _ = folder_paths.folder_names_and_paths["diffusion_models"]
     # the list itself, so that folders added later are in both
     folder_paths.folder_names_and_paths[GGUF] = (generators, {".gguf"})
+
+
+def offer_example_images() -> None:
+    """Copies the example images of the edit workflows into ComfyUI's input folder, where Load Image finds them. Files that are
+    there already are left as they are."""
+    inputs = Path(folder_paths.get_input_directory())
+    for example in sorted(EXAMPLES.glob("*.png")):
+        try:
+            if not (inputs / example.name).exists():
+                shutil.copyfile(example, inputs / example.name)
+        except OSError as refused:
+            logger.warning(
+                "UniFusion: the example images could not be copied into ComfyUI's input folder (%s): upload them from %s with "
+                "Load Image.",
+                refused,
+                EXAMPLES,
+            )
+            return
 
 
 def generator_names() -> list[str]:

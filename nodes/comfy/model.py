@@ -21,10 +21,11 @@ from ...unifusion_core.checkpoints.generator_file import CONFIG_KEY, GeneratorCo
 from ...unifusion_core.contracts import GENERATOR_REMEDY, Features, check_finite
 from ...unifusion_core.errors import ConfigError, ShapeError
 from ...unifusion_core.flow.schedule import build_schedule
-from ...unifusion_core.images import warn_of_other_size
+from ...unifusion_core.images import untrained_size, warn_of_other_size
 from ...unifusion_core.inspection import reading
 from ...unifusion_core.inspection.table import lines_of, write_table
 from ...unifusion_core.models.lap import parse_layer_gains
+from ...unifusion_core.pipeline import work_of_step
 from ...unifusion_core.zoo.krea_2 import KREA_2
 from ..sockets import Encoded
 from .conditions import (
@@ -144,7 +145,6 @@ class HostModel(comfy.model_base.Krea2):
         patch = model_config.unifusion.dit.patch_size
         self.memory_usage_factor_conds = (CONDITIONS, "ref_latents")
         self.memory_usage_shape_process = {CONDITIONS: lambda s: [s[0], s[2], s[1] * patch**2]}
-        self.size_warned: tuple[int, int] | None = None
         self.edit_warned: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     def process_timestep(self, timestep: Tensor, **kwargs: Any) -> Tensor:
@@ -248,16 +248,15 @@ class HostModel(comfy.model_base.Krea2):
                 f"The latent has {noise.shape[2]} frames; this model draws single images: set the length to 1, or take one frame."
             )
         self._check_channels(noise)
-        known = config.trained_sizes
         cell = self.latent_format.spacial_downscale_ratio
         size = (noise.shape[-1] * cell, noise.shape[-2] * cell)
-        if known and size not in known and size != self.size_warned:
-            logger.warning(
-                "UniFusion: this model was not trained on %d x %d pixels; for the best quality use %s",
-                *size,
-                " or ".join(f"{width} x {height}" for width, height in known),
+        if told := untrained_size(size, config.trained_sizes):
+            own = config.trained_sizes[0]
+            work = work_of_step(self.diffusion_model, size) / work_of_step(self.diffusion_model, own)
+            longer = (
+                f" A step takes about {work:.0f} times as long as at {own[0]}x{own[1]}." if work >= 2 else ""
             )
-        self.size_warned = size
+            warn_once(f"{told}{longer}")
         if edited is not None and (size, edited) != self.edit_warned:
             warn_of_other_size(size, edited)
             self.edit_warned = (size, edited)

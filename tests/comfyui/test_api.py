@@ -25,7 +25,7 @@ pytestmark = pytest.mark.comfyui
 
 PACK = Path(__file__).parents[2]
 WORKFLOWS = PACK / "workflows"
-NAME = "unifusion_text_to_image"
+NAME = "UniFusion Text to Image"
 COMMANDS = [
     line
     for block in re.findall(r"```bash\n(.*?)```", (WORKFLOWS / "api" / "README.md").read_text(), re.DOTALL)

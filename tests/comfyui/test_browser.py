@@ -45,6 +45,8 @@ PATIENCE = int(os.environ.get("COMFYUI_PATIENCE", "1"))
 VIEW = {"width": 1600, "height": 900}
 # ComfyUI's boxes
 ERRORS = re.compile(r"\d+ errors? found|Prompt execution failed|Error Report")
+# share of a note's height that its text takes at least
+NOTE_FILLED = 0.75
 CAPTION = "big red circle at top left, small blue star at right, black background."
 
 
@@ -168,7 +170,7 @@ def like_its_thumbnail(picture: np.ndarray, name: str) -> bool:
 
 
 def test_this_test_sees_missing_nodes_and_models(page: Page) -> None:
-    text = (WORKFLOWS / "unifusion_text_to_image.json").read_text()
+    text = (WORKFLOWS / "UniFusion Text to Image.json").read_text()
     broken = text.replace("UniFusionSampler", "UniFusionAbsent").replace(
         "-vae.safetensors", "-gone.safetensors"
     )
@@ -207,8 +209,9 @@ def test_template_opens_and_draws(
     picture = press_run(page, comfy)
 
     assert errors(page) == []
-    write = request.config.getoption("--write-pictures") and name == "unifusion_text_to_image_verifi"
-    keep(page, name, in_readme=write)
+    keep(page, name)
+    if name == "UniFusion Text to Image with a Rewritten Prompt":
+        keep(page, "rewritten_prompt", in_readme=request.config.getoption("--write-pictures"))
     if trained:
         assert like_its_thumbnail(picture, name)
 
@@ -227,17 +230,17 @@ def test_a_newcomers_first_picture(
         for action, what in (
             (page.get_by_role("button", name="Templates").first.click, "open the templates"),
             (lambda: page.get_by_placeholder("Search ...").fill("unifusion"), "search"),
-            (page.get_by_text("unifusion_text_to_image", exact=True).click, "choose"),
+            (page.get_by_text("UniFusion Text to Image", exact=True).click, "choose"),
         ):
             action()
             actions.append(what)
-        page.wait_for_function("document.title.includes('unifusion_text_to_image')")
+        page.wait_for_function("document.title.includes('UniFusion Text to Image')")
         picture = press_run(page, server)
         actions.append("run")
         seconds = time.monotonic() - started
         assert errors(page) == []
     if trained:
-        assert like_its_thumbnail(picture, "unifusion_text_to_image")
+        assert like_its_thumbnail(picture, "UniFusion Text to Image")
     assert len(actions) <= 5
     with capsys.disabled():
         print(f"\nfirst picture after {len(actions)} actions ({', '.join(actions)}) and {seconds:.0f} s")
@@ -246,7 +249,7 @@ def test_a_newcomers_first_picture(
 def test_template_draws_in_nodes_2(page: Page, comfy: Comfy) -> None:
     comfy.request("POST", "/settings/Comfy.VueNodes.Enabled", True)
     open_comfyui(page, comfy)
-    choose_template(page, "unifusion_text_to_image_verifi")
+    choose_template(page, "UniFusion Text to Image with a Rewritten Prompt")
     page.locator("[data-node-id]").first.wait_for()
     run_command(page, "Comfy.Canvas.FitView")
 
@@ -254,6 +257,25 @@ def test_template_draws_in_nodes_2(page: Page, comfy: Comfy) -> None:
 
     assert errors(page) == []
     keep(page, "nodes_2")
+
+
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_note_fills_its_box(page: Page, path: Path) -> None:
+    page.evaluate("graph => window.app.loadGraphData(graph)", json.loads(path.read_text(encoding="utf-8")))
+    note = page.locator(".comfy-markdown .tiptap").first
+    note.wait_for()
+    page.wait_for_timeout(500)
+
+    box, text = note.evaluate(
+        """element => {
+            const range = document.createRange()
+            range.selectNodeContents(element)
+            const scale = element.getBoundingClientRect().height / element.offsetHeight
+            return [element.clientHeight, range.getBoundingClientRect().height / scale]
+        }"""
+    )
+
+    assert NOTE_FILLED * box <= text <= box, f"the text is {text:.0f} high, its box {box:.0f}"
 
 
 # Graphs of earlier commits ---------------------------------------------------------------------------
@@ -308,7 +330,7 @@ def test_nodes_are_named_in_the_users_language(
     try:
         page.goto(f"http://127.0.0.1:{comfy.port}")
         page.wait_for_function("window.app?.graph && window.app.extensionManager?.command")
-        graph = json.loads((WORKFLOWS / "unifusion_edit_picture.json").read_text())
+        graph = json.loads((WORKFLOWS / "UniFusion Edit an Image.json").read_text())
         page.evaluate("graph => window.app.loadGraphData(graph)", graph)
         page.wait_for_timeout(2000)
         found = page.evaluate(
@@ -463,7 +485,7 @@ def test_a_blueprint_found_by_search_draws(page: Page, comfy: Comfy, trained: bo
 
 
 def test_a_picture_dropped_onto_the_canvas_brings_its_graph_back(page: Page, comfy: Comfy) -> None:
-    choose_template(page, "unifusion_edit_picture")
+    choose_template(page, "UniFusion Edit an Image")
     press_run(page, comfy)
     run_command(page, "Comfy.NewBlankWorkflow")
     newest = max((comfy.base / "output").glob("unifusion_edit_0*.png"), key=lambda path: path.stat().st_mtime)
@@ -480,7 +502,7 @@ def test_a_picture_dropped_onto_the_canvas_brings_its_graph_back(page: Page, com
     page.wait_for_function("window.app.graph.nodes.length > 5")
 
     graph: dict[str, Any] = page.evaluate("async () => (await window.app.graphToPrompt()).output")
-    shipped = json.loads((WORKFLOWS / "api" / "unifusion_edit_picture.json").read_text())
+    shipped = json.loads((WORKFLOWS / "api" / "UniFusion Edit an Image.json").read_text())
     assert {name: (node["class_type"], node["inputs"]) for name, node in graph.items()} == {
         name: (node["class_type"], node["inputs"]) for name, node in shipped.items()
     }

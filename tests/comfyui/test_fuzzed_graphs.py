@@ -169,7 +169,7 @@ def faults(graph: Graph, result: RunResult) -> list[str]:
 
 def test_mutated_graphs(comfy: Comfy) -> None:
     graphs = {path.stem: short(json.loads(path.read_text(encoding="utf-8"))) for path in API_GRAPHS}
-    good = graphs["unifusion_text_to_image_ksampler"]
+    good = graphs["UniFusion Text to Image with KSampler"]
     (sampler,) = [node for node in good if good[node]["class_type"] == "KSampler"]
     beside = set(comfy.base.parent.iterdir())
     (expected,) = comfy.images(comfy.successful(good))

@@ -266,7 +266,7 @@ def test_what_does_not_fit_is_answered_with_a_sentence(
 
 
 @pytest.mark.usefixtures("small_files")
-@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("unifusion_krea2_*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("UniFusion Krea 2*.json")), ids=lambda path: path.stem)
 def test_workflows_run_to_the_end(comfy: Comfy, path: Path) -> None:
     """With few steps and pixels, and with a locked rewrite, because random weights write a rewrite without an end."""
     graph = json.loads(path.read_text(encoding="utf-8"))

@@ -104,7 +104,9 @@ def test_the_archive_draws_from_a_folder_of_another_name(
     told("pack")
     installed = tmp_path / "installed"
     zipfile.ZipFile(checkout / "node.zip").extractall(installed)
-    graph = json.loads((PACK / "workflows" / "api" / "unifusion_text_to_image_verifi.json").read_text())
+    graph = json.loads(
+        (PACK / "workflows" / "api" / "UniFusion Text to Image with a Rewritten Prompt.json").read_text()
+    )
 
     with serve(tmp_path / "server", pack=installed, name="drawn by the 통합 pack") as comfy:
         result = comfy.successful(graph)
@@ -112,7 +114,7 @@ def test_the_archive_draws_from_a_folder_of_another_name(
         (picture,) = comfy.images(result)
 
     assert picture.shape == (128, 128, 3)
-    assert "unifusion_text_to_image" in templates["drawn by the 통합 pack"]
+    assert "UniFusion Text to Image" in templates["drawn by the 통합 pack"]
 
 
 def loading(home: Path, python: str, *absent: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Which nodes run again after a change, and that a cancelled run leaves no trace: pytest tests/comfyui/test_runs_again.py
 
-The graph is the shipped edit: models and size -> generated source -> rewrite of the instruction -> pool -> sample -> save.
+The graph is the shipped edit: models and image -> rewrite of the instruction -> sample -> save.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.comfyui
 
-EDIT = Path(__file__).parents[2] / "workflows" / "api" / "unifusion_edit_picture.json"
-SOURCE, REWRITE, POOL, SAMPLE, DECODE, SAVE = "20", "40", "41", "42", "43", "12"
+EDIT = Path(__file__).parents[2] / "workflows" / "api" / "UniFusion Edit an Image.json"
+SOURCE, SIZE, REWRITE, SAMPLE, DECODE, SAVE = "14", "30", "40", "42", "43", "12"
 SHOW_REWRITE = "13"
 
 
@@ -33,10 +33,10 @@ def edit(comfy: Comfy) -> dict[str, Any]:
 
 
 def test_the_graph_is_as_this_file_says(edit: dict[str, Any]) -> None:
-    assert {name: edit[name]["class_type"] for name in (SOURCE, REWRITE, POOL, SAMPLE, DECODE, SAVE)} == {
-        SOURCE: "UniFusionVerifiRewrite",
+    assert {name: edit[name]["class_type"] for name in (SOURCE, SIZE, REWRITE, SAMPLE, DECODE, SAVE)} == {
+        SOURCE: "LoadImage",
+        SIZE: "UniFusionLatentFromReference",
         REWRITE: "UniFusionVerifiRewrite",
-        POOL: "UniFusionLAPPool",
         SAMPLE: "UniFusionSampler",
         DECODE: "VAEDecode",
         SAVE: "SaveImage",
@@ -57,23 +57,21 @@ def test_another_seed_runs_the_sampler_and_what_follows(comfy: Comfy, edit: dict
     assert comfy.successful(edit).executed == [SAMPLE, DECODE, SAVE]
 
 
-def test_another_instruction_leaves_models_source_and_negative_alone(
-    comfy: Comfy, edit: dict[str, Any]
-) -> None:
+def test_another_instruction_leaves_models_image_and_size_alone(comfy: Comfy, edit: dict[str, Any]) -> None:
     edit[REWRITE]["inputs"]["prompt"] = "make the star green"
 
     again = comfy.successful(edit)
 
-    assert set(again.executed) == {REWRITE, SHOW_REWRITE, POOL, SAMPLE, DECODE, SAVE}
+    assert set(again.executed) == {REWRITE, SHOW_REWRITE, SAMPLE, DECODE, SAVE}
 
 
-def test_another_source_runs_what_looks_at_it(comfy: Comfy, edit: dict[str, Any]) -> None:
-    edit[SOURCE]["inputs"]["prompt"] = "a big red circle at the left and a small green star, gray background"
+def test_another_image_runs_what_looks_at_it(comfy: Comfy, edit: dict[str, Any]) -> None:
+    edit[SOURCE]["inputs"]["image"] = "unifusion_circle.png"
 
     again = comfy.successful(edit)
 
-    assert {SOURCE, REWRITE, POOL, SAMPLE, DECODE, SAVE} <= set(again.executed)
-    assert {"1", "2", "10", "4", "6", "7"} <= set(again.cached)
+    assert {SOURCE, SIZE, REWRITE, SAMPLE, DECODE, SAVE} <= set(again.executed)
+    assert {"1", "2", "10"} <= set(again.cached)
 
 
 @pytest.mark.parametrize("node", [REWRITE, SAMPLE])

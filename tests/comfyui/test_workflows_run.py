@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,31 +31,40 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.comfyui
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
+EXAMPLES = WORKFLOWS / "input"
 API_GRAPHS = sorted((WORKFLOWS / "api").glob("*.json"))
 # The others need files that are not installed: their errors are tested here, and test_krea2.py runs them with small files.
 EMBEDDED = [path for path in API_GRAPHS if "(built in)" in path.read_text(encoding="utf-8")]
 NUM_SEEDS = 5
 # captions of the expected pictures, for prompts that are no captions; properties that are left out stay open
 EXPECTED = {
-    "unifusion_text_to_image_verifi": "small blue diamond at top left, big red circle at center, white background.",
-    "unifusion_text_to_image_style": "big green square at top left, small green star at right, white background.",
-    "unifusion_edit_picture": "small yellow star at top right, big blue circle at left, white background.",
-    "unifusion_look_inside": "small yellow star at top right, big blue circle at left, white background.",
-    "unifusion_edit_with_mask": "small yellow star at top right, big red circle at left, big green square at bottom right, "
+    "UniFusion Text to Image with a Rewritten Prompt": "small blue diamond at top left, big red circle at center, "
     "white background.",
-    "unifusion_two_references": "small blue star at top right, big red circle at left, black background.",
-    "unifusion_three_references": "big red circle at left, small blue star at top right, pink background.",
-    "unifusion_variation": "small yellow star at top right, big red circle at left, white background.",
+    "UniFusion Text to Image in a Style": "big green square at top left, small green star at right, white background.",
+    "UniFusion Edit an Image": "small yellow star at top right, big blue circle at left, white background.",
+    "UniFusion Look Inside": "small yellow star at top right, big blue circle at left, white background.",
+    "UniFusion Edit a Region": "small yellow star at top right, big red circle at left, big green square at bottom right, "
+    "white background.",
+    "UniFusion Combine Two Images": "small blue star at top right, big red circle at left, black background.",
+    "UniFusion Combine Three Images": "big red circle at left, small blue star at top right, pink background.",
+    "UniFusion Vary an Image": "small yellow star at top right, big red circle at left, white background.",
 }
 # captions of the pictures that the blueprints give with their own values
 BLUEPRINTS = {
     "Text to Image (UniFusion)": "big red circle at top left, small blue star at right, black background.",
     "Image Edit (UniFusion)": "big blue circle at left, small yellow star at top right, white background.",
 }
-SOURCE = "big red circle at left, small yellow star at top right, white background."
+# captions of the example images
+EDITED, MASKED = "unifusion_circle_and_star", "unifusion_circle_and_star_masked"
+SHOWN = {
+    EDITED: "big red circle at left, small yellow star at top right, white background.",
+    "unifusion_circle": "big red circle at left, white background.",
+    "unifusion_star": "small blue star at top right, black background.",
+    "unifusion_cross": "big green cross at center, pink background.",
+}
 # the front end's id for a subgraph's inputs
 SUBGRAPH_INPUT = -10
-SIZES_OPEN = ("unifusion_variation",)
+SIZES_OPEN = ("UniFusion Vary an Image",)
 # Required share of correct properties (count, background, and shape, colour, size and place of each object). Random pictures
 # reach about a third.
 FLOOR = 0.9
@@ -88,8 +100,12 @@ def share_right(pictures: list[np.ndarray], requirements: list[Requirement]) -> 
 
 
 def wanted_size(graph: dict[str, Any]) -> tuple[int, int]:
-    (latent,) = [node["inputs"] for node in graph.values() if node["class_type"] == "EmptySD3LatentImage"]
-    return latent["width"], latent["height"]
+    """The size of the workflow's latent; an edit has its image's."""
+    kinds = {node["class_type"]: node["inputs"] for node in graph.values()}
+    if latent := kinds.get("EmptySD3LatentImage"):
+        return latent["width"], latent["height"]
+    with Image.open(EXAMPLES / kinds["LoadImage"]["image"]) as example:
+        return example.size
 
 
 @pytest.mark.parametrize("path", EMBEDDED, ids=lambda path: path.stem)
@@ -161,7 +177,7 @@ def test_blueprint_draws(comfy: Comfy, trained: bool, name: str) -> None:
         node: {"class_type": kind, "inputs": inputs}
         for node, (kind, inputs) in to_api(inside(blueprint), comfy.object_info()).items()
     }
-    scene = parse_caption(SOURCE)
+    scene = parse_caption(SHOWN[EDITED])
     assert scene
     Image.fromarray(render(scene, 128, 128)).save(comfy.input_dir / "source.png")
     graph |= {
@@ -184,6 +200,47 @@ def test_blueprints_are_offered(comfy: Comfy) -> None:
     _, found = comfy.request("GET", "/global_subgraphs")
     own = [entry for entry in found.values() if entry["info"]["node_pack"].endswith("comfyui-unifusion")]
     assert {entry["name"] for entry in own} == BLUEPRINTS.keys()
+
+
+def test_example_images_come_along_and_show_their_captions(comfy: Comfy) -> None:
+    assert {path.stem for path in EXAMPLES.iterdir()} == {*SHOWN, MASKED}
+    for name, text in SHOWN.items():
+        scene = parse_caption(text)
+        assert scene
+        with Image.open(comfy.input_dir / f"{name}.png") as example:
+            assert np.array_equal(np.asarray(example), render(scene, 128, 128))
+    with (
+        Image.open(comfy.input_dir / f"{MASKED}.png") as example,
+        Image.open(EXAMPLES / f"{EDITED}.png") as edited,
+    ):
+        pixels = np.asarray(example)
+        assert np.array_equal(pixels[..., :3], np.asarray(edited))
+        hidden = np.zeros((128, 128), dtype=bool)
+        hidden[80:, 80:] = True
+        assert np.array_equal(pixels[..., 3] == 0, hidden)
+
+
+def test_example_images_of_the_user_are_left_as_they_are(
+    serve: Callable[..., AbstractContextManager[Comfy]], tmp_path: Path
+) -> None:
+    inputs = tmp_path / "base" / "input"
+    inputs.mkdir(parents=True)
+    own = inputs / f"{EDITED}.png"
+    own.write_bytes(b"of the user")
+    with serve(tmp_path / "base"):
+        assert own.read_bytes() == b"of the user"
+        assert {path.name for path in inputs.glob("*.png")} == {path.name for path in EXAMPLES.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in API_GRAPHS if re.search("Edit|Combine|Vary|Inside", path.stem)],
+    ids=lambda path: path.stem,
+)
+def test_edits_begin_with_load_image(path: Path) -> None:
+    kinds = [node["class_type"] for node in load(path).values()]
+    assert "LoadImage" in kinds
+    assert kinds.count("UniFusionSampler") == 1
 
 
 def test_every_workflow_has_both_forms() -> None:

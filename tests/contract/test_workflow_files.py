@@ -30,12 +30,10 @@ STOCK = {
     "EmptySD3LatentImage",
     "KSampler",
     "LoadImage",
-    "MaskComposite",
     "PreviewAny",
     "PreviewImage",
     "SaveImage",
     "SetLatentNoiseMask",
-    "SolidMask",
     "VAEDecode",
     "VAEEncode",
     "VAELoader",
@@ -133,8 +131,8 @@ def groups_of(path: Path) -> list[tuple[str, tuple[float, float, float, float]]]
 def test_the_template_browser_finds_it_by_the_packs_name_and_shows_its_picture(path: Path) -> None:
     thumbnail = path.with_suffix(".jpg")
 
-    # the template browser searches file names
-    assert path.name.startswith("unifusion_")
+    # the template browser searches file names, and shows them as titles
+    assert path.name.startswith("UniFusion ")
     if BUILT_IN.name not in path.read_text():
         # a thumbnail would need files that do not come with the pack
         assert not thumbnail.exists()

@@ -1,7 +1,7 @@
 """Queues a workflow in a running ComfyUI, shows its progress and saves its images:
 
     pip install websocket-client
-    python workflows/api/client.py workflows/api/unifusion_text_to_image.json --set 8.seed=7
+    python workflows/api/client.py "workflows/api/UniFusion Text to Image.json" --set 8.seed=7
 
 In your own program, import `draw` from this file.
 """
