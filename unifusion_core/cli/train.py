@@ -31,6 +31,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--gpus", type=positive, default=1, metavar="N", help="GPUs that a dry run counts with (default 1)"
     )
+    parser.add_argument("--verbose", action="store_true", help="print where an error arose")
     # of the recipes that this command ran once
     parser.add_argument("--out", help=argparse.SUPPRESS)
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of the configuration")

@@ -32,11 +32,11 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     final = folder / f"{_PREFIX}{step:07d}"
     part = final.with_suffix(".part")
     chief, together = _rank() == 0, dist.is_initialized()
-    if chief:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    _wait()
     try:
+        if chief:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        _wait()
         writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
         with _without_warning():
             # safetensors keeps no other order of axes in memory (channels_last)
@@ -47,6 +47,9 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
             for file in part.iterdir():
                 _flush(file)
     except (OSError, CheckpointException) as error:
+        if chief:
+            # what is there of it takes the room that is missing
+            shutil.rmtree(part, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
         raise TrainingError(
             f"the checkpoint of step {step} cannot be written to {folder} ({reason}): make room, then go on "

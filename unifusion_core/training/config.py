@@ -236,6 +236,12 @@ class TrainConfig(_Section):
             raise ValueError(f"the weights of the sources are {total:g} together; give at most 1")
         if all(source.weight for source in self.data) and total < 1 - 1e-9:
             raise ValueError(f"every source has a weight, and together they are {total:g}; they must be 1")
+        if total > 1 - 1e-9 and not all(source.weight for source in self.data):
+            raise ValueError(
+                "the weights of the sources are 1 together, and one source has none: it would never be used"
+            )
+        if self.quantize and self.shard:
+            raise ValueError("quantize and shard: weights in 8 bits cannot be divided; leave one of them out")
         if self.samples and self.shard:
             raise ValueError(
                 "samples are drawn with whole weights and shard divides them: leave samples out, and draw by unifusion generate"

@@ -15,7 +15,7 @@ from ..models.unifusion import UniFusion, UniFusionConfig, initialize
 from ..vlm.backbone import VLMBackbone
 from ..vlm.features import encode_chat
 from .config import ConnectorConfig, TrainConfig
-from .sources import open_source
+from .sources import open_source, read_example
 
 # layers from one tap to the next (paper, figure on layer dropout: 4, 7, ..., 31 of 32)
 TAP_STEP = 3
@@ -97,7 +97,7 @@ def _first_features(config: TrainConfig, backbone: VLMBackbone, spec: VLMSpec) -
     found = 0
     for source, index in places:
         try:
-            example = source.example(index)
+            example = read_example(source, index)
             images = [decode_image(each, source.names[index]) for each in example.inputs]
             request = Request(prompt=example.prompt, images=images, rewrite=example.rewrite)
             inputs = backbone.prepare([request], spec.template, config.max_tiles)

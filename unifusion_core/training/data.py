@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ from ..pipeline import Pipeline
 from .caches import STATE_BYTES, FileCache, LatentCache, StatesCache, content_key, weights_key
 from .config import TrainConfig
 from .order import SampleOrder
-from .sources import Example, open_source
+from .sources import Example, open_source, read_example
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +90,13 @@ class ScanReport:
     refused: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def lines(self) -> Iterator[str]:
-        """The report for the terminal."""
+    def lines(self, shown: int = 50) -> Iterator[str]:
+        """The report for the terminal, with the first refusals."""
         yield f"{self.usable} samples can be used, {len(self.refused)} are refused"
-        for name, reason in self.refused:
+        for name, reason in self.refused[:shown]:
             yield f"  refused  {name}: {reason}"
+        if len(self.refused) > shown:
+            yield f"  and {len(self.refused) - shown} more"
         for note in self.notes:
             yield f"  note     {note}"
 
@@ -119,7 +121,11 @@ class TrainingData:
             self.held_back += [(number, each) for each in held]
             if not kept:
                 place = config.data[number].place
-                raise ConfigError("\n".join([f"{place} has no usable sample:", *self.report.lines()]))
+                if held:
+                    raise ConfigError(
+                        f"validation holds all {len(held)} samples of {place} back: give a smaller share"
+                    )
+                raise ConfigError("\n".join([f"{place} has no usable sample:", *self.report.lines(10)]))
             self.report.usable += len(usable)
             self.entries.append(kept)
         self.order = SampleOrder(
@@ -149,6 +155,8 @@ class TrainingData:
         channels = self.pipeline.model.config.dit.latent_channels
         needed = sum(channels * w * h * LATENT_BYTES // DOWNSCALE**2 for w, h in missing.values())
         lines = []
+        if self.config.validation:
+            lines.append(f"held back {len(self.held_back)} samples for the validation loss")
         if self.config.cache.latents:
             lines.append(f"latents   {len(missing)} to make, {needed / 1e6:.1f} MB, in {self.folder}")
             self._check_limit("latents", needed)
@@ -281,14 +289,25 @@ class TrainingData:
         return self._sample(source, self.entries[source][index], rng)
 
     def validation_samples(self) -> list[TrainingSample]:
-        """The held-back samples, always with the same chance and without dropout."""
+        """All held-back samples, always with the same chance and without dropout."""
+        return [sample for batch in self.validation_batches((0, 1)) for sample in batch]
+
+    def validation_batches(self, share: tuple[int, int]) -> Iterator[list[TrainingSample]]:
+        """A share (index, number) of the held-back samples in batches of one size, read when their turn comes."""
+        index, count = share
         plain = self.config.model_copy(
             update={"dropout": self.config.dropout.model_copy(update={"text": 0.0, "images": 0.0})}
         )
-        return [
-            self._sample(source, entry, random.Random(f"validation-{entry.key}"), plain)
-            for source, entry in self.held_back
-        ]
+        by_size: dict[tuple[int, int], list[tuple[int, Entry, random.Random]]] = {}
+        for source, entry in self.held_back[index::count]:
+            rng = random.Random(f"validation-{entry.key}")
+            # the first thing that a sample draws is its resolution
+            size = self._size(entry, random.Random(f"validation-{entry.key}").choice(plain.resolution))
+            by_size.setdefault(size, []).append((source, entry, rng))
+        for group in by_size.values():
+            for start in range(0, len(group), plain.batch_size):
+                batch = group[start : start + plain.batch_size]
+                yield [self._sample(source, entry, rng, plain) for source, entry, rng in batch]
 
     def _sample(
         self, source: int, entry: Entry, rng: random.Random, config: TrainConfig | None = None
@@ -353,7 +372,7 @@ class TrainingData:
                 note = f"{name} and {other} differ only in case: some systems keep one of them"
                 self.report.notes.append(note)
             try:
-                example = source.example(index)
+                example = read_example(source, index)
                 target = decode_image(example.target, name)
                 images = [decode_image(each, name) for each in example.inputs]
                 request = Request(prompt=example.prompt, images=images, rewrite=example.rewrite)
@@ -445,6 +464,7 @@ class TrainingData:
             self.rewrites.write(self._rewrite_key(entry), text.encode())
 
 
+@lru_cache(maxsize=100_000)
 def bucket(size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
     """(width, height) of at most `resolution`^2 pixels, multiples of `multiple`, with the aspect ratio nearest to `size`'s."""
     width, height = size

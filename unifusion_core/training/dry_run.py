@@ -14,7 +14,7 @@ from .config import TrainConfig
 from .data import TrainingData
 from .estimate import estimate_step, largest_block, sharded_memory
 from .loop import DTYPES
-from .trainer import build_pipeline
+from .trainer import build_pipeline, check_samples
 
 # of an H100 in bfloat16, dense, and the share of it that trainings of such models reach
 H100_FLOPS, REACHED = 989e12, 0.4
@@ -26,6 +26,7 @@ def dry_run(config: TrainConfig, say: Callable[[str], None] = print, *, gpus: in
 
     Raises what a run of the configuration would raise before its first step.
     """
+    check_samples(config)
     pipeline = build_pipeline(config, "meta")
     data = TrainingData(config, pipeline)
     generator = pipeline.model.config

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import send_to_device
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
@@ -259,6 +260,10 @@ def train(
     that can be resumed; ConfigError for what this machine cannot do; TrainingError for a loss that is not finite or a full disk,
     and InterruptedRunError after Ctrl-C or SIGTERM.
     """
+    if resume and overwrite:
+        raise ConfigError(
+            "--resume goes on with the earlier run and --overwrite replaces it: give one of them"
+        )
     present = checkpoints(out / "checkpoints") or any(out.glob("*.safetensors"))
     if present and not (resume or overwrite):
         raise CheckpointError(
@@ -269,12 +274,13 @@ def train(
         raise ConfigError("precision fp16 needs a GPU, and there is none here: use fp32 or bf16")
     accelerator = start_processes()
     try:
-        if overwrite:
-            _remove_earlier_run(out, accelerator)
         task = build(accelerator)
         task.prepare((accelerator.process_index, accelerator.num_processes))
         accelerator.wait_for_everyone()
         if not only_prepare:
+            if overwrite:
+                # only when the new one is known to be possible
+                _remove_earlier_run(out, accelerator)
             Loop(task, config, out, accelerator, name=name).run(resume=resume)
             accelerator.wait_for_everyone()
     finally:
@@ -288,7 +294,7 @@ def start_processes() -> Accelerator:
     return Accelerator(
         # without `cpu=True`, Accelerator does not join processes on CPUs
         cpu=not torch.accelerator.is_available(),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
 
@@ -359,8 +365,10 @@ class Loop:
         task.place(device)
         task.model.to(device)
         if self.processes > 1:
-            for value in task.model.state_dict().values():
-                dist.broadcast(value, 0)
+            # frozen weights are equal, since all processes read the same files
+            for parameter in task.model.parameters():
+                if parameter.requires_grad:
+                    dist.broadcast(parameter.data, 0)
         self.objective: Any = task.objective().train()
         if config.shard:
             if not dist.is_initialized():
@@ -377,6 +385,7 @@ class Loop:
         self._record_phase(done)
         if self.processes > 1 and not config.shard:
             cast(Any, self.accelerator.ddp_handler).find_unused_parameters = task.unused
+            _leave_out_frozen(self.objective)
             self.objective = self.accelerator.prepare_model(self.objective)
         if self.chief:
             self.writer = SummaryWriter(str(self.out / "log"))
@@ -420,9 +429,14 @@ class Loop:
 
     def compute(self, part: Any, number: int) -> Loss:
         """The loss of a pass, computed in the configuration's type."""
+        batch = send_to_device(self.task.batch(part), self.accelerator.device)
+        with self.autocast():
+            return self.objective(batch, number)
+
+    def autocast(self) -> torch.autocast:
+        """A context that computes in the configuration's type."""
         dtype = DTYPES[self.config.precision]
-        with torch.autocast(self.accelerator.device.type, dtype, enabled=dtype != torch.float32):
-            return self.objective(send_to_device(self.task.batch(part), self.accelerator.device), number)
+        return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype != torch.float32)
 
     def sum_of_all(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -450,10 +464,9 @@ class Loop:
         return float(self.sum_of_all(loss)) / self.processes, means
 
     def _without_exchange(self) -> Any:
-        """A context in which gradients are added up without being exchanged."""
-        if self.config.shard:
-            return _without_shard_exchange(self.objective)
-        return self.accelerator.no_sync(self.objective)
+        """A context in which gradients are added up without being exchanged. Sharded ones are exchanged in every pass, since each
+        process would have to keep them whole otherwise."""
+        return nullcontext() if self.config.shard else self.accelerator.no_sync(self.objective)
 
     def _reduce(self, value: Tensor, how: Any) -> Tensor:
         if self.processes > 1:
@@ -505,8 +518,18 @@ class Loop:
 
     def _export(self) -> None:
         with averaged(self.trainable, self.average):
-            weights = {name: whole(p.detach()) for name, p in self.trainable.items()}
-            self.task.export(self, weights, self._record())
+            weights: dict[str, Tensor] = {}
+            for name, parameter in self.trainable.items():
+                value = whole(parameter.detach())
+                # one at a time, in the main process's memory
+                if self.chief:
+                    weights[name] = value.cpu()
+            try:
+                self.task.export(self, weights, self._record())
+            except (OSError, SafetensorError) as error:
+                raise TrainingError(
+                    f"the finished weights cannot be written to {self.out} ({error}): make room, then go on with --resume"
+                ) from error
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         """A line in metrics.jsonl, and TensorBoard's log."""
@@ -677,17 +700,11 @@ def whole(value: Tensor) -> Tensor:
     return cast(Any, value).full_tensor() if hasattr(value, "full_tensor") else value
 
 
-class _without_shard_exchange:  # noqa: N801  (a context manager, used like a function)
-    """Inside, sharded gradients are added up without being exchanged."""
-
-    def __init__(self, objective: Any) -> None:
-        self.objective = objective
-
-    def __enter__(self) -> None:
-        self.objective.set_requires_gradient_sync(False)
-
-    def __exit__(self, *_: object) -> None:
-        self.objective.set_requires_gradient_sync(True)
+def _leave_out_frozen(module: nn.Module) -> None:
+    """Keeps frozen weights out of what processes exchange; some are of types that cannot be."""
+    names = [name for name, p in module.named_parameters() if not p.requires_grad]
+    names += [name for name, _ in module.named_buffers()]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
 
 
 class _Items(Dataset):

@@ -71,6 +71,20 @@ def open_source(config: SourceConfig) -> Source:
     return source
 
 
+def read_example(source: Source, index: int) -> Example:
+    """A sample of a source. Raises ShapeError if its record cannot be used, whatever is wrong with it."""
+    try:
+        example = source.example(index)
+        # text that no tokenizer takes (half of a surrogate pair)
+        for text in (example.prompt, example.rewrite or ""):
+            text.encode()
+    except ShapeError:
+        raise
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ShapeError(f"its record is malformed ({type(error).__name__}: {error})") from error
+    return example
+
+
 class FolderSource(Source):
     """Images in a folder and the folders in it, with captions in files of the same names."""
 
@@ -101,7 +115,8 @@ class JSONLinesSource(Source):
     def __init__(self, place: str) -> None:
         self.path = Path(place)
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            # other ends of lines may stand inside a JSON string
+            lines = self.path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{place} cannot be read ({error}): check the path under data.") from error
         self.lines = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -118,7 +133,8 @@ class TarSource(Source):
         self.members: dict[str, dict[str, tuple[Path, int, int]]] = {}
         for path in expand_braces(place):
             try:
-                with tarfile.open(path) as tar:
+                # members are read by their place in the file, which a compressed one does not have
+                with tarfile.open(path, "r:") as tar:
                     for member in tar:
                         if member.isfile():
                             key, _, suffix = Path(member.name).name.partition(".")
@@ -127,7 +143,7 @@ class TarSource(Source):
                             self.members.setdefault(name, {})[suffix.lower()] = where
             except (OSError, tarfile.TarError) as error:
                 raise ConfigError(
-                    f"{path} cannot be read as a tar file ({error}): check the path under data."
+                    f"{path} cannot be read as an uncompressed tar file ({error}): check the path under data, or unpack it."
                 ) from error
         self.names = sorted(self.members)
 

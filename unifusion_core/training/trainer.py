@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import torch
@@ -101,6 +101,7 @@ class FlowTraining(Task[UniFusion]):
         self, config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None] = print
     ) -> None:
         self.config, self.accelerator, self.say = config, accelerator, say
+        check_samples(config)
         self.settings = json.loads(config.model_dump_json(exclude={"output", "cache", "samples"}))
         self.pipeline = build_pipeline(config, accelerator.device)
         self.model = self.pipeline.model
@@ -139,8 +140,8 @@ class FlowTraining(Task[UniFusion]):
         spec = self.model.config
         return {key: values[key] for key in kept} | {
             "vlm": self.pipeline.backbone.fingerprint,
-            "taps": list(spec.vlm.taps),
-            "tap scales": list(spec.lap.tap_scales),
+            "LAP and refiner": asdict(spec.lap),
+            "taps and tokens": [*spec.vlm.taps, spec.vlm.token_selection],
             "vae": self.data.latents.folder.name,
             "samples found": [len(each) for each in self.data.entries],
         }
@@ -185,15 +186,12 @@ class FlowTraining(Task[UniFusion]):
 
     def evaluate(self, loop: Loop, step: int) -> dict[str, float]:
         """The loss of the held-back samples; each process computes its share."""
-        samples = self.data.validation_samples()
-        if not samples:
+        if not self.data.held_back:
             return {}
-        mine = samples[loop.process :: loop.processes]
-        if self.config.shard:
-            # sharded weights are gathered in every pass, so all processes need the same number of passes
-            mine = samples
+        # sharded weights are gathered in every pass, so all processes need the same number of passes
+        share = (0, 1) if self.config.shard else (loop.process, loop.processes)
         total = torch.zeros(2)
-        for group in passes_of(mine, self.config.batch_size):
+        for group in self.data.validation_batches(share):
             mean, _ = loop.compute(group, step)
             total += torch.tensor([float(mean) * len(group), len(group)])
         total = loop.sum_of_all(total)
@@ -208,12 +206,14 @@ class FlowTraining(Task[UniFusion]):
         self.pipeline.backbone.to(self.accelerator.device)
         for number in range(loop.process, len(samples), loop.processes):
             sample = samples[number]
-            image = self.pipeline(
-                sample.prompt,
-                images=[read_image_file(path) for path in sample.images],
-                rewrite=sample.rewrite,
-                seed=sample.seed,
-            )
+            # frozen and trained weights may be of two types
+            with loop.autocast():
+                image = self.pipeline(
+                    sample.prompt,
+                    images=[read_image_file(path) for path in sample.images],
+                    rewrite=sample.rewrite,
+                    seed=sample.seed,
+                )
             write_image(folder, step, number, image)
         self.pipeline.backbone.to(waiting)
         loop.accelerator.wait_for_everyone()
@@ -222,8 +222,15 @@ class FlowTraining(Task[UniFusion]):
 
     def export(self, loop: Loop, weights: Mapping[str, Tensor], record: dict[str, Any]) -> None:
         """The finished file. Warns of adapters without effect."""
-        # of sharded weights, every process has a part
-        everything = {k: whole(v) for k, v in self.model.state_dict().items()} if self.config.shard else None
+        everything: dict[str, Tensor] | None = None
+        if self.config.shard:
+            # of sharded weights every process has a part, frozen ones included
+            frozen = {
+                name: whole(value).cpu()
+                for name, value in self.model.state_dict().items()
+                if name not in loop.trainable
+            }
+            everything = {**frozen, **weights}
         if not loop.chief:
             return
         path = loop.out / "final.safetensors"
@@ -282,6 +289,14 @@ def build_pipeline(config: TrainConfig, device: torch.device | str) -> Pipeline:
     else:
         model = build_connected(own, config.seed, file and file.load(dtype=dtype)).to(device)
     return Pipeline(model, backbone, vae, spec=spec, training=before)
+
+
+def check_samples(config: TrainConfig) -> None:
+    """Raises ConfigError for an image of the sample sheets that is not there."""
+    for number, sample in enumerate(config.samples):
+        for path in sample.images:
+            if not path.is_file():
+                raise ConfigError(f"samples.{number}: there is no image {path}")
 
 
 def choose_trained(model: UniFusion, config: TrainConfig) -> None:
