@@ -42,7 +42,7 @@ from .images import (
 )
 from .models.autoencoder import DOWNSCALE, Autoencoder
 from .models.unifusion import UniFusion
-from .sampling import OnStep, make_noise, sample
+from .sampling import OnStep, make_noise, sample, work_of_step
 from .vlm.backbone import VLMBackbone
 from .vlm.folder import load_vlm
 from .vlm.prompt_check import foreign_syntax
@@ -632,15 +632,6 @@ def batches(count: int, size: tuple[int, int]) -> Iterator[slice]:
     fitting = max(1, PIXELS_PER_BATCH // (size[0] * size[1]))
     for start in range(0, count, fitting):
         yield slice(start, start + fitting)
-
-
-def work_of_step(model: UniFusion, size: tuple[int, int]) -> float:
-    """The work of a sampling step at a size (width, height) in pixels, to compare sizes: multiplications in the DiT's blocks."""
-    dit = model.config.dit
-    weights = sum(p.numel() for p in model.blocks.parameters())
-    tokens = size[0] * size[1] / (DOWNSCALE * dit.patch_size) ** 2
-    # products with weights, and attention of every token to every other
-    return tokens * (weights + 2 * tokens * dit.hidden_size * dit.num_blocks)
 
 
 def told_time(seconds: float) -> str:

@@ -13,6 +13,7 @@ from .errors import ShapeError
 from .flow.guidance import guide
 from .flow.path import clean_from_velocity, interpolate
 from .flow.solver import SolverName, find_solver
+from .models.autoencoder import DOWNSCALE
 from .models.unifusion import PreparedCondition, UniFusion
 
 # (steps done, number of steps, predicted clean latents); an exception ends the sampling
@@ -134,3 +135,12 @@ def sample(
         if on_step is not None:
             on_step(number, len(times) - 1, clean_from_velocity(before, v, t))
     return x
+
+
+def work_of_step(model: UniFusion, size: tuple[int, int]) -> float:
+    """The work of a sampling step at a size (width, height) in pixels, to compare sizes: multiplications in the DiT's blocks."""
+    dit = model.config.dit
+    weights = sum(p.numel() for p in model.blocks.parameters())
+    tokens = size[0] * size[1] / (DOWNSCALE * dit.patch_size) ** 2
+    # products with weights, and attention of every token to every other
+    return tokens * (weights + 2 * tokens * dit.hidden_size * dit.num_blocks)

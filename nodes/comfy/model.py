@@ -25,7 +25,7 @@ from ...unifusion_core.images import untrained_size, warn_of_other_size
 from ...unifusion_core.inspection import reading
 from ...unifusion_core.inspection.table import lines_of, write_table
 from ...unifusion_core.models.lap import parse_layer_gains
-from ...unifusion_core.pipeline import work_of_step
+from ...unifusion_core.sampling import work_of_step
 from ...unifusion_core.zoo.krea_2 import KREA_2
 from ..sockets import Encoded
 from .conditions import (

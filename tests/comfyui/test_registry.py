@@ -39,7 +39,7 @@ SHIPPED = {
         "pyproject.toml",
         "requirements.txt",
     ),
-    *("nodes", "subgraphs", "unifusion_core", "workflows"),
+    *("locales", "nodes", "subgraphs", "unifusion_core", "workflows"),
 }
 
 
@@ -127,7 +127,7 @@ def test_loading_the_pack_is_quick_and_brings_nothing_heavy(comfyui_home: Path, 
 
     assert cost["error"] is None
     assert cost["seconds"] <= IMPORT_LIMIT_SECONDS
-    assert cost["new packages"] == ["jaxtyping"]
+    assert cost["new packages"] == ["jaxtyping", "xxhash"]
 
 
 def test_what_only_some_commands_need_may_be_missing(comfyui_home: Path, comfyui_python: str) -> None:
