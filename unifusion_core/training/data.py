@@ -53,6 +53,7 @@ class Entry:
     rewrite   the rewrite that comes with it
     images    hashes of its input images
     tokens    of its chat, without a rewrite
+    masked    whether a mask says where the loss counts
     """
 
     index: int
@@ -63,6 +64,7 @@ class Entry:
     rewrite: str | None
     images: tuple[str, ...]
     tokens: int
+    masked: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ class TrainingSample:
 
     latents   of the target; None if they are not cached
     pixels    of the target, where `latents` is None
+    weights   of each latent cell in the loss, 0..1; None without a mask
     """
 
     name: str
@@ -80,6 +83,7 @@ class TrainingSample:
     pixels: Float[Tensor, "3 H W"] | None
     noise_seed: int
     t: Float[Tensor, " n"]
+    weights: Float[Tensor, "1 h w"] | None = None
 
 
 @dataclass
@@ -321,7 +325,7 @@ class TrainingData:
         latents = self.latents.load(key) if config.cache.latents else None
         as_reconstruction = reconstructed < config.reconstruct
         example: Example | None = None
-        if latents is None or entry.images or as_reconstruction:
+        if latents is None or entry.images or entry.masked or as_reconstruction:
             example = self._unchanged(source, entry)
         images: list[Tensor] = []
         prompt, rewrite = entry.caption, None
@@ -350,6 +354,7 @@ class TrainingData:
             pixels=pixels,
             noise_seed=noise_seed,
             t=t,
+            weights=cell_weights(example.mask, size) if example and example.mask else None,
         )
 
     def time_mean(self, size: tuple[int, int]) -> float:
@@ -377,6 +382,8 @@ class TrainingData:
                 images = [decode_image(each, name) for each in example.inputs]
                 request = Request(prompt=example.prompt, images=images, rewrite=example.rewrite)
                 spec = self.pipeline.model.config.vlm
+                if example.mask is not None:
+                    check_mask(decode_image(example.mask, name), target)
                 chat = self.pipeline.backbone.prepare([request], spec.template, self.config.max_tiles)
             except (ShapeError, PromptError) as error:
                 self.report.refused.append((name, str(error)))
@@ -391,6 +398,7 @@ class TrainingData:
                     rewrite=example.rewrite,
                     images=tuple(content_key([each]) for each in example.inputs),
                     tokens=int(chat.mask.sum()),
+                    masked=example.mask is not None,
                 )
             )
         return usable
@@ -486,6 +494,21 @@ def fit_image(image: Float[Tensor, "3 H W"], size: tuple[int, int]) -> Float[Ten
         image = F.interpolate(image[None], (rows, columns), mode="bicubic", antialias=True)[0].clamp(0, 1)
     top, left = (rows - height) // 2, (columns - width) // 2
     return image[:, top : top + height, left : left + width]
+
+
+def check_mask(mask: Float[Tensor, "3 H W"], target: Float[Tensor, "3 H2 W2"]) -> None:
+    """Raises ShapeError for a mask of another size than its image, and for one that is black."""
+    if mask.shape != target.shape:
+        (height, width), (rows, columns) = mask.shape[1:], target.shape[1:]
+        raise ShapeError(f"its mask has {width}x{height} pixels and its image {columns}x{rows}")
+    if not bool(mask.any()):
+        raise ShapeError("its mask is black, so nothing of it would be learned")
+
+
+def cell_weights(mask: bytes, size: tuple[int, int]) -> Float[Tensor, "1 h w"]:
+    """The weight of each latent cell: the brightness of the mask there, scaled and cropped as the target is."""
+    brightness = fit_image(decode_image(mask, "mask"), size).mean(0, keepdim=True)
+    return F.avg_pool2d(brightness[None], DOWNSCALE)[0]
 
 
 def _fraction(key: str) -> float:

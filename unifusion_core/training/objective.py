@@ -78,7 +78,8 @@ class FlowMatching(nn.Module):
         predicted = self.unifusion(interpolate(latents, noise, t), t, condition.repeat(points))
         error = (predicted.float() - velocity(latents, noise)).square()
         if batch.weights is not None:
-            weights = batch.weights / batch.weights.mean((1, 2, 3), keepdim=True)
+            # a crop may have left nothing of a mask
+            weights = batch.weights / batch.weights.mean((1, 2, 3), keepdim=True).clamp(min=1e-6)
             error = error * weights.repeat_interleave(points, 0)
         return error.mean((1, 2, 3)).unflatten(0, (-1, points))
 

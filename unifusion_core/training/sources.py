@@ -33,6 +33,7 @@ class Example:
     target    the image to draw
     inputs    the images of an edit, in the order in which the prompt counts them
     rewrite   a rewrite that comes with the sample
+    mask      an image that is white where the loss counts
     """
 
     name: str
@@ -40,6 +41,7 @@ class Example:
     target: bytes
     inputs: tuple[bytes, ...] = ()
     rewrite: str | None = None
+    mask: bytes | None = None
 
 
 class Source(ABC):
@@ -78,6 +80,10 @@ def read_example(source: Source, index: int) -> Example:
         # text that no tokenizer takes (half of a surrogate pair)
         for text in (example.prompt, example.rewrite or ""):
             text.encode()
+        if not all(
+            isinstance(each, bytes) for each in (example.target, *example.inputs, example.mask or b"")
+        ):
+            raise ShapeError("one of its images is neither a path nor the bytes of a file")
     except ShapeError:
         raise
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
@@ -221,7 +227,10 @@ def example_of(
         raise ShapeError("input_images is not a list")
     read = [*inputs, *(image_bytes(each, folder) for each in given)]
     rewrite = record.get("rewrite")
-    return Example(name=name, prompt=prompt.strip(), target=target, inputs=tuple(read), rewrite=rewrite)
+    mask = image_bytes(record["mask"], folder) if record.get("mask") is not None else None
+    return Example(
+        name=name, prompt=prompt.strip(), target=target, inputs=tuple(read), rewrite=rewrite, mask=mask
+    )
 
 
 def image_bytes(stored: Any, folder: Path | None) -> bytes:

@@ -174,7 +174,13 @@ class FlowTraining(Task[UniFusion]):
             [torch.randn(shape, generator=torch.Generator().manual_seed(each.noise_seed)) for each in samples]
         )
         t = torch.stack([each.t for each in samples])
-        return FlowBatch(features=features, latents=latents, noise=noise, t=t)
+        weights = None
+        if any(each.weights is not None for each in samples):
+            whole_image = torch.ones(1, *latents.shape[2:])
+            weights = torch.stack(
+                [whole_image if w is None else w for w in (each.weights for each in samples)]
+            )
+        return FlowBatch(features=features, latents=latents, noise=noise, t=t, weights=weights)
 
     def _latents(self, sample: TrainingSample) -> Tensor:
         if sample.latents is not None:

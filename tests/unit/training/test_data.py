@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from unifusion_core.shapes.examples import write_examples
 from unifusion_core.training.caches import LatentCache, content_key
 from unifusion_core.training.config import SourceConfig, TrainConfig
 from unifusion_core.training.data import TrainingData, bucket, fit_image
+from unifusion_core.training.objective import FlowBatch, FlowMatching
 from unifusion_core.training.order import SampleOrder
 from unifusion_core.training.sources import open_source
 from unifusion_core.training.trainer import passes_of
@@ -348,3 +350,76 @@ def test_held_back_samples_never_train(tmp_path: Path, pipeline: Pipeline) -> No
     assert 0 < len(held) < 12
     assert held.isdisjoint({data.sample(i).name for i in range(60)})
     assert [float(s.t) for s in data.validation_samples()] == [float(s.t) for s in data.validation_samples()]
+
+
+def test_a_mask_says_where_the_loss_counts(tmp_path: Path, pipeline: Pipeline) -> None:
+    mask = np.zeros((32, 32, 3), np.uint8)
+    # the left half
+    mask[:, :16] = 255
+    for name, pixels in (("mask", mask), ("black", mask * 0), ("small", mask[:16])):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    for number in range(4):
+        picture(number).save(tmp_path / f"{number}.png")
+    records = [
+        {"prompt": "a", "image": "0.png", "mask": "mask.png"},
+        {"prompt": "b", "image": "1.png", "mask": "black.png"},
+        {"prompt": "c", "image": "2.png", "mask": "small.png"},
+        {"prompt": "d", "image": "3.png", "mask": 5},
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
+    data = data_of(pipeline, tmp_path, data=[{"jsonl": tmp_path / "data.jsonl"}])
+
+    reasons = " ".join(reason for _, reason in data.report.refused)
+    assert data.report.usable == 1
+    for words in ("its mask is black", "its mask has 32x16 pixels and its image 32x32"):
+        assert words in reasons
+    weights = data.sample(0).weights
+    assert weights is not None
+    assert weights.tolist() == [[[1.0, 1.0, 0.0, 0.0]] * 4]
+    # the loss is that of the left half alone
+    half = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    noise, t = torch.zeros(1, 1, 16, 4, 4), torch.full((1, 1), 0.5)
+    features = pipeline.encode([Request(prompt="a red circle")])
+    batch = FlowBatch(features=features, latents=half, noise=noise, t=t, weights=weights[None])
+    everywhere = replace(batch, weights=None)
+    with torch.no_grad():
+        objective = FlowMatching(pipeline.model)
+        masked, whole = objective.losses(batch), objective.losses(everywhere)
+        right = objective.losses(replace(batch, weights=1 - weights[None]))
+    torch.testing.assert_close((masked + right) / 2, whole, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(masked, right)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        '{"prompt": "a", "image": {}}',
+        '{"prompt": "a", "image": {"bytes": "zz"}}',
+        '{"prompt": "a", "image": "odd/\\u0000x.png"}',
+        '{"prompt": "a\\ud800b", "image": "0.png"}',
+        '{"prompt": "a", "image": "0.png", "rewrite": 5}',
+        '{"prompt": ' + "[" * 100_000,
+    ],
+)
+def test_a_malformed_record_is_refused_and_the_others_are_used(
+    tmp_path: Path, pipeline: Pipeline, record: str
+) -> None:
+    picture(0).save(tmp_path / "0.png")
+    # a separator of lines inside a string is none
+    good = json.dumps({"prompt": "a\u2028b", "image": "0.png"}, ensure_ascii=False)
+    (tmp_path / "data.jsonl").write_text(f"\ufeff{good}\n{record}\n{good}\n", encoding="utf-8")
+
+    data = data_of(pipeline, tmp_path, data=[{"jsonl": tmp_path / "data.jsonl"}])
+
+    assert data.report.usable == 2
+    assert [name for name, _ in data.report.refused] == ["data.jsonl:2"]
+
+
+def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
+        member = tarfile.TarInfo("0.txt")
+        member.size = 1
+        tar.addfile(member, io.BytesIO(b"a"))
+
+    with pytest.raises(ConfigError, match="as an uncompressed tar file"):
+        open_source(SourceConfig(webdataset=str(tmp_path / "a.tar")))
