@@ -187,7 +187,7 @@ def test_odd_sizes_and_batches_are_drawn(
     pictures = comfy.images(comfy.successful(graph))
     assert [picture.shape for picture in pictures] == [(112, 136, 3)] * 3
     # the warning about sizes
-    assert "136 x 112" in comfy.log()
+    assert "136x112" in comfy.log()
 
 
 def picture_wire(comfy: Comfy, graph: Graph) -> tuple[Wire, np.ndarray]:
