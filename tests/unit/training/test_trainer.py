@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -174,14 +175,17 @@ def killed_run(
         resume = ["--resume"] if checkpoints(folder) else ["--overwrite"]
         metrics = config.output / "metrics.jsonl"
         before = metrics.stat().st_mtime_ns if metrics.exists() else 0
-        # a group of its own, so that the kill reaches all processes
-        process = subprocess.Popen(
-            [*command, *resume], env=environment, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        process = subprocess.Popen([*command, *resume], env=environment, stderr=subprocess.DEVNULL)
         while process.poll() is None and (not metrics.exists() or metrics.stat().st_mtime_ns == before):
             time.sleep(0.02)
         time.sleep(rng.random())
-        os.killpg(process.pid, signal.SIGKILL)
+        # torchrun's workers have sessions of their own
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
+        )
+        for number in (process.pid, *map(int, listed.stdout.split())):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         process.wait()
         if (config.output / "final.safetensors").exists():
             break
