@@ -12,36 +12,12 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from ...zoo.tiny_limits import BACKGROUNDS, COLORS
+from ...zoo.tiny_limits import CELLS as POSITIONS
+
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
-COLORS = {
-    "red": (220, 30, 30),
-    "green": (30, 160, 50),
-    "blue": (40, 70, 230),
-    "yellow": (245, 220, 40),
-    "purple": (140, 40, 170),
-    "orange": (250, 130, 20),
-    "cyan": (40, 210, 220),
-}
-BACKGROUNDS = {
-    "white": (255, 255, 255),
-    "black": (10, 10, 10),
-    "gray": (128, 128, 128),
-    "brown": (100, 62, 30),
-    "pink": (255, 190, 205),
-}
 # half of the bounding box's longer side / shorter side of the image
 SIZES = {"small": 0.10, "big": 0.14}
-POSITIONS = {
-    "top left": (0, 0),
-    "top": (0, 1),
-    "top right": (0, 2),
-    "left": (1, 0),
-    "center": (1, 1),
-    "right": (1, 2),
-    "bottom left": (2, 0),
-    "bottom": (2, 1),
-    "bottom right": (2, 2),
-}
 CELL_CENTERS = (1 / 6, 1 / 2, 5 / 6)
 POSITION_NAMES = {cell: name for name, cell in POSITIONS.items()}
 HELD_OUT_PAIRS = frozenset(
