@@ -12,6 +12,10 @@ from safetensors.torch import save_file
 from the_pack.nodes.load_lora import UniFusionLoraLoader
 from the_pack.unifusion_core.checkpoints.adapter_file import merge_adapters
 from the_pack.unifusion_core.checkpoints.generator_file import load_generator
+from the_pack.unifusion_core.contracts import Features
+from the_pack.unifusion_core.training.adapters import add_adapters, save_adapters, unchanged_adapters
+from the_pack.unifusion_core.training.config import AdapterConfig
+from the_pack.unifusion_core.training.objective import FlowBatch, FlowMatching
 from torch import Tensor
 
 from .case import PARITY, case, difference, refused
@@ -145,6 +149,62 @@ def _(found: dict[str, dict[str, Any]]) -> None:
     # what stock LoraLoader leaves out, in whole or in part
     left_out = {name for name, each in found.items() if each["stock changes"] < each["changed"]}
     assert {name for name in found if "base_model" in name or "qkv" in name} <= left_out
+
+
+def _trained(kind: Any) -> Path:
+    """Adapters of the small Krea 2 after a few steps of the trainer's own objective, as the trainer writes them."""
+    config = AdapterConfig(type=kind, rank=2, alpha=3)
+    model, _ = load_generator(krea_file())
+    add_adapters(model, config, seed=0)
+    spec, dit = model.config.vlm, model.config.dit
+    torch.manual_seed(5)
+    states = torch.randn(2, 6, len(spec.taps), spec.hidden_size)
+    features = Features(
+        states=states, mask=torch.ones(2, 6, dtype=torch.bool), positions=torch.zeros(2, 6, 3)
+    )
+    latents = torch.randn(2, dit.latent_channels, 4, 4)
+    batch = FlowBatch(
+        features=features, latents=latents, noise=torch.randn_like(latents)[:, None], t=torch.rand(2, 1)
+    )
+    objective = FlowMatching(model)
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(weights.values(), lr=0.02)
+    with torch.enable_grad():
+        for _ in range(5):
+            loss, _ = objective(batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert not unchanged_adapters(model)
+    path = FOLDER / "models" / "loras" / f"trained-krea-{kind}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_adapters(path, model, config, weights, {})
+    return path
+
+
+@case()
+def trained_loras_by_stock_loader_on_own_krea_2() -> dict[str, Any]:
+    """What the trainer writes for Krea 2, applied by stock LoraLoader to ComfyUI's own Krea 2, against merged weights."""
+    found = {}
+    for kind in ("lora", "dora", "lokr"):
+        path, plain = _trained(kind), krea_weights()
+        _, theirs = krea_models()
+        weights = _weights(stock.LoraLoaderModelOnly().load_lora_model_only(theirs, path.name, STRENGTH)[0])
+        core = load_generator(krea_file())[0]
+        layers = merge_adapters(core, path, STRENGTH)
+        found[kind] = {
+            "difference": _worst(weights, core.state_dict()),
+            "layers": layers,
+            "changed": sum(not torch.equal(weights[name], value) for name, value in plain.items()),
+        }
+    return found
+
+
+@trained_loras_by_stock_loader_on_own_krea_2.check
+def _(found: dict[str, dict[str, Any]]) -> None:
+    for kind, each in found.items():
+        assert each["difference"] <= PARITY, kind
+        assert each["changed"] == each["layers"] > 40, kind
 
 
 @case()
