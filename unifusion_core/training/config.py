@@ -242,10 +242,6 @@ class TrainConfig(_Section):
             )
         if self.quantize and self.shard:
             raise ValueError("quantize and shard: weights in 8 bits cannot be divided; leave one of them out")
-        if self.samples and self.shard:
-            raise ValueError(
-                "samples are drawn with whole weights and shard divides them: leave samples out, and draw by unifusion generate"
-            )
         if self.quantize and (self.mode != "lora" or self.lora.type == "dora"):
             raise ValueError(
                 "quantize rounds frozen weights: it goes with mode lora and the types lora and lokr (dora needs exact norms)"

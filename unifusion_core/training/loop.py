@@ -390,6 +390,12 @@ class Loop:
         if self.chief:
             self.writer = SummaryWriter(str(self.out / "log"))
         if not done:
+            if config.shard:
+                # a pass makes the sharded blocks know the module around them, without which they cannot be drawn with
+                with torch.no_grad():
+                    part, _ = task.passes(task.collate([task.item(index) for index in self.indices(0)]))[0]
+                    self.compute(part, 0)
+                    self.objective.reshard()
             self._draw(0)
         return done
 

@@ -210,7 +210,12 @@ class FlowTraining(Task[UniFusion]):
             return
         waiting = next(self.pipeline.backbone.parameters()).device
         self.pipeline.backbone.to(self.accelerator.device)
-        for number in range(loop.process, len(samples), loop.processes):
+        numbers = range(loop.process, len(samples), loop.processes)
+        if self.config.shard:
+            # sharded blocks are gathered as they are called, so all processes draw every sample together
+            numbers = range(len(samples))
+            loop.objective.unshard()
+        for number in numbers:
             sample = samples[number]
             # frozen and trained weights may be of two types
             with loop.autocast():
@@ -220,7 +225,10 @@ class FlowTraining(Task[UniFusion]):
                     rewrite=sample.rewrite,
                     seed=sample.seed,
                 )
-            write_image(folder, step, number, image)
+            if loop.chief or not self.config.shard:
+                write_image(folder, step, number, image)
+        if self.config.shard:
+            loop.objective.reshard()
         self.pipeline.backbone.to(waiting)
         loop.accelerator.wait_for_everyone()
         if loop.chief:
