@@ -291,7 +291,7 @@ def initialize(model: UniFusion, generator: torch.Generator | None = None) -> No
             chunks = module.mod.lin.view(6, -1)
             chunks[2].fill_(1)
             chunks[5].fill_(1)
-        if isinstance(module, TextFusion):
+        if isinstance(module, TextFusion) and "projector" in dict(module.named_children()):
             module.projector.weight.fill_(1 / module.num_taps)
     for layer in (cast(nn.Linear, model.tproj[-1]), model.last.linear):
         layer.weight.zero_()

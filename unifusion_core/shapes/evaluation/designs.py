@@ -1,13 +1,15 @@
-"""Comparisons of ways to give the condition to the DiT: generators of equal small budgets, each with its own recipe."""
+"""Comparisons of ways to train on images and to give them to the DiT: equal small budgets, and a recipe for each.
+
+They read the embedded VLM, which was trained on the world of shapes; `fusion` compares designs on a real language model.
+"""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 from ...checkpoints.generator_file import CONFIG_KEY, config_from_json
 from ...checkpoints.safetensors_file import read_tensors
@@ -30,13 +32,6 @@ AVERAGED = 50
 # where `unifusion shapes train` writes
 RUNS = Path("runs")
 # recipe -> name of the row
-DESIGNS = {
-    "tiny-short": "LAP over five layers, prefix",
-    "tiny-short-joint": "LAP over five layers, joint",
-    "tiny-short-last-layer": "last layer alone, prefix",
-    "tiny-short-key-value": "key-value fusion, prefix",
-    "tiny-short-injection": "hidden-state injection, prefix",
-}
 EDIT_TRAINING = {
     "tiny-short": "trained on text alone",
     "tiny-short-edits": "trained on text, edits and reconstructions",
@@ -48,24 +43,10 @@ PICTURE_DESIGNS = {
 }
 PROPERTIES_RIGHT, PROPERTIES_INTERVAL = "properties right, %", "properties interval, %"
 BATCH = 16
-TIMED_IMAGES = 5
-
-
-def evaluate_designs(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """Share of right properties, final training loss, and time per image relative to the first design.
-
-    Raises ConfigError if a run is missing.
-    """
-    pipelines = {recipe: _pipeline(subject, recipe) for recipe in DESIGNS}
-    seconds = _seconds_per_image(pipelines)
-    first = next(iter(DESIGNS))
-    for recipe, row in zip(DESIGNS, _generate_captions(pipelines, DESIGNS, sampling), strict=True):
-        row.values["time"] = seconds[recipe] / seconds[first]
-        yield row
 
 
 def evaluate_edit_training(subject: Subject, sampling: Sampling) -> Iterator[Row]:
-    """The effect of training on images on text to image: the captions of `evaluate_designs` for two generators.
+    """The effect of training on images on text to image, for two generators.
 
     Both had the same number of steps. One was trained on text alone, the other on text in two of five batches.
     Raises ConfigError if a run is missing.
@@ -140,20 +121,3 @@ def _last_loss(recipe: str) -> float:
     lines = (RUNS / recipe / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [values["loss"] for line in lines if "loss" in (values := json.loads(line))]
     return mean(losses[-AVERAGED:])
-
-
-def _seconds_per_image(pipelines: dict[str, Pipeline]) -> dict[str, float]:
-    """Median seconds per image with the default settings; the designs take turns, so that a busy machine slows all equally.
-
-    The first image of each design is not counted, since it includes allocations.
-    """
-    request = Request(
-        prompt="", rewrite="big red circle at top left, small blue star at center, black background."
-    )
-    taken: dict[str, list[float]] = {recipe: [] for recipe in pipelines}
-    for _ in range(TIMED_IMAGES + 1):
-        for recipe, pipeline in pipelines.items():
-            started = time.perf_counter()
-            generate_as_is(pipeline, [request], [0])
-            taken[recipe].append(time.perf_counter() - started)
-    return {recipe: median(times[1:]) for recipe, times in taken.items()}

@@ -23,7 +23,10 @@ SUITES = OF_THE_MODEL | {
     "style": "shapes.evaluation.style:evaluate_style",
     "color": "shapes.evaluation.taught:evaluate_color",
     "paint": "shapes.evaluation.taught:evaluate_paint",
-    "designs": "shapes.evaluation.designs:evaluate_designs",
+    "fusion": "shapes.evaluation.fusion:evaluate_fusion",
+    "fusion-curve": "shapes.evaluation.fusion:evaluate_fusion_curve",
+    "fusion-layers": "shapes.evaluation.fusion:evaluate_fusion_layers",
+    "fusion-rewriting": "shapes.evaluation.fusion:evaluate_fusion_rewriting",
     "edit-training": "shapes.evaluation.designs:evaluate_edit_training",
     "picture-designs": "shapes.evaluation.designs:evaluate_picture_designs",
 }

@@ -17,6 +17,7 @@ from ...training.loop import LoopConfig, Task
 from ...vlm.folder import load_vlm
 from ...zoo.tiny import BUILT_IN, TINY
 from .autoencoder import AutoencoderTask
+from .fusion import DESIGNS, RUN, FusionTask
 from .generator import GeneratorSettings, GeneratorTask
 from .vlm import VLMTask
 
@@ -74,6 +75,19 @@ SCRATCH_LOOP = LoopConfig(
 )
 # about 20k samples
 SHORT_LOOP = replace(SCRATCH_LOOP, steps=560, decay=200)
+FUSION_LOOP = LoopConfig(
+    steps=240,
+    batch_size=12,
+    learning_rate=6e-4,
+    muon_learning_rate=0.006,
+    warmup=40,
+    decay=80,
+    ema=0.99,
+    precision="bf16",
+    evaluate_every=40,
+    save_every=30,
+    keep=1,
+)
 
 SCRATCH = GeneratorSettings(seed=1, pool_size=3000, time_means=(1.0,))
 SHORT = replace(SCRATCH, seed=2)
@@ -121,6 +135,11 @@ def generator(
         return task, loop
 
     return build
+
+
+def fusion(design: str, seed: int) -> Callable[[], Recipe]:
+    """A recipe for one fusion design on the language model of `runs/smollm`."""
+    return lambda: (FusionTask(DESIGNS[design], seed), FUSION_LOOP)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -343,19 +362,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
             hidden_thumbnails=0.15,
         ),
     ),
-    # small budgets: the baseline of the next four
+    # small budgets: the baseline of the next three
     "tiny-short": generator(SHORT_LOOP, SHORT),
-    # condition and latents attend to each other, as in the paper's figure and in Krea 2
-    "tiny-short-joint": generator(SHORT_LOOP, SHORT, replace(TINY.config, condition_attention="joint")),
-    # the last of the tapped VLM layers instead of five
-    "tiny-short-last-layer": generator(
-        SHORT_LOOP, SHORT, replace(TINY.config, vlm=replace(TINY.config.vlm, taps=TINY.config.vlm.taps[-1:]))
-    ),
-    # each block of the DiT attends to one VLM layer, without pooling
-    "tiny-short-key-value": generator(SHORT_LOOP, replace(SHORT, fusion="key-value fusion")),
-    # later VLM layers are added to the condition at later blocks, without pooling
-    "tiny-short-injection": generator(SHORT_LOOP, replace(SHORT, fusion="hidden-state injection")),
-    # small budgets with edits and reconstructions: the baseline of the next two
     "tiny-short-edits": generator(SHORT_LOOP, SHORT_EDITS),
     # image tokens without their place on the latent grid
     "tiny-short-edits-no-positions": generator(
@@ -365,4 +373,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-short-edits-lap-per-modality": generator(
         SHORT_LOOP, replace(SHORT_EDITS, fusion="lap per modality")
     ),
+    # ways to condition the DiT on a language model that never saw the world, in three repetitions
+    **{
+        RUN.format(design=design, seed=seed): fusion(design, seed) for design in DESIGNS for seed in (1, 2, 3)
+    },
 }

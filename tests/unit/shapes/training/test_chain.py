@@ -35,7 +35,7 @@ def test_the_chain_names_all_recipes_but_those_that_compare_designs_and_the_judg
     names = [name for stage in CHAIN for name in (*stage.vae, *stage.vlm, *stage.generator)]
 
     assert len(set(names)) == len(names)
-    others = {name for name in RECIPES if name.startswith("tiny-short")} | {"tiny-judge"}
+    others = {name for name in RECIPES if name.startswith(("tiny-short", "fusion-"))} | {"tiny-judge"}
     assert set(names) == set(RECIPES) - others
     assert [part_of(name) for name in ("tiny-vae-colors", "tiny-vlm", "tiny", "tiny-short")] == [
         "vae",
