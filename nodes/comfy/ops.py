@@ -75,7 +75,7 @@ class HostAttention:
 
 
 def _attention_for(device: torch.device) -> Any:
-    """ComfyUI's attention. The one that it falls back to saves a GPU's memory; on a CPU torch's own saves as much, and is faster."""
+    """ComfyUI's attention. Its fallback saves the memory of GPUs; on a CPU torch's own saves as much and is faster."""
     chosen = host.optimized_attention_masked
     asked_for = args.use_quad_cross_attention
     if device.type == "cpu" and chosen is host.attention_sub_quad and not asked_for:

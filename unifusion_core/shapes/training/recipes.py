@@ -76,12 +76,12 @@ SCRATCH_LOOP = LoopConfig(
 # about 20k samples
 SHORT_LOOP = replace(SCRATCH_LOOP, steps=560, decay=200)
 FUSION_LOOP = LoopConfig(
-    steps=240,
+    steps=160,
     batch_size=12,
     learning_rate=6e-4,
     muon_learning_rate=0.006,
     warmup=40,
-    decay=80,
+    decay=50,
     ema=0.99,
     precision="bf16",
     evaluate_every=40,
