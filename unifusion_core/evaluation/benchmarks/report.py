@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from ...errors import ConfigError
-from ..bars import Bar, draw_bars
+from ..plots import Bar, draw_bars
 from .benchmark import Answers, Benchmark, Item, Key, Scores, images_of
 from .folder import RunFolder
 from .ways import Ways, paired_difference

@@ -64,6 +64,7 @@ NAMES = {
     "unscaled": "LAP without scales of taps",
     "from-scratch": "LAP, DiT from scratch",
 }
+BIAS, BIAS_INTERVAL = "first minus third, points", "its interval, points"
 TIMED = 3
 TIMED_BATCH = 12
 # a few examples in the style text, since a language model of this size does not know what is wanted
@@ -209,23 +210,23 @@ def _row(
             "from": 100 * low,
             "to": 100 * high,
         }
-    values |= {f"object {place}, %": share for place, share in _by_place(own["places"]).items()}
-    values["first minus third, points"] = values["object 1, %"] - values["object 3, %"]
+    places = _by_place(own["places"], seeds)
+    values |= {f"object {place}, %": 100 * places[place - 1].mean() for place in (1, 2, 3)}
+    low, high = interval(places[0] - places[2])
+    values |= {BIAS: 100 * (places[0] - places[2]).mean(), BIAS_INTERVAL: 50 * (high - low)}
     model = load_design(next(iter(files.values())))
     values["parameters, M"] = sum(p.numel() for p in model.parameters()) / 1e6
     values["time per sample"] = seconds[design] / seconds[LAP]
     return Row(name=NAMES[design], rates=own["pairs"].tally().rates(), values=values)
 
 
-def _by_place(judged: Judged) -> dict[int, float]:
-    """By an object's place in the prompt: right shapes, colours, sizes and positions, %."""
-    right: dict[int, list[bool]] = {1: [], 2: [], 3: []}
-    for each in judged.tally().judgements:
-        verdict = each.verdict
-        for answers in (verdict.shape, verdict.color, verdict.size, verdict.position):
-            for place, answer in enumerate(answers, start=1):
-                right[place].append(answer)
-    return {place: 100 * statistics.fmean(answers) for place, answers in right.items()}
+def _by_place(judged: Judged, seeds: Sequence[int]) -> np.ndarray:
+    """Places in the prompt x repetitions x captions: share of an object's properties that are right."""
+    shares = []
+    for seed in seeds:
+        verdicts = (each.verdict for each in judged.by_seed[seed])
+        shares.append([np.mean([v.shape, v.color, v.size, v.position], 0) for v in verdicts])
+    return np.moveaxis(np.array(shares), 2, 0)
 
 
 def _seconds_per_sample(

@@ -40,16 +40,37 @@ def report(right: dict[str, int] | None = None) -> dict[str, Any]:
     given = right or {}
     suites: dict[str, list[Row]] = {name: [] for name in SUITES}
     for figure in FIGURES:
+        if figure.kind == "curves":
+            values = {figure.along: 480.0, figure.value: 50.0, "lowest": 45.0, "highest": 55.0}
+            suites[figure.suite].append(Row(name=f"LAP, 480 {figure.along}", values=values))
+            continue
+        if figure.kind == "shares":
+            suites[figure.suite].append(
+                Row(name=f"{figure.along}colour", values={"words": 9, "layer 2": 0.7, "layer 5": 0.3})
+            )
+            continue
         names = (
             figure.rows or tuple({name: None for claim in figure.claims for name in claim}) or ("all layers",)
         )
+        present = {row.name: row for row in suites[figure.suite]}
         for name in names:
             values = {figure.value: float(given.get(name, 20)), figure.spread: 1.0} if figure.spread else {}
+            if figure.paired:
+                values |= {"from": values[figure.value] - 21.0, "to": values[figure.value] - 19.0}
             for headline in HEADLINES:
                 if headline.suite == figure.suite and headline.row == name and headline.value != "exact":
                     values[headline.value] = 30.4
             rates = {"exact": Rate(given.get(name, 50), 100)}
-            suites[figure.suite].append(Row(name=name, rates=rates, values=values))
+            if name in present:
+                # a row that two figures show
+                present[name].values.update(values)
+            else:
+                suites[figure.suite].append(Row(name=name, rates=rates, values=values))
+    for figure in FIGURES:
+        for row in suites[figure.suite] if figure.spread and not figure.rows else ():
+            # shown by a figure of all rows
+            row.values.setdefault(figure.value, 20.0)
+            row.values.setdefault(figure.spread, 1.0)
     return as_report({"samples": 100}, suites)
 
 
@@ -61,18 +82,20 @@ def page_of(folder: Path, given: dict[str, Any]) -> str:
 def test_a_claim_is_shown_only_beyond_the_intervals(tmp_path: Path) -> None:
     given = report(
         {
-            "LAP over five layers, prefix": 60,
-            "last layer alone, prefix": 20,
-            "key-value fusion, prefix": 59,
-            "hidden-state injection, prefix": 90,
+            "last layer": 10,
+            "key-value fusion": 20,
+            "hidden-state injection": 40,
             "reconstruction, 5 tiles": 30,
         }
     )
     lines = [line for line in page_of(tmp_path, given).splitlines() if line.startswith("- *")]
-    (fusion, value, injection) = (line for line in lines if line.startswith("- *LAP over five"))
-    assert "60.0 against 20.0, **shown**" in fusion
-    assert "60.0 against 59.0, **not shown: within the intervals**" in value
-    assert "60.0 against 90.0, **contradicted**" in injection
+    # by the paired difference from LAP, which has 20
+    (last, value, injection, _) = (
+        line for line in lines if line.startswith("- *LAP over every third layer* above")
+    )
+    assert "20.0 against 10.0, difference 9.0 to 11.0 points, **shown**" in last
+    assert "20.0 against 20.0, difference -1.0 to 1.0 points, **not shown: within the interval**" in value
+    assert "20.0 against 40.0, difference -21.0 to -19.0 points, **contradicted**" in injection
     (first, second) = (line for line in lines if line.startswith("- *reconstruction"))
     assert "30.0 against 20.0, **shown**" in first
     assert "20.0 against 30.0, **contradicted**" in second
@@ -95,7 +118,7 @@ def test_a_folder_without_reports_is_refused(tmp_path: Path) -> None:
 def test_a_suite_in_two_reports_is_refused(tmp_path: Path) -> None:
     write_report(tmp_path / "a.json", report())
     write_report(tmp_path / "b.json", report())
-    with pytest.raises(ConfigError, match=r"b\.json has the suite designs, and so has another .*: keep one"):
+    with pytest.raises(ConfigError, match=r"b\.json has the suite fusion, and so has another .*: keep one"):
         read_reports(tmp_path)
 
 
@@ -108,7 +131,10 @@ def test_one_sample_has_no_end_of_its_interval_and_shows_nothing(tmp_path: Path)
     (figure,) = (figure for figure in FIGURES if figure.value == "PSNR dB")
     bars = read_bars(figure, given["suites"]["edits"])
     assert {(bar.low, bar.high) for bar in bars} == {(-math.inf, math.inf)}
-    assert "30.0 against 20.0, **not shown: within the intervals**" in verdicts(figure, bars)[0]
+    assert (
+        "30.0 against 20.0, **not shown: within the intervals**"
+        in verdicts(figure, given["suites"]["edits"])[0]
+    )
     draw_bars(bars, figure.value, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
         pixels = np.asarray(image.convert("L")).astype(int)
@@ -121,7 +147,9 @@ def test_one_sample_has_no_end_of_its_interval_and_shows_nothing(tmp_path: Path)
     ("suite", "damage"),
     [
         ("verifi", lambda rows: rows.pop()),
-        ("designs", lambda rows: rows.pop(1)),
+        ("fusion", lambda rows: rows.pop(1)),
+        ("fusion-curve", lambda rows: rows.clear()),
+        ("fusion-layers", lambda rows: rows.clear()),
         ("layers", lambda rows: rows[0]["rates"].clear()),
         ("edits", lambda rows: rows[0]["values"].pop("PSNR interval dB")),
         ("edits", lambda rows: rows[0]["values"].update({"PSNR dB": None})),
