@@ -24,14 +24,14 @@ from unifusion_core.training.loop import Loop
 
 STEPS = 2
 TOLERANCE = 1e-5
-# starts from the folder of another run
-NEEDS_A_RUN = ("tiny-finish",)
+# start from the folder of another run, or read a language model
+NEEDS_A_FOLDER = tuple(name for name in RECIPES if name == "tiny-finish" or name.startswith("fusion-"))
 
 
 def first_losses() -> Iterator[tuple[str, list[float]]]:
     """(recipe, losses of its first steps)."""
     for name, build in RECIPES.items():
-        if name in NEEDS_A_RUN:
+        if name in NEEDS_A_FOLDER:
             continue
         with tempfile.TemporaryDirectory() as folder, chdir(folder):
             task, config = build()

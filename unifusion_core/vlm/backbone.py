@@ -364,27 +364,28 @@ class VLMBackbone(BaseVLM, nn.Module):
         written: list[list[int]] = [[] for _ in lengths]
         ended = [False] * len(written)
         states = [] if prefill.states is None else [prefill.states.masked_fill_(~mask[:, :, None, None], 0)]
-        for step in range(1, max_new_tokens + 1):
-            token_ids = pick_tokens(self._head()(last), temperature, generators)
-            for row, token_id in enumerate(token_ids):
-                ended[row] = ended[row] or token_id == inputs.end_id
-                if not ended[row]:
-                    written[row].append(token_id)
-            if on_token is not None:
-                on_token(step)
-            if all(ended):
-                break
-            # the padding between chat and answer stays masked, and positions continue from the end of the chat
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            with TapReader(decoder_layers(self.model), taps, whole=True) if taps else nullcontext() as reader:
+        # hooked once: a small VLM's step takes little more than its hooks
+        with TapReader(decoder_layers(self.model), taps, whole=True) if taps else nullcontext() as reader:
+            for step in range(1, max_new_tokens + 1):
+                token_ids = pick_tokens(self._head()(last), temperature, generators)
+                for row, token_id in enumerate(token_ids):
+                    ended[row] = ended[row] or token_id == inputs.end_id
+                    if not ended[row]:
+                        written[row].append(token_id)
+                if on_token is not None:
+                    on_token(step)
+                if all(ended):
+                    break
+                # the padding between chat and answer stays masked, and positions continue from the end of the chat
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
                 last = self._run(
                     input_ids=torch.tensor(token_ids, device=mask.device)[:, None],
                     attention_mask=mask,
                     position_ids=(next_position + step - 1)[..., None],
                     cache=prefill.cache,
                 )[:, -1]
-            if reader is not None:
-                states.append(reader.states)
+                if reader is not None:
+                    states.append(reader.states)
         texts = [
             str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
             for ids in written

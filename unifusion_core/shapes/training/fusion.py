@@ -329,7 +329,8 @@ class FusionTask(Task[UniFusion]):
 
     def export(self, loop: Loop, weights: Mapping[str, Tensor], record: dict[str, Any]) -> None:
         if loop.chief:
-            save_generator(self.model, loop.out / "generator.safetensors", record)
+            # prompts are drawn as they are: no sample was a rewrite
+            save_generator(self.model, loop.out / "generator.safetensors", {**record, "rewritten": 0.0})
 
 
 # Judging ------------------------------------------------------------------------------------------
