@@ -249,6 +249,10 @@ def results_page(reports: Mapping[str, Report]) -> str:
         "*exact* counts; only the unnamed traits (place, size, shade beside what is named) need image tokens. Held-out pairs of "
         "colour and shape were in no training of autoencoder and generator.",
         "",
+        "Encoders. The suites fusion, fusion-curve, fusion-layers and fusion-rewriting use a real language model, "
+        "SmolLM2-135M-Instruct, which never saw the world of shapes, as the paper's comparison used Llama 3.1 8B. All others use "
+        "the embedded VLM, which was trained on this world: its states hold the answer in every layer.",
+        "",
         "## Headlines",
         "",
         *headline_table(reports),
