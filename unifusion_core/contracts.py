@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -65,6 +66,32 @@ class ChatTemplate:
     image_suffix: str
     thumbnail_last: bool = True
 
+    def with_system(self, text: str) -> ChatTemplate:
+        """The template with this system text, in place of its own if it has one.
+
+        Raises PromptError for a text with a special token, and for a template that is not known to take a system text.
+        """
+        special = re.search(r"<[^<>\s]+>", text)
+        if special:
+            raise PromptError(
+                f'The system text holds "{special[0]}", which may be a special token: leave it out.'
+            )
+        if self.prefix.startswith(_USER):
+            # a chat that begins with the user's turn, as InternVL's
+            return replace(self, prefix=f"<|im_start|>system\n{text}<|im_end|>\n{self.prefix}")
+        parts = _SYSTEM.fullmatch(self.prefix)
+        if parts is None:
+            raise PromptError(
+                f'This model\'s chat begins with "{self.prefix[:60]}" and takes no system text: give a style, which stands '
+                "before the prompt."
+            )
+        return replace(self, prefix=parts[1] + text + parts[2])
+
+
+_USER = "<|im_start|>user\n"
+# the mark that opens a prefix; its system text; the marks from there to the user's turn
+_SYSTEM = re.compile(r"(<\|[^<>|]+\|>(?:system\n)?)[^<>]+(<\|[^<>|]+\|>.*)", re.DOTALL)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VLMSpec:
@@ -115,12 +142,14 @@ class Request:
     prompt    the user's words; may be empty
     images    in the order in which the prompt counts them, each C H W, RGB in 0..1
     style     text prepended to the prompt; empty = as in training
+    system    the system text of the chat (flexible inference; paper, section on VERIFI); empty = the template's own
     rewrite   the assistant's turn, if it is already known (locked)
     """
 
     prompt: str
     images: Sequence[Float[Tensor, "C H W"]] = field(default_factory=tuple)
     style: str = ""
+    system: str = ""
     rewrite: str | None = None
 
 

@@ -446,7 +446,7 @@ class Pipeline:
             features = self.encode(requests, settings.max_tiles)
         image_only = None
         if settings.image_cfg is not None:
-            alone = [replace(request, prompt="", style="", rewrite=None) for request in requests]
+            alone = [replace(request, prompt="", style="", system="", rewrite=None) for request in requests]
             image_only = self.encode(alone, settings.max_tiles)
         self.spec.warn_of_long_condition(features.mask.shape[1])
         pixels = self.sample(features, seeds, settings, on_step, image_only=image_only, starts=starts)
@@ -503,6 +503,30 @@ class Pipeline:
 
         Raises ConfigError for another number of seeds than rows; warns of a size that the generator was not trained on.
         """
+        images = self.sample_unrounded(
+            features,
+            seeds,
+            settings,
+            on_step,
+            image_only=image_only,
+            layer_gains=layer_gains,
+            starts=starts,
+        )
+        return to_pixels(images)
+
+    @torch.no_grad()
+    def sample_unrounded(
+        self,
+        features: Features,
+        seeds: Sequence[int],
+        settings: SamplingSettings | None = None,
+        on_step: OnStep | None = None,
+        *,
+        image_only: Features | None = None,
+        layer_gains: Sequence[float] | None = None,
+        starts: Sequence[Start] | None = None,
+    ) -> Float[Tensor, "B 3 H W"]:
+        """As `sample`, before values are cut off at 0 and 1 and rounded to bytes."""
         settings = settings or self.settings()
         if len(seeds) != len(features.mask):
             raise ConfigError(
@@ -539,7 +563,7 @@ class Pipeline:
         if images is not None and masks is not None:
             # what stays is the image's own, not the autoencoder's copy of it
             pixels = masks * pixels + (1 - masks) * images
-        return to_pixels(pixels)
+        return pixels
 
     def _encode_images(
         self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]

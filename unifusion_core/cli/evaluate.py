@@ -46,6 +46,14 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "--of", choices=tuple(BENCHMARKS), help=f"the benchmark that {' and '.join(COMPARISONS)} draw"
     )
     data.add_argument("--style", default="", metavar="NAME", help="verifi: also rewrite in this style")
+    system = data.add_mutually_exclusive_group()
+    system.add_argument(
+        "--system",
+        default="",
+        metavar="TEXT",
+        help="verifi: also rewrite with this system text, not the model's own",
+    )
+    system.add_argument("--system-file", type=Path, metavar="FILE", help="the same, read from a text file")
     data.add_argument("--language", default="en", choices=("en", "cn"), help="gedit: of the instructions")
     data.add_argument("--against", type=Path, metavar="DIR", help="the difference from another run's --out")
     data.add_argument("--size", type=size, metavar="WxH", help="default: the first image's, or the model's")
@@ -172,17 +180,41 @@ def run_benchmark(name: str, arguments: argparse.Namespace) -> None:
 def _find_benchmark(name: str, arguments: argparse.Namespace) -> Benchmark:
     from ..checkpoints.generator_file import GeneratorFile
     from ..evaluation.benchmarks.ways import layers, verifi
-    from ..evaluation.runner import load_benchmark
 
+    if name != "verifi" and (arguments.style or arguments.system or arguments.system_file):
+        given = "style" if arguments.style else "system" if arguments.system else "system-file"
+        raise ConfigError(
+            f"--{given} is a way to rewrite that the suite verifi compares: write --suite verifi --of "
+            f"{arguments.of or name}, or leave it out"
+        )
     if name not in COMPARISONS:
-        options = {"language": arguments.language} if name == "gedit" else {}
-        return load_benchmark(name, **options)
+        return _load(name, arguments)
     if arguments.of is None:
         raise ConfigError(f"the suite {name} needs --of, the benchmark to draw: {', '.join(BENCHMARKS)}")
-    base = _find_benchmark(arguments.of, arguments)
+    base = _load(arguments.of, arguments)
     if name == "verifi":
-        return verifi(base, arguments.style)
+        return verifi(base, arguments.style, _system_text(arguments))
     return layers(base, GeneratorFile(arguments.model).config.vlm.taps)
+
+
+def _load(name: str, arguments: argparse.Namespace) -> Benchmark:
+    from ..evaluation.runner import load_benchmark
+
+    options = {"language": arguments.language} if name == "gedit" else {}
+    return load_benchmark(name, **options)
+
+
+def _system_text(arguments: argparse.Namespace) -> str:
+    """--system, or what --system-file holds. Raises ConfigError for a file that is empty or no text."""
+    if arguments.system_file is None:
+        return str(arguments.system).strip()
+    try:
+        text = Path(arguments.system_file).read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--system-file {arguments.system_file} is no text in UTF-8: {error}") from error
+    if not text:
+        raise ConfigError(f"--system-file {arguments.system_file} is empty: write the system text into it")
+    return text
 
 
 def _load_judge(name: str, device: object) -> Judge:

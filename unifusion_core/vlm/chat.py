@@ -142,7 +142,8 @@ def build_chat(
 
     A chat without a rewrite ends with the suffix, where the VLM's answer starts.
 
-    Raises PromptError for an empty batch and for a chat of more than `max_length` tokens, VLMError for a template whose image
+    Raises PromptError for an empty batch, for a chat of more than `max_length` tokens and for a system text that the template
+    cannot take, VLMError for a template whose image
     token or end token is not one token of this tokenizer.
     """
     if not requests:
@@ -181,6 +182,8 @@ def _chat(
     def plain(text: str, role: TokenRole) -> list[_Token]:
         return [_Token(token_id, role) for token_id in encode_plain_text(tokenizer, text)]
 
+    if request.system:
+        template = template.with_system(request.system)
     chat = written(template.prefix, TokenRole.SYSTEM)
     if layouts:
         image_id = single_token(tokenizer, template.image_token, "image_token")

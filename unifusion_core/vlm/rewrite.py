@@ -52,9 +52,10 @@ def encode_requests(
     States of images come from the prefix cache where they are in it. Raises as `encode_chat` and `BaseVLM.prepare` do.
     """
     if states == "reencode":
-        # without the style, which was meant for the VLM that wrote the rewrite
+        # without style and system text, which were meant for the VLM that wrote the rewrite
         requests = [
-            r if r.rewrite is None else replace(r, prompt=r.rewrite, style="", rewrite=None) for r in requests
+            r if r.rewrite is None else replace(r, prompt=r.rewrite, style="", system="", rewrite=None)
+            for r in requests
         ]
     if not any(request.images for request in requests):
         return encode_chat(backbone, spec, backbone.prepare(requests, spec.template, max_tiles))

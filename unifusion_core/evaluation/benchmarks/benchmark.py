@@ -47,12 +47,14 @@ class Way:
 
     rewriting     None = as the model wants it
     style         text prepended to the prompt, which changes how the VLM rewrites it
+    system        the system text of the chat in which the VLM rewrites; empty = the model's own
     max_tiles     per input image, thumbnail included
     layer_gains   on the taps in LAP's sum; None = as trained
     """
 
     rewriting: bool | None = None
     style: str = ""
+    system: str = ""
     max_tiles: int = MAX_TILES
     layer_gains: tuple[float, ...] | None = None
 

@@ -233,7 +233,8 @@ def _draw_group(group: Sequence[_Job], folder: RunFolder, pipeline: Pipeline, ho
     rewriting = pipeline.spec.rewrites if way.rewriting is None else way.rewriting
     requests = [
         with_style(
-            Request(prompt=job.item.prompt, images=job.item.read_images()), way.style if rewriting else ""
+            Request(prompt=job.item.prompt, images=job.item.read_images(), system=way.system),
+            way.style if rewriting else "",
         )
         for job in group
     ]
@@ -255,6 +256,7 @@ def _draw_group(group: Sequence[_Job], folder: RunFolder, pipeline: Pipeline, ho
         record = {
             "prompt": job.item.prompt,
             "rewrite": attempt.request.rewrite,
+            **({"system": way.system} if way.system else {}),
             "seed": job.seed,
             "settings": dataclasses.asdict(how),
             "version": __version__,

@@ -13,7 +13,7 @@ from .benchmark import Answers, Benchmark, Item, Judge, Key, Scores, Way
 from .bootstrap import mean_interval
 from .soft_tifa import by_prompt
 
-REWRITTEN, AS_IT_IS, STYLED = "rewritten", "as-it-is", "styled"
+REWRITTEN, AS_IT_IS, STYLED, SYSTEM = "rewritten", "as-it-is", "styled", "other-system"
 
 
 class Ways(Benchmark):
@@ -85,11 +85,13 @@ class Ways(Benchmark):
         return self.base.score(own, of_way)
 
 
-def verifi(base: Benchmark, style: str = "") -> Ways:
-    """With rewriting, without, and with rewriting in another style if one is given."""
+def verifi(base: Benchmark, style: str = "", system: str = "") -> Ways:
+    """With rewriting, without, and with rewriting in another style or by another system text where one is given."""
     ways = {REWRITTEN: Way(rewriting=True), AS_IT_IS: Way(rewriting=False)}
     if style:
         ways[STYLED] = Way(rewriting=True, style=style)
+    if system:
+        ways[SYSTEM] = Way(rewriting=True, system=system)
     return Ways("verifi", base, ways)
 
 

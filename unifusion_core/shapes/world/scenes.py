@@ -66,6 +66,21 @@ class Traits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A small disc on an object, which no wording mentions (marks.py).
+
+    dx, dy  its centre from the object's, share of the object's radius
+    radius  share of the shorter side
+    level   added to every channel of the object's colour, 0..255; negative = darker
+    """
+
+    dx: float
+    dy: float
+    radius: float
+    level: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SceneObject:
     """One object with its named properties and unnamed traits; `cell` is (row, column) on the 3 x 3 grid."""
 
@@ -74,6 +89,7 @@ class SceneObject:
     size: str
     cell: tuple[int, int]
     traits: Traits = field(default_factory=Traits)
+    mark: Mark | None = None
 
     @property
     def position(self) -> str:
@@ -90,6 +106,11 @@ class SceneObject:
             max(0, min(255, base + shade))
             for base, shade in zip(COLORS[self.color], self.traits.shade, strict=True)
         )
+        return r, g, b
+
+    def mark_rgb(self, level: int) -> tuple[int, int, int]:
+        """The colour of a mark of this level, 0..255."""
+        r, g, b = (max(0, min(255, part + level)) for part in self.rgb)
         return r, g, b
 
 

@@ -7,14 +7,16 @@ slightly wrong colours). Anything doubtful makes an image unreadable, and an unr
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import cast
 
 import numpy as np
 from scipy import ndimage
 
+from .marks import FoundMark, at_object, find_mark
 from .render import DISTANCES, object_geometry, shape_coverage
 from .scenes import (
     BACKGROUNDS,
@@ -43,6 +45,8 @@ MIN_CONTRAST = 30
 GAP = 5
 VALLEY = 0.7
 MIN_CORE = 40
+# area of a mark with its soft edge
+MAX_HOLE = 80
 # within this distance of a fitted outline, any colour is accepted
 SOFT_EDGE = 2
 # farther away, a pixel that differs this much from the rendered answer is unexplained
@@ -78,7 +82,7 @@ SIZE_BORDER = sum(SIZES.values()) / len(SIZES)
 class Reading:
     """What the scorer found in an image.
 
-    scene             the best guess, reliable only if `readable`; objects in raster order, traits as measured
+    scene             the best guess, reliable only if `readable`; objects in raster order, traits and marks as measured
     matches           IoU of the best template, per object
     leftover          share of the pixels that the guess does not explain
     background_clean  the background is flat and close to a named one
@@ -153,7 +157,13 @@ def read_picture(pixels: Array, colors: dict[str, tuple[int, int, int]] = COLORS
     # channels first
     image = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
     ground = _border_color(image, unit)
-    cores, owners = _segment(np.sqrt(np.square(_minus(image, ground)).sum(0)), unit)
+    cores, owners = _segment(_contrast(image, ground), unit)
+    marks = _find_marks(image, ground, cores, owners, short / 128)
+    if marks:
+        # the rest is read as if the objects were plain
+        for mark, rgb in marks:
+            image[:, mark.pixels] = rgb[:, None]
+        cores, owners = _segment(_contrast(image, ground), unit)
     windows = ndimage.find_objects(cores)
     fits = [
         _fit_blob(image, ground, cores, owners, index, window, unit)
@@ -162,6 +172,10 @@ def read_picture(pixels: Array, colors: dict[str, tuple[int, int, int]] = COLORS
 
     problems: list[str] = [f"{len(windows)} blobs"] if len(windows) > MAX_BLOBS else []
     objects = [_name_object(fit, width, height, problems, colors) for fit in fits]
+    for mark, _ in marks if fits else ():
+        at = min(range(len(fits)), key=lambda i: math.hypot(fits[i].x - mark.x, fits[i].y - mark.y))
+        fit = fits[at]
+        objects[at] = replace(objects[at], mark=at_object(mark, fit.x, fit.y, fit.radius, short))
     order = sorted(range(len(objects)), key=lambda i: objects[i].cell)
     if not objects:
         problems.append("no object")
@@ -195,6 +209,30 @@ def _border_color(image: Array, unit: int) -> Array:
     return np.median(np.concatenate([edge.reshape(3, -1) for edge in edges], axis=1), axis=1)
 
 
+def _contrast(image: Array, ground: Array) -> Array:
+    """Distance of each pixel from the background's colour."""
+    return np.sqrt(np.square(_minus(image, ground)).sum(0))
+
+
+def _find_marks(
+    image: Array, ground: Array, cores: Array, owners: Array, unit: float
+) -> list[tuple[FoundMark, Array]]:
+    """The marks in an image, at most one on each blob, with the colour around each."""
+    found = []
+    visible = _contrast(image, ground) > MIN_CONTRAST
+    for index, window in enumerate(ndimage.find_objects(cores)[:MAX_BLOBS], start=1):
+        margin = round(8 * unit)
+        top, left = (max(0, s.start - margin) for s in window)
+        crop = (slice(top, window[0].stop + margin), slice(left, window[1].stop + margin))
+        rgb = np.median(image[:, *crop][:, cores[crop] == index], axis=1)
+        mark = find_mark(image[:, *crop], rgb, visible[crop] & (owners[crop] == index), unit)
+        if mark is not None:
+            pixels = np.zeros(visible.shape, bool)
+            pixels[crop] = mark.pixels & visible[crop]
+            found.append((replace(mark, x=left + mark.x, y=top + mark.y, pixels=pixels), rgb))
+    return found
+
+
 def _minus(colors: Array, color: Array) -> Array:
     return colors - color.astype(np.float32)[:, None, None]
 
@@ -203,7 +241,7 @@ def _segment(contrast: Array, unit: int) -> tuple[Array, Array]:
     """The cores of all blobs, labelled 1..n (0 elsewhere), and the label of the nearest core for each pixel."""
     enclosing = ndimage.grey_closing(contrast, size=(GAP - 1) * unit + 1)
     mask = contrast > MIN_CONTRAST
-    parted = mask & (contrast > VALLEY * enclosing)
+    parted = _without_holes(mask & (contrast > VALLEY * enclosing), unit)
     cores, count = _label(ndimage.minimum_filter(parted, size=2 * unit + 1), np.ones((3, 3)))
     if count < 2:
         return cores, np.full_like(cores, count)
@@ -217,6 +255,14 @@ def _segment(contrast: Array, unit: int) -> tuple[Array, Array]:
     cores = np.where(keep, np.cumsum(keep), 0)[cores]
     nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
     return cores, cores[tuple(cast("Array", nearest))]
+
+
+def _without_holes(mask: Array, unit: int) -> Array:
+    """The mask with its small holes filled: a mark may be as faint as a gap."""
+    holes, count = _label(cast("Array", ndimage.binary_fill_holes(mask)) & ~mask)
+    small = np.bincount(holes.ravel(), minlength=count + 1) <= MAX_HOLE * unit**2
+    small[0] = False
+    return mask | small[holes]
 
 
 def _label(mask: Array, structure: Array | None = None) -> tuple[Array, int]:

@@ -137,6 +137,22 @@ def test_each_item_is_drawn_once_per_way(data: Path) -> None:
     assert {item.source for item in items[:3]} == {"0001"}
 
 
+def test_another_system_text_is_paired_with_the_models_own(data: Path) -> None:
+    benchmark = verifi(GenEval2(), system="Say it in ten words.")
+    items = benchmark.read(data)
+    assert [(i.id, i.way.rewriting, i.way.system) for i in items[:3]] == [
+        ("0001.rewritten", True, ""),
+        ("0001.as-it-is", False, ""),
+        ("0001.other-system", True, "Say it in ten words."),
+    ]
+    good = {"Is there a cup?": Answer(text="Yes", probability=0.75)}
+    poor = {"Is there a cup?": Answer(text="No", probability=0.25)}
+    answers = {(i.id, 0): good if i.way.system else poor for i in items}
+    scores = benchmark.score(items, answers)
+    assert scores.values["other-system minus rewritten"] == pytest.approx(0.5)
+    assert scores.intervals["other-system minus rewritten"] == pytest.approx((0.5, 0.5))
+
+
 def test_layers_are_left_out_one_by_one(data: Path) -> None:
     items = layers(GenEval2(), (0, 2, 5)).read(data)
     assert [(i.id, i.way.layer_gains) for i in items[:4]] == [

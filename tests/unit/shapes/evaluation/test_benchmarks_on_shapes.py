@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from unifusion_core.cli.main import main
 from unifusion_core.errors import ConfigError
@@ -195,6 +196,62 @@ def test_layers_and_verifi_are_compared_on_shapes(tmp_path: Path) -> None:
         assert len(report["tables"]["way"]) == ways
         assert report["prompts"] == 2
         assert report["of"]["suite"] == "geneval2"
+
+
+def test_a_system_text_changes_what_the_vlm_is_told_and_no_other_way(tmp_path: Path) -> None:
+    data = write_benchmark("geneval2", tmp_path / "data", 3)
+    (tmp_path / "system.txt").write_text("describe the picture in one word.\n")
+    of = ["evaluate", "--suite", "verifi", "--of", "geneval2", "--data", str(data), "--judge", "exact"]
+    for name, more in {
+        "plain": [],
+        "text": ["--system", "describe the picture in one word."],
+        "file": ["--system-file", str(tmp_path / "system.txt")],
+    }.items():
+        assert main([*of, "--steps", "2", "--out", str(tmp_path / name), *more]) == 0
+    reports = {
+        name: json.loads((tmp_path / name / "report.json").read_text()) for name in ("plain", "text", "file")
+    }
+    assert set(reports["text"]["tables"]["way"]) == {"rewritten", "as-it-is", "other-system"}
+    assert reports["text"]["tables"] == reports["file"]["tables"]
+    assert "describe the picture in one word." in reports["text"]["of"]["ways"]["other-system"]
+    assert "other-system minus rewritten" in reports["text"]
+    # the trained way is drawn as without the option, bit for bit; the other one is not
+    images = {name: sorted((tmp_path / name / "images").iterdir()) for name in ("plain", "text")}
+    pixels = {
+        name: {path.name: Image.open(path).tobytes() for path in paths} for name, paths in images.items()
+    }
+    assert len(pixels["plain"]) == 6
+    assert pixels["plain"].items() <= pixels["text"].items()
+    other, own = (pixels["text"][f"0001.{way}-0.png"] for way in ("other-system", "rewritten"))
+    assert other != own
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ["--suite", "geneval2", "--system", "be brief"],
+            "--system is a way to rewrite that the suite verifi compares",
+        ),
+        (["--suite", "layers", "--of", "geneval2", "--style", "terse"], "write --suite verifi --of geneval2"),
+        (["--suite", "verifi", "--of", "geneval2", "--system-file", "empty.txt"], "empty.txt is empty"),
+        (["--suite", "verifi", "--of", "geneval2", "--system-file", "latin.txt"], "is no text in UTF-8"),
+        (["--suite", "verifi", "--of", "geneval2", "--system-file", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_system_texts_that_cannot_be_used_are_refused(
+    options: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_benchmark("geneval2", tmp_path / "data", 1)
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "latin.txt").write_bytes(b"r\xe9sum\xe9")
+    assert main(["evaluate", *options, "--data", str(data), "--judge", "exact", "--out", "run"]) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_written_files_have_the_benchmarks_formats(tmp_path: Path) -> None:
