@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,9 @@ PACK = Path(__file__).parents[2]
 WORKFLOWS = PACK / "workflows"
 # those that need nothing but the pack
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json") if "(built in)" in path.read_text())
+KREA_2 = sorted(path.stem for path in WORKFLOWS.glob("*.json") if "(built in)" not in path.read_text())
+# whether Nodes 2.0 draws the nodes
+CANVASES = {"classic": False, "nodes_2": True}
 # canvas files of commits that changed the inputs of a node
 EARLIER = sorted(
     set(PACK.glob("tests/comfyui/earlier/*.json")) - set(PACK.glob("tests/comfyui/earlier/*_api.json"))
@@ -103,7 +107,8 @@ def run_command(page: Page, command: str) -> None:
 
 def choose_template(page: Page, name: str) -> None:
     page.get_by_role("button", name="Templates").first.click()
-    page.get_by_placeholder("Search ...").fill("unifusion")
+    # the panel of errors, which may be open, has a search, too
+    page.get_by_placeholder("Search ...").last.fill("unifusion")
     page.get_by_text(name, exact=True).click()
     page.wait_for_function("title => document.title.includes(title)", arg=name)
     # until the view is fitted and errors are shown
@@ -199,21 +204,90 @@ def test_the_template_browser_shows_every_workflow_with_its_picture(
     keep(page, "templates", in_readme=request.config.getoption("--write-pictures"))
 
 
+def use_canvas(page: Page, comfy: Comfy, name: str) -> None:
+    comfy.request("POST", "/settings/Comfy.VueNodes.Enabled", CANVASES[name])
+    open_comfyui(page, comfy)
+
+
+def boxes(page: Page) -> dict[str, tuple[float, float, float, float]]:
+    """Left, top, right and bottom of each node as it is drawn, with title and preview, by its title and id."""
+    return page.evaluate(
+        """() => Object.fromEntries(window.app.graph.nodes.map(node => {
+            const drawn = document.querySelector(`[data-node-id="${node.id}"]`), view = window.app.canvas.ds
+            let [x, y, width, height] = node.boundingRect
+            if (drawn) {
+                const rect = drawn.getBoundingClientRect()
+                const canvas = window.app.canvas.canvas.getBoundingClientRect()
+                x = (rect.x - canvas.x) / view.scale - view.offset[0]
+                y = (rect.y - canvas.y) / view.scale - view.offset[1]
+                width = rect.width / view.scale, height = rect.height / view.scale
+            }
+            return [`${node.title} (${node.id})`, [x, y, x + width, y + height]]
+        }))"""
+    )
+
+
+def assert_apart(page: Page) -> None:
+    """No node covers another, and each is inside the box of one group, a note beside them."""
+    found = boxes(page)
+    for (one, a), (other, b) in combinations(found.items(), 2):
+        apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+        assert apart, f"{one} {a} covers {other} {b}"
+    groups = page.evaluate("window.app.graph.groups.map(group => [...group._bounding])")
+    for name, (left, top, right, bottom) in found.items():
+        around = [
+            (x, y, x + width, y + height)
+            for x, y, width, height in groups
+            if x <= left and right <= x + width and y <= top and bottom <= y + height
+        ]
+        assert len(around) == (not name.startswith("What to change")), (
+            f"{name} {left, top, right, bottom}: {groups}"
+        )
+
+
+@pytest.mark.parametrize("canvas_name", CANVASES)
 @pytest.mark.parametrize("name", NAMES)
 def test_template_opens_and_draws(
-    page: Page, comfy: Comfy, trained: bool, request: pytest.FixtureRequest, name: str
+    page: Page, comfy: Comfy, trained: bool, request: pytest.FixtureRequest, name: str, canvas_name: str
 ) -> None:
+    use_canvas(page, comfy, canvas_name)
     choose_template(page, name)
     assert errors(page) == []
+    assert_apart(page)
 
     picture = press_run(page, comfy)
 
     assert errors(page) == []
-    keep(page, name)
-    if name == "UniFusion Text to Image with a Rewritten Prompt":
+    keep(page, f"{name} {canvas_name}")
+    assert_apart(page)
+    if name == "UniFusion Text to Image with a Rewritten Prompt" and not CANVASES[canvas_name]:
         keep(page, "rewritten_prompt", in_readme=request.config.getoption("--write-pictures"))
     if trained:
         assert like_its_thumbnail(picture, name)
+
+
+@pytest.mark.parametrize("canvas_name", CANVASES)
+@pytest.mark.parametrize("name", KREA_2)
+def test_krea_2_template_offers_its_files_for_download(
+    page: Page, comfy: Comfy, name: str, canvas_name: str
+) -> None:
+    use_canvas(page, comfy, canvas_name)
+
+    choose_template(page, name)
+
+    keep(page, f"{name} {canvas_name}")
+    assert_apart(page)
+    (told,) = errors(page)
+    assert "3 errors found" in told
+    page.get_by_role("button", name="View details").click()
+    page.get_by_role("button", name="Download all").wait_for()
+    keep(page, f"{name} {canvas_name}, missing files")
+    for file in (
+        "krea2_turbo_fp8_scaled.safetensors",
+        "qwen3vl_4b_fp8_scaled.safetensors",
+        "qwen_image_vae.safetensors",
+    ):
+        assert page.get_by_text(file).count() > 0
 
 
 def test_a_newcomers_first_picture(
@@ -244,19 +318,6 @@ def test_a_newcomers_first_picture(
     assert len(actions) <= 5
     with capsys.disabled():
         print(f"\nfirst picture after {len(actions)} actions ({', '.join(actions)}) and {seconds:.0f} s")
-
-
-def test_template_draws_in_nodes_2(page: Page, comfy: Comfy) -> None:
-    comfy.request("POST", "/settings/Comfy.VueNodes.Enabled", True)
-    open_comfyui(page, comfy)
-    choose_template(page, "UniFusion Text to Image with a Rewritten Prompt")
-    page.locator("[data-node-id]").first.wait_for()
-    run_command(page, "Comfy.Canvas.FitView")
-
-    press_run(page, comfy)
-
-    assert errors(page) == []
-    keep(page, "nodes_2")
 
 
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)

@@ -6,6 +6,7 @@ pytest tests/comfyui/test_krea2.py
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -51,9 +52,11 @@ SMALL = replace(
 WORKFLOWS = Path(__file__).parents[2] / "workflows" / "api"
 PUBLIC_GENERATOR, PUBLIC_VLM, PUBLIC_VAE = (
     "krea2_turbo_fp8_scaled.safetensors",
-    "Qwen3-VL-4B-Instruct",
+    "qwen3vl_4b_fp8_scaled.safetensors",
     "qwen_image_vae.safetensors",
 )
+# the template of ComfyUI for the same files
+OWN_TEMPLATE = "templates/image_krea2_turbo_t2i.json"
 SAVE_SMALL_VAE = """
 import sys
 home, path = sys.argv[1:]
@@ -148,7 +151,6 @@ def small_files(comfy: Comfy, comfyui_home: Path, comfyui_python: str) -> Iterat
     save_vlm(vlms / VLM, width=SMALL.vlm.hidden_size)
     save_vlm(vlms / WIDER_VLM, width=2 * SMALL.vlm.hidden_size)
     shutil.copy(generators / OURS, generators / PUBLIC_GENERATOR)
-    shutil.copytree(vlms / VLM, vlms / PUBLIC_VLM)
     subprocess.run(
         [comfyui_python, "-c", SAVE_SMALL_VAE, str(comfyui_home), str(vaes / PUBLIC_VAE)], check=True
     )
@@ -268,7 +270,8 @@ def test_what_does_not_fit_is_answered_with_a_sentence(
 @pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("UniFusion Krea 2*.json")), ids=lambda path: path.stem)
 def test_workflows_run_to_the_end(comfy: Comfy, path: Path) -> None:
-    """With few steps and pixels, and with a locked rewrite, because random weights write a rewrite without an end."""
+    """With few steps and pixels, and with a locked rewrite, because random weights write a rewrite without an end. A small VLM
+    folder is in the place of Load CLIP, which fixes Qwen3-VL's sizes; in_process/cases_stock_clip.py compares the two."""
     graph = json.loads(path.read_text(encoding="utf-8"))
     assert {PUBLIC_GENERATOR, PUBLIC_VLM, PUBLIC_VAE} <= {
         value for node in graph.values() for value in node["inputs"].values() if isinstance(value, str)
@@ -277,7 +280,33 @@ def test_workflows_run_to_the_end(comfy: Comfy, path: Path) -> None:
     changes: dict[str, Any] = {"steps": 2, "width": 64, "height": 48, "locked_text": "a red ball"}
     for node in small.values():
         node["inputs"] |= {name: value for name, value in changes.items() if name in node["inputs"]}
+        if node["class_type"] == "CLIPLoader":
+            assert node["inputs"] == {"clip_name": PUBLIC_VLM, "type": "krea2", "device": "default"}
+            node["class_type"] = "UniFusionVLMLoader"
+            node["inputs"] = {"folder": VLM, "model": ["1", 0], "dtype": "default"}
     (last,) = [name for name, node in small.items() if node["class_type"] == "SaveImage"]
     (picture,) = comfy.images(comfy.successful(small), last)
     assert picture.shape == (48, 64, 3)
     assert picture.std() > 0
+
+
+@pytest.mark.parametrize(
+    "path", sorted(WORKFLOWS.parent.glob("UniFusion Krea 2*.json")), ids=lambda path: path.stem
+)
+def test_all_three_files_are_downloaded_from_where_comfyuis_own_template_has_them(path: Path) -> None:
+    package = importlib.util.find_spec("comfyui_workflow_templates_json")
+    if package is None or package.origin is None:
+        pytest.skip("ComfyUI's own templates are not installed")
+    theirs = models_of(json.loads((Path(package.origin).parent / OWN_TEMPLATE).read_text(encoding="utf-8")))
+
+    ours = models_of(json.loads(path.read_text(encoding="utf-8")))
+
+    assert [model["name"] for model in ours] == [PUBLIC_GENERATOR, PUBLIC_VLM, PUBLIC_VAE]
+    assert [model for model in ours if model not in theirs] == []
+
+
+def models_of(workflow: dict[str, Any]) -> list[dict[str, str]]:
+    """Name, address and folder of the files that a workflow offers to download, subgraphs included."""
+    parts = [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
+    nodes = [node for part in parts for node in part["nodes"]]
+    return [model for node in nodes for model in node.get("properties", {}).get("models", [])]

@@ -94,6 +94,6 @@ def test_a_vlm_folder_appears_without_a_restart(comfy: Comfy) -> None:
 
 def test_workflows_are_offered_as_templates(comfy: Comfy) -> None:
     _, templates = comfy.request("GET", "/workflow_templates")
-    assert {"UniFusion Text to Image", "UniFusion Edit an Image", "UniFusion Look Inside"} <= set(
+    assert {"UniFusion Text to Image", "UniFusion Edit an Image", "UniFusion Look Inside the Layers"} <= set(
         templates["comfyui-unifusion"]
     )

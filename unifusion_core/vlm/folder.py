@@ -78,7 +78,7 @@ def _size(folder: Path) -> tuple[int, int]:
         return text.hidden_size, text.num_hidden_layers
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise VLMError(
-            f"{folder / 'config.json'} is damaged ({error}); copy the model's files again."
+            f"{folder / 'config.json'} is damaged ({_in_one_line(error)}); copy the model's files again."
         ) from error
 
 
@@ -99,12 +99,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     # the tokenizers library raises bare Exception for a damaged file
     except Exception as error:
         raise VLMError(
-            f"The tokenizer in {folder} cannot be read ({error}); copy its files again."
+            f"The tokenizer in {folder} cannot be read ({_in_one_line(error)}); copy its files again."
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise VLMError(
             f"The tokenizer in {folder} is a {type(tokenizer).__name__} and a tokenizer.json is needed; copy it from the "
             "model's files."
+        )
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        raise VLMError(
+            f'{folder / "tokenizer_config.json"} is damaged ("model_max_length" is {tokenizer.model_max_length!r}, a number is '
+            "needed); copy the model's files again."
         )
     return tokenizer
 
@@ -132,11 +137,11 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) ->
     except (OSError, ValueError, RuntimeError, KeyError, MemoryError, SafetensorError) as error:
         if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
             raise VLMError(
-                f"The VLM in {folder} needs more memory than is available ({error}): use a smaller one, or close other "
-                "programs."
+                f"The VLM in {folder} needs more memory than is available ({_in_one_line(error)}): use a smaller one, or close "
+                "other programs."
             ) from error
         raise VLMError(
-            f"The weights in {folder} are missing, damaged or do not fit its config.json ({error}); "
+            f"The weights in {folder} are missing, damaged or do not fit its config.json ({_in_one_line(error)}); "
             "copy the model's files again."
         ) from error
     missing = {str(key) for key in info["missing_keys"]}
@@ -170,13 +175,27 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def _normalisation(folder: Path) -> tuple[Sequence[float], Sequence[float]] | None:
-    """(mean, std) of the folder's image processor; None if it has none, for the family's default."""
+    """(mean, std) of the folder's image processor; None if it has none, for the family's default. Raises VLMError unless each has
+    one number per colour, and `std` positive ones."""
     processor = _read_json(folder / "preprocessor_config.json")
     if processor is None:
         processor = (_read_json(folder / "processor_config.json") or {}).get("image_processor")
     if not processor or "image_mean" not in processor or "image_std" not in processor:
         return None
+    for name in ("image_mean", "image_std"):
+        values = processor[name]
+        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not numbers or len(values) != 3 or (name == "image_std" and min(values) <= 0):
+            raise VLMError(
+                f'The image processor in {folder} is damaged ("{name}" is {values!r}, one number per colour is needed); copy the '
+                "model's files again."
+            )
     return processor["image_mean"], processor["image_std"]
+
+
+def _in_one_line(error: Exception) -> str:
+    """The words of another library's error."""
+    return " ".join(str(error).split())
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
