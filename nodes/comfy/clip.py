@@ -345,7 +345,7 @@ def rewrite(
     cut_off: CutOff = "refuse",
     batch: BatchUse = "all in one prompt",
 ) -> tuple[Encoded, list[str]]:
-    """VERIFI: the features of each chat with its rewrite, and the rewrites. A `locked_text` is every chat's rewrite, word for word.
+    """VERIFI: the features of each chat with its rewrite, and the rewrites. A `locked_text` is that of every chat, word for word.
 
     Raises as `encode` does, ConfigError for settings out of range, PromptError for a rewrite that is empty or does not end.
     """
