@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from .comfy.clip import encode, tiles_of
+from .comfy.clip import BatchUse, encode, tiles_of
 from .sockets import FeaturesSocket
 
 MAX_PICTURES = 10
@@ -36,6 +36,18 @@ def max_tiles_input() -> Any:
         max=40,
         tooltip="Maximum number of tiles per image, including the thumbnail. More tiles keep finer detail and take longer; "
         "1 = thumbnail only.",
+    )
+
+
+def batch_input() -> Any:
+    """The input for what the images of a batch become."""
+    return io.Combo.Input(
+        "batch",
+        options=list(get_args(BatchUse)),
+        default=get_args(BatchUse)[0],
+        optional=True,
+        tooltip="The pictures of a batch: 'all in one prompt' = the prompt is about all of them; 'one prompt each' = the same "
+        "prompt for each, such as one edit per picture. A single picture beside a batch is in every prompt.",
     )
 
 
@@ -78,6 +90,7 @@ class UniFusionImageEncode(io.ComfyNode):
                 ),
                 pictures_input(),
                 max_tiles_input(),
+                batch_input(),
             ],
             outputs=[
                 FeaturesSocket.Output(
@@ -95,7 +108,12 @@ class UniFusionImageEncode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip: Any, prompt: str, max_tiles: int, pictures: dict[str, Tensor] | None = None
+        cls,
+        clip: Any,
+        prompt: str,
+        max_tiles: int,
+        pictures: dict[str, Tensor] | None = None,
+        batch: BatchUse = "all in one prompt",
     ) -> io.NodeOutput:
-        tokens, encoded = encode(clip, prompt, connected(pictures), max_tiles)
-        return io.NodeOutput(encoded, tiles_of(tokens))
+        chats, encoded = encode(clip, prompt, connected(pictures), max_tiles, batch)
+        return io.NodeOutput(encoded, tiles_of(chats))

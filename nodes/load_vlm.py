@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from .comfy import host
 from .comfy.clip import load_clip
-from .comfy.krea2 import vlm_spec
+from .comfy.krea2 import generator_spec, vlm_spec
 
 
 class UniFusionVLMLoader(io.ComfyNode):
@@ -61,4 +61,5 @@ class UniFusionVLMLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str, model: Any, dtype: host.WeightType) -> io.NodeOutput:
-        return io.NodeOutput(load_clip(host.vlm_path(str(folder)), vlm_spec(model), dtype))
+        path = host.vlm_path(str(folder))
+        return io.NodeOutput(load_clip(path, vlm_spec(model), generator_spec(model), dtype))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..unifusion_core.contracts import CutOff, RewriteStates
 from ..unifusion_core.vlm.styles import STYLES
-from .comfy.clip import StatesChoice, rewrite
+from .comfy.clip import BatchUse, StatesChoice, rewrite
 from .comfy.host import AUTOMATIC
-from .encode import connected, max_tiles_input, pictures_input
+from .encode import batch_input, connected, max_tiles_input, pictures_input
 from .sockets import FeaturesSocket
 
 
@@ -118,6 +118,7 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                     tooltip="A rewrite that reaches max_new_tokens: 'refuse' = an error that shows what was written, because "
                     "cutting drops content; 'whole sentences' = used up to its last whole sentence.",
                 ),
+                batch_input(),
             ],
             outputs=[
                 FeaturesSocket.Output(
@@ -125,7 +126,11 @@ class UniFusionVerifiRewrite(io.ComfyNode):
                     display_name="features",
                     tooltip="Hidden states of the images and of the rewrite, for Pool UniFusion Features.",
                 ),
-                io.String.Output("rewrite", display_name="rewrite", tooltip="The text of the rewrite."),
+                io.String.Output(
+                    "rewrite",
+                    display_name="rewrite",
+                    tooltip="The text of the rewrite; of several prompts, one after the other, with an empty line between.",
+                ),
             ],
         )
 
@@ -144,8 +149,9 @@ class UniFusionVerifiRewrite(io.ComfyNode):
         states: StatesChoice,
         pictures: dict[str, Tensor] | None = None,
         cut_off: CutOff = "refuse",
+        batch: BatchUse = "all in one prompt",
     ) -> io.NodeOutput:
-        encoded, text = rewrite(
+        encoded, texts = rewrite(
             clip,
             prompt,
             connected(pictures),
@@ -157,5 +163,7 @@ class UniFusionVerifiRewrite(io.ComfyNode):
             temperature=temperature,
             seed=seed,
             cut_off=cut_off,
+            batch=batch,
         )
+        text = "\n\n".join(texts)
         return io.NodeOutput(encoded, text, ui=ui.PreviewText(text))

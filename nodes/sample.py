@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
 from .comfy.host import AUTOMATIC
-from .comfy.sampling import SCHEDULE_NAMES, draw, sigmas_for
+from .comfy.sampling import SCHEDULE_NAMES, BatchSeeds, draw, sigmas_for
 from .schedule import SCHEDULE_TOOLTIP
 from .sockets import FeaturesSocket
 
@@ -100,6 +100,15 @@ class UniFusionSampler(io.ComfyNode):
                     tooltip="Share of the schedule that is sampled. 1 = from noise; below 1 the latent's image is changed, less "
                     "for smaller values.",
                 ),
+                io.Combo.Input(
+                    "batch_seeds",
+                    options=list(get_args(BatchSeeds)),
+                    default=get_args(BatchSeeds)[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="Noise of a batch: 'one for all' = one seed draws the noise of the whole batch, as KSampler does; "
+                    "'counted up' = image i has the noise of seed + i, counted from 0, as if it were drawn alone.",
+                ),
             ],
             outputs=[io.Latent.Output(tooltip="For VAE Decode.")],
         )
@@ -118,6 +127,7 @@ class UniFusionSampler(io.ComfyNode):
         negative: Any = None,
         picture_only: Any = None,
         denoise: float = 1.0,
+        batch_seeds: BatchSeeds = "one for all",
     ) -> io.NodeOutput:
         sampled = draw(
             model,
@@ -129,5 +139,6 @@ class UniFusionSampler(io.ComfyNode):
             sigmas=sigmas_for(model, latent, steps, schedule, denoise),
             cfg=cfg,
             image_cfg=image_cfg,
+            batch_seeds=batch_seeds,
         )
         return io.NodeOutput(sampled)

@@ -45,7 +45,6 @@ from .models.unifusion import UniFusion
 from .sampling import OnStep, make_noise, sample, work_of_step
 from .vlm.backbone import VLMBackbone
 from .vlm.folder import load_vlm
-from .vlm.prompt_check import foreign_syntax
 from .vlm.rewrite import Rewrite, describe_image, encode_requests, rewrite
 from .vlm.styles import with_style
 from .vlm.tiling import resize
@@ -346,7 +345,7 @@ class Pipeline:
     def outside(self, request: Request, settings: SamplingSettings | None = None) -> list[str]:
         """What of a request the model was not trained to draw, one sentence each with the words concerned; empty if it knows how.
         With `settings` also a size far from the trained ones, with the time that it will take."""
-        sentences = [*foreign_syntax(request.prompt), *self.spec.outside(request, self.describe)]
+        sentences = self.spec.not_drawn(request, self.describe)
         if settings is not None:
             width, height = settings.size
             told = untrained_size(settings.size, self.model.config.trained_sizes)

@@ -27,6 +27,7 @@ from ...unifusion_core.contracts import (
 from ...unifusion_core.errors import ConfigError, ShapeError, VLMError
 from ...unifusion_core.images import edited_size
 from ...unifusion_core.vlm.styles import with_style
+from ...unifusion_core.zoo.spec import GeneratorSpec
 from ..sockets import Encoded
 from . import host
 from .conditions import flattened
@@ -35,8 +36,8 @@ from .ops import move_other_parameters, use_host_layers
 
 if TYPE_CHECKING:
     from ...unifusion_core.vlm.backbone import VLMBackbone
-    from ...unifusion_core.vlm.base import BaseVLM
     from ...unifusion_core.vlm.chat import VLMInputs
+    from ...unifusion_core.vlm.rewrite import Rewrite
     from .stock_clip import StockEncoder
 
 # names of ComfyUI's own text encoders, which LoRAs for them have, by transformers' family
@@ -55,6 +56,8 @@ class Tokens(dict[str, Any]):
 
 
 StatesChoice = RewriteStates | Literal["automatic"]
+# what the images of a batch become: one chat about all of them, or a chat for each
+BatchUse = Literal["all in one prompt", "one prompt each"]
 
 
 class VLMTokenizer:
@@ -64,10 +67,11 @@ class VLMTokenizer:
         self,
         backbone: VLMBackbone,
         spec: VLMSpec,
+        generator: GeneratorSpec,
         embedding_directory: Any = None,
         tokenizer_data: Any = None,
     ) -> None:
-        self.backbone, self.spec = backbone, spec
+        self.backbone, self.spec, self.generator = backbone, spec, generator
 
     def tokenize_with_weights(
         self,
@@ -84,7 +88,7 @@ class VLMTokenizer:
         _warn_of_settings(unknown)
         images = unbatched([*images] if image is None else [image, *images])
         request = Request(prompt=text, images=images, rewrite=rewrite)
-        warn_of_prompt(self.backbone, self.spec, request)
+        warn_of_prompt(self.generator, self.spec, request)
         return Tokens(inputs=self.backbone.prepare([request], self.spec.template, max_tiles))
 
     def decode(self, text: str, skip_special_tokens: bool = True) -> str:
@@ -137,12 +141,13 @@ class VLMEncoder(nn.Module):
         self,
         backbone: VLMBackbone,
         spec: VLMSpec,
+        generator: GeneratorSpec,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         model_options: Any = None,
     ) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.generator = spec, generator
         self.dtypes = {dtype}
         use_host_layers(backbone)
         # its layers are registered by the names that LoRAs for text encoders have, and by no others
@@ -203,16 +208,21 @@ class VLMEncoder(nn.Module):
 
 
 def load_clip(
-    folder: Path, spec: VLMSpec, dtype_name: WeightType = "default", disable_dynamic: bool = False
+    folder: Path,
+    spec: VLMSpec,
+    generator: GeneratorSpec,
+    dtype_name: WeightType = "default",
+    disable_dynamic: bool = False,
 ) -> comfy.sd.CLIP:
-    """A VLM folder as a CLIP for the generator with this `spec`. Raises VLMError if the folder is damaged or does not fit."""
+    """A VLM folder as a CLIP for a generator that was trained with the VLM of this `spec`. Raises VLMError if the folder is
+    damaged or does not fit."""
     from ...unifusion_core.vlm.folder import load_vlm
 
     dtype = host.vlm_dtype(dtype_name, _estimated_parameters(folder))
     backbone = load_vlm(folder, dtype=dtype, spec=spec)
     backbone.check_fits(spec)
     target = comfy.supported_models_base.ClipTarget(
-        partial(VLMTokenizer, backbone, spec), partial(VLMEncoder, backbone, spec)
+        partial(VLMTokenizer, backbone, spec, generator), partial(VLMEncoder, backbone, spec, generator)
     )
     clip = comfy.sd.CLIP(
         target,
@@ -220,13 +230,19 @@ def load_clip(
         parameters=sum(p.numel() for p in backbone.parameters()),
         disable_dynamic=disable_dynamic,
     )
-    clip.patcher.cached_patcher_init = (_load_patcher, (folder, spec, dtype_name))
+    clip.patcher.cached_patcher_init = (_load_patcher, (folder, spec, generator, dtype_name))
     return clip
 
 
-def _load_patcher(folder: Path, spec: VLMSpec, dtype_name: WeightType, disable_dynamic: bool = False) -> Any:
+def _load_patcher(
+    folder: Path,
+    spec: VLMSpec,
+    generator: GeneratorSpec,
+    dtype_name: WeightType,
+    disable_dynamic: bool = False,
+) -> Any:
     """Another copy of the VLM, which ComfyUI makes for a second device."""
-    return load_clip(folder, spec, dtype_name, disable_dynamic).patcher
+    return load_clip(folder, spec, generator, dtype_name, disable_dynamic).patcher
 
 
 @torch.no_grad()
@@ -257,28 +273,31 @@ def encoder_of(clip: Any) -> VLMEncoder | StockEncoder:
 
 
 @contextmanager
-def at_work(clip: Any, tokens: Tokens) -> Iterator[VLMEncoder | StockEncoder]:
-    """The VLM of a CLIP, loaded on its device by ComfyUI's model manager."""
+def at_work(clip: Any, chats: Sequence[Tokens]) -> Iterator[VLMEncoder | StockEncoder]:
+    """The VLM of a CLIP, loaded on its device by ComfyUI's model manager, for chats that are encoded one after the other."""
     encoder = encoder_of(clip)
     encoder.reset_clip_options()
-    clip.load_model(tokens)
+    clip.load_model(max(chats, key=lambda tokens: tokens["inputs"].token_ids.shape[1]))
     encoder.set_clip_options({"execution_device": clip.patcher.load_device})
     with mm.cuda_device_context(clip.patcher.load_device):
         yield encoder
 
 
-def encode(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int) -> tuple[Tokens, Encoded]:
-    """The tokens and features of one chat: images (B H W C), then the prompt as it is.
+def encode(
+    clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int, batch: BatchUse = "all in one prompt"
+) -> tuple[list[Tokens], Encoded]:
+    """The tokens of each chat, and the features of all: images (B H W C), then the prompt as it is.
 
-    Raises ConfigError for a text encoder of another kind, ShapeError for an image of the wrong shape or content, PromptError for
-    a chat that is too long.
+    Raises ConfigError for a text encoder of another kind, ShapeError for an image of the wrong shape or content or for batches of
+    unequal sizes, PromptError for a chat that is too long.
     """
-    tokens = tokens_for(clip, prompt, images, max_tiles)
+    requests = [Request(prompt=prompt, images=each) for each in images_by_chat(images, batch)]
+    chats = [tokens_for(clip, request, max_tiles) for request in requests]
     known = encoder_of(clip)
-    warn_of_prompt(known.backbone, known.spec, Request(prompt=prompt, images=unbatched(images)))
-    with at_work(clip, tokens) as encoder:
-        features = features_of(encoder, tokens, clip.patcher.patches_uuid)
-        return tokens, _encoded(clip, encoder, features, unbatched(images))
+    warn_of_prompt(known.generator, known.spec, requests[0])
+    with at_work(clip, chats) as encoder:
+        rows = [features_of(encoder, tokens, clip.patcher.patches_uuid) for tokens in chats]
+    return chats, _encoded(clip, encoder, Features.cat(rows), requests)
 
 
 @dataclass
@@ -296,16 +315,17 @@ class ClipEmptyPrompt:
 
 
 def _encoded(
-    clip: Any, encoder: VLMEncoder | StockEncoder, features: Features, images: Sequence[Tensor]
+    clip: Any, encoder: VLMEncoder | StockEncoder, features: Features, requests: Sequence[Request]
 ) -> Encoded:
-    """Features as the value of a `FeaturesSocket`."""
-    ids = features.token_info.ids[0].unique()
+    """Features as the value of a `FeaturesSocket`, a row for each request."""
+    ids = features.token_info.ids.unique()
     return Encoded(
         features=features,
         spec=encoder.spec,
-        edited=edited_size(images),
+        # images of one batch have one size
+        edited=edited_size(requests[0].images),
         texts=dict(zip(ids.tolist(), encoder.backbone.token_texts(ids), strict=True)),
-        images=images,
+        images=[image for request in requests for image in request.images],
         empty=ClipEmptyPrompt(clip),
     )
 
@@ -323,50 +343,82 @@ def rewrite(
     temperature: float,
     seed: int,
     cut_off: CutOff = "refuse",
-) -> tuple[Encoded, str]:
-    """VERIFI: the features of a chat with its rewrite, and the rewrite. A `locked_text` is used as the rewrite, word for word.
+    batch: BatchUse = "all in one prompt",
+) -> tuple[Encoded, list[str]]:
+    """VERIFI: the features of each chat with its rewrite, and the rewrites. A `locked_text` is that of every chat, word for word.
 
     Raises as `encode` does, ConfigError for settings out of range, PromptError for a rewrite that is empty or does not end.
     """
-    from ...unifusion_core.vlm import rewrite as verifi
-    from ...unifusion_core.vlm.prompt_check import warn_of_unread_parts
-
-    request = with_style(Request(prompt=prompt, images=unbatched(images)), style)
-    with at_work(clip, tokens_for(clip, f"{request.style} {prompt}", images, max_tiles)) as encoder:
-        backbone, spec = encoder.backbone, encoder.spec
-        warn_of_unread_parts(backbone.tokenizer, [request])
+    locked = locked_text.strip() or None
+    requests = [
+        with_style(Request(prompt=prompt, images=each, rewrite=locked), style)
+        for each in images_by_chat(images, batch)
+    ]
+    with at_work(clip, [tokens_for(clip, request, max_tiles) for request in requests]) as encoder:
+        weights = clip.patcher.patches_uuid
+        warn_of_requests(encoder, requests, weights)
         settings = RewriteSettings(
             max_new_tokens=max_new_tokens,
-            states=spec.rewrite_states if states == AUTOMATIC else states,
+            states=encoder.spec.rewrite_states if states == AUTOMATIC else states,
             temperature=temperature,
             seed=seed,
             cut_off=cut_off,
         )
-        how: dict[str, Any] = {"max_tiles": max_tiles, "weights": clip.patcher.patches_uuid}
-        if locked_text.strip():
-            host.stop_if_interrupted()
-            locked = replace(request, rewrite=locked_text.strip())
-            features = verifi.encode_requests(backbone, spec, [locked], states=settings.states, **how)
-            done = verifi.Rewrite(request=locked, features=features)
-        else:
-            on_token = host.progress(max_new_tokens)
-            (done,) = verifi.rewrite(backbone, spec, [request], settings, on_token=on_token, **how)
-    features = done.features.to(mm.intermediate_device())
-    return _encoded(clip, encoder, features, request.images), done.text
+        done = [_rewritten(encoder, request, settings, max_tiles, weights) for request in requests]
+    features = Features.cat([each.features for each in done]).to(mm.intermediate_device())
+    return _encoded(clip, encoder, features, requests), [each.text for each in done]
 
 
-def tokens_for(clip: Any, prompt: str, images: Sequence[Tensor], max_tiles: int) -> Tokens:
+def _rewritten(
+    encoder: VLMEncoder | StockEncoder,
+    request: Request,
+    settings: RewriteSettings,
+    max_tiles: int,
+    weights: Hashable,
+) -> Rewrite:
+    """A request with its rewrite, which the VLM writes if there is none."""
+    from ...unifusion_core.vlm import rewrite as verifi
+
+    host.stop_if_interrupted()
+    backbone, spec = encoder.backbone, encoder.spec
+    how: dict[str, Any] = {"max_tiles": max_tiles, "weights": weights}
+    if request.rewrite is not None:
+        features = verifi.encode_requests(backbone, spec, [request], states=settings.states, **how)
+        return verifi.Rewrite(request=request, features=features)
+    on_token = host.progress(settings.max_new_tokens)
+    (done,) = verifi.rewrite(backbone, spec, [request], settings, on_token=on_token, **how)
+    return done
+
+
+def tokens_for(clip: Any, request: Request, max_tiles: int) -> Tokens:
     """One chat as tokens. Raises as `encode` does."""
     encoder = encoder_of(clip)
-    request = Request(prompt=prompt, images=unbatched(images))
     return Tokens(inputs=encoder.backbone.prepare([request], encoder.spec.template, max_tiles))
 
 
-def warn_of_prompt(backbone: BaseVLM, spec: VLMSpec, request: Request) -> None:
-    """Warns of what the VLM does not understand in a prompt that is not rewritten, and of an instruction about images."""
-    from ...unifusion_core.vlm.prompt_check import warn_of_unread_parts
+def warn_of_requests(
+    encoder: VLMEncoder | StockEncoder, requests: Sequence[Request], weights: Hashable
+) -> None:
+    """Warns of what the generator does not draw of requests that are rewritten. The VLM may be asked what it sees in images."""
+    from ...unifusion_core.vlm.rewrite import describe_image
 
-    warn_of_unread_parts(backbone.tokenizer, [request])
+    generator = encoder.generator
+    for request in requests:
+        sentences = generator.not_drawn(
+            request,
+            lambda image: describe_image(
+                encoder.backbone, encoder.spec, image, generator.rewriting, weights=weights
+            ),
+        )
+        for sentence in sentences:
+            host.warn_once(sentence)
+
+
+def warn_of_prompt(generator: GeneratorSpec, spec: VLMSpec, request: Request) -> None:
+    """Warns of what the generator does not draw of a prompt that is used as it is, and of an instruction about images."""
+    # a description, even beside images
+    for sentence in generator.not_drawn(replace(request, images=()), lambda image: ""):
+        host.warn_once(sentence)
     if (
         request.images
         and request.prompt.strip()
@@ -377,6 +429,24 @@ def warn_of_prompt(backbone: BaseVLM, spec: VLMSpec, request: Request) -> None:
             "The prompt is used as it is, beside the images: it should describe the image to generate. For an instruction such "
             "as 'make the circle green' use Rewrite for UniFusion (VERIFI), or the image is drawn unchanged."
         )
+
+
+def images_by_chat(batches: Sequence[Tensor], batch: BatchUse) -> list[list[Tensor]]:
+    """The images (C H W) of each chat, out of ComfyUI's batches (B H W C). With a prompt for each image of a batch, image i of
+    every batch is in chat i, and a batch of one image is in all of them.
+
+    Raises ShapeError for a batch without images, and for batches of unequal sizes that are to be paired.
+    """
+    if batch == "all in one prompt" or not batches:
+        return [unbatched(batches)]
+    sizes = sorted({len(each) for each in batches} - {1})
+    if len(sizes) > 1:
+        raise ShapeError(
+            f"The pictures are batches of {' and '.join(map(str, sizes))} images, which cannot be paired: give batches of one "
+            "size, single images, or choose 'all in one prompt'."
+        )
+    count = sizes[0] if sizes else 1
+    return [unbatched([each[i % len(each)][None] for each in batches]) for i in range(max(1, count))]
 
 
 def unbatched(batches: Sequence[Tensor]) -> list[Tensor]:
@@ -390,10 +460,10 @@ def unbatched(batches: Sequence[Tensor]) -> list[Tensor]:
     return [image.movedim(-1, 0) for batch in batches for image in batch]
 
 
-def tiles_of(tokens: Tokens) -> Tensor:
+def tiles_of(chats: Sequence[Tokens]) -> Tensor:
     """The tiles of all images in the VLM's order, as an IMAGE (B H W C); one gray tile if there are no images."""
-    inputs: VLMInputs = tokens["inputs"]
-    pixels = [tiles.pixels for of_request in inputs.tiles for tiles in of_request]
+    inputs: list[VLMInputs] = [tokens["inputs"] for tokens in chats]
+    pixels = [tiles.pixels for each in inputs for of_request in each.tiles for tiles in of_request]
     if not pixels:
         return torch.full((1, 64, 64, 3), 0.5)
     return torch.cat(pixels).movedim(1, -1).contiguous()

@@ -38,6 +38,14 @@ EMPTY = "unifusion_empty_prompt"
 SPEC = "unifusion_vlm"
 
 
+def too_few_latents(prompts: int, latents: int) -> str:
+    """The error for a batch of prompts without a latent for each."""
+    return (
+        f"The conditioning holds {prompts} prompts and the latent {latents} image(s), so prompts would be left out: give a "
+        f"latent of {prompts} images (Repeat Latent Batch)."
+    )
+
+
 def flattened(features: Features, spec: VLMSpec) -> tuple[Tensor, dict[str, Any]]:
     """Features as a stock CONDITIONING (B T LD, the layers of a token concatenated), which the MODEL pools."""
     rest = {MASK: features.mask.long(), POSITIONS: features.positions, SPEC: spec}

@@ -8,27 +8,22 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal
 
 import comfy.model_management as mm
 import comfy.utils
 import folder_paths
 import torch
-from torch import Tensor
 
 from ...unifusion_core.checkpoints.generator_file import has_generator
 from ...unifusion_core.checkpoints.safetensors_file import SafetensorsFile
 from ...unifusion_core.errors import CheckpointError, VLMError
-from ...unifusion_core.images import size_for_image
-from ...unifusion_core.models.autoencoder import DOWNSCALE, LATENT_CHANNELS
 from ...unifusion_core.zoo.tiny import BUILT_IN as EMBEDDED
 from .messages import say_once
 
 logger = logging.getLogger(__name__)
 
-Latent = dict[str, Any]
 WeightType = Literal["default", "fp32", "bf16", "fp16", "fp8_e4m3fn"]
-SizePolicy = Literal["own size", "at most max_megapixels"]
 
 BUILT_IN = f"{EMBEDDED.name} (built in)"
 # kinds of folders, by their names in ComfyUI's folder_paths
@@ -42,7 +37,6 @@ WEIGHT_TYPES: dict[WeightType, torch.dtype | None] = {
     "fp16": torch.float16,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
-SIZE_POLICIES: tuple[SizePolicy, ...] = get_args(SizePolicy)
 # example images of the workflows that edit
 EXAMPLES = Path(__file__).parents[2] / "workflows" / "input"
 # parameters; a smaller model costs little in fp32, which is exact
@@ -157,34 +151,6 @@ def missing(name: str, folder: str, choices: list[str]) -> str:
         return f'"{name}" came with another version of this pack: choose "{BUILT_IN}", which this version has'
     known = ", ".join(choices[:6])
     return f'there is no "{name}": put it into {folder}, or choose one of: {known}'
-
-
-# Latents ------------------------------------------------------------------------------------------
-
-
-def latent_from_reference(
-    images: Tensor, policy: SizePolicy, max_megapixels: float
-) -> tuple[Latent, int, int]:
-    """An empty latent, its width and its height in pixels, in the size of the first image of a batch (B H W C)."""
-    max_pixels = None if policy == "own size" else max_megapixels * 1e6
-    latent, (width, height) = empty_latent_for(images[0].movedim(-1, 0), max_pixels)
-    return latent, width, height
-
-
-def empty_latent_for(image: Tensor, max_pixels: float | None = None) -> tuple[Latent, tuple[int, int]]:
-    """An empty latent in the size of an image (C H W), and that size (width, height). ComfyUI fits its channels when sampling
-    starts. Raises ShapeError for a size that the model cannot generate."""
-    width, height = size_for_image(image, max_pixels)
-    given = (image.shape[2], image.shape[1])
-    if given != (width, height):
-        logger.warning(
-            "UniFusion: the image is %d x %d and the latent %d x %d, so outlines may shift by a few pixels. Crop or scale the "
-            "image to the latent's size to avoid it.", *given, width, height
-        )  # fmt: skip
-    samples = torch.zeros(
-        1, LATENT_CHANNELS, height // DOWNSCALE, width // DOWNSCALE, device=mm.intermediate_device()
-    )
-    return {"samples": samples, "downscale_ratio_spacial": DOWNSCALE}, (width, height)
 
 
 # Types, devices, progress -------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from comfy.ldm.krea2.model import SingleStreamDiT
 from ...unifusion_core.contracts import VLMSpec
 from ...unifusion_core.errors import ConfigError, ShapeError
 from ...unifusion_core.zoo.krea_2 import KREA_2
+from ...unifusion_core.zoo.spec import GeneratorSpec
 from ..sockets import Encoded
 from .conditions import flattened
 from .model import hosted
@@ -31,6 +32,12 @@ def vlm_spec(model: Any) -> VLMSpec:
             "in the published models: load a file of the published layout."
         )
     return replace(KREA_2_VLM, hidden_size=module.txtdim)
+
+
+def generator_spec(model: Any) -> GeneratorSpec:
+    """What the generator of a MODEL is. Raises ConfigError as `vlm_spec` does."""
+    module: Any = getattr(getattr(model, "model", None), "diffusion_model", None)
+    return KREA_2 if isinstance(module, SingleStreamDiT) else hosted(model).model_config.spec
 
 
 def krea2_conditioning(encoded: Encoded) -> list[list[Any]]:

@@ -38,6 +38,7 @@ from .conditions import (
     Rows,
     SamplingCondition,
     check_spec,
+    too_few_latents,
 )
 from .host import SMALL, warn_once, wrong_type
 from .module import CONDITIONS, WEIGHTS, HostedUniFusion
@@ -172,6 +173,9 @@ class HostModel(comfy.model_base.Krea2):
         method = kwargs.get("reference_latents_method") or self.diffusion_model.default_ref_method
         warn_of_unused(kwargs | {"reference_latents_method": method}, takes_references=joint)
         condition = SamplingCondition(config, kwargs["cross_attn"], kwargs)
+        prompts, latents = len(condition.tokens), len(kwargs["noise"])
+        if prompts > latents:
+            raise ShapeError(too_few_latents(prompts, latents))
         self.model_config.spec.warn_of_long_condition(int(condition.mask.sum(1).max()))
         if not joint:
             kwargs.pop("reference_latents", None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import comfy.model_management as mm
 import comfy.sample
@@ -12,16 +13,21 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...unifusion_core.errors import ConfigError
+from ...unifusion_core.errors import ConfigError, ShapeError
 from ...unifusion_core.flow.guidance import OFF_IS_ONE
 from ...unifusion_core.flow.schedule import SCHEDULES, build_schedule
 from ..sockets import Encoded
-from .conditions import EMPTY
-from .host import AUTOMATIC, Latent
+from .conditions import EMPTY, too_few_latents
+from .host import AUTOMATIC
+from .latents import Latent
 from .model import hosted, pool
 
+# seeds of ComfyUI's samplers are below it
+SEED_LIMIT = 2**64
 # "automatic" is the model's default schedule, which stock KSampler's "simple" also gives
 SCHEDULE_NAMES = (AUTOMATIC, *SCHEDULES)
+# whose noise the images of a batch have: that of one seed, or each that of its own
+BatchSeeds = Literal["one for all", "counted up"]
 
 
 def fitting_latent(model: Any, latent: Latent) -> Tensor:
@@ -99,6 +105,30 @@ def _empty_prompt(model: Any, positive: Any) -> Any:
     return pool(model, empty.encoded())
 
 
+def noise_of(samples: Tensor, seed: int, numbers: Sequence[int] | None, batch_seeds: BatchSeeds) -> Tensor:
+    """Noise for a batch. `numbers`: which images of a larger batch these are; None = 0, 1, 2 ..."""
+    if batch_seeds == "one for all":
+        return comfy.sample.prepare_noise(samples, seed, numbers)
+    numbers = range(len(samples)) if numbers is None else numbers
+    return torch.cat(
+        [comfy.sample.prepare_noise(samples[:1], (seed + number) % SEED_LIMIT) for number in numbers]
+    )
+
+
+def _for_prompts(latent: Latent, samples: Tensor, positive: Any) -> tuple[Tensor, Sequence[int] | None]:
+    """The latent's samples and their numbers in a batch. A latent of one image is repeated for each prompt of the positive.
+
+    Raises ShapeError for several images that are fewer than the prompts.
+    """
+    count, numbers = max((len(tokens) for tokens, _ in positive), default=1), latent.get("batch_index")
+    if len(samples) >= count:
+        return samples, numbers
+    if len(samples) > 1:
+        raise ShapeError(too_few_latents(count, len(samples)))
+    first = numbers[0] if numbers else 0
+    return samples.repeat(count, *[1] * (samples.ndim - 1)), range(first, first + count)
+
+
 def draw(
     model: Any,
     positive: Any,
@@ -110,9 +140,12 @@ def draw(
     sigmas: Tensor,
     cfg: float,
     image_cfg: float,
+    batch_seeds: BatchSeeds = "one for all",
 ) -> Latent:
     """A latent sampled with Euler steps. With `image_only`, text and images have separate guidance scales. Conditions may be
     features, which are pooled here. Without `negative`, guidance leads away from the empty prompt.
+
+    A latent of one image is repeated for each prompt of `positive`.
 
     Raises ConfigError for a model of another kind, or for guidance without a negative if the VLM behind `positive` is unknown;
     ShapeError for a latent or conditioning that the model does not take.
@@ -127,9 +160,9 @@ def draw(
     conditions = {"positive": positive, "picture_only": image_only, "negative": negative}
     guider.inner_set_conds({name: value for name, value in conditions.items() if value is not None})
     guider.set_cfg(cfg)
-    samples = fitting_latent(model, latent)
+    samples, numbers = _for_prompts(latent, fitting_latent(model, latent), positive)
     sampled = guider.sample(
-        comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
+        noise_of(samples, seed, numbers, batch_seeds),
         samples,
         comfy.samplers.sampler_object("euler"),
         sigmas,

@@ -184,7 +184,7 @@ class StockEncoder:
         encoder = getattr(self.inner, getattr(self.inner, "clip", ""), None)
         if not isinstance(getattr(encoder, "transformer", None), qwen3vl.Qwen3VL):
             raise ConfigError(host.wrong_type("CLIP", type(self.inner).__name__, WANTED))
-        self.backbone, self.spec = StockVLM(encoder), SPEC
+        self.backbone, self.spec, self.generator = StockVLM(encoder), SPEC, KREA_2
         given, needed = self.backbone.hidden_size, SPEC.hidden_size
         if given != needed:
             raise ConfigError(

@@ -184,7 +184,6 @@ class _Rewriter:
         """Warns of what the model cannot draw; with --strict, raises PromptError. Raises UniFusionError if there is no
         rewrite."""
         from ..contracts import MAX_TILES
-        from ..vlm.prompt_check import foreign_syntax
         from ..vlm.rewrite import describe_image, rewrite
 
         with strictly(self.arguments.strict):
@@ -193,10 +192,10 @@ class _Rewriter:
             if request.rewrite is not None:
                 return request.rewrite
             spec = self.file.config.vlm
-            outside = self.file.spec.outside(
+            not_drawn = self.file.spec.not_drawn(
                 request, lambda image: describe_image(self.backbone, spec, image, self.file.spec.rewriting)
             )
-            for sentence in (*foreign_syntax(request.prompt), *outside):
+            for sentence in not_drawn:
                 logger.warning("%s%s", f"{line.where}: " if line.where else "", sentence)
         tiles = line.option("max_tiles", self.arguments) or MAX_TILES
         (done,) = rewrite(self.backbone, spec, [request], self.settings, max_tiles=tiles)

@@ -49,7 +49,8 @@ def read_layers(model: UniFusion, features: Features) -> LayerReading:
     model.check_features(features)
     if len(features.states) != 1:
         raise ShapeError(
-            f"Features of {len(features.states)} chats were given: give those of one chat (`features.row(i)`)."
+            f"Features of {len(features.states)} chats were given: give those of one chat: a single image in the node that "
+            "encodes, or `features.row(i)`."
         )
     lap = model.txtfusion
     *inputs, last = lap.block_states(features.states)

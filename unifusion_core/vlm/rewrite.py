@@ -166,11 +166,17 @@ def attempt_rewrites(
 
 
 def describe_image(
-    backbone: BaseVLM, spec: VLMSpec, image: Float[Tensor, "3 H W"], settings: RewriteSettings
+    backbone: BaseVLM,
+    spec: VLMSpec,
+    image: Float[Tensor, "3 H W"],
+    settings: RewriteSettings,
+    *,
+    weights: Hashable = None,
 ) -> str:
-    """The VLM's caption of an image: its answer to the image without a prompt. Empty if it finds no words or no end."""
+    """The VLM's caption of an image: its answer to the image without a prompt. Empty if it finds no words or no end. `weights` as
+    in `encode_requests`."""
     request = Request(prompt="", images=[image])
-    (attempt,) = attempt_rewrites(backbone, spec, [request], settings)
+    (attempt,) = attempt_rewrites(backbone, spec, [request], settings, weights=weights)
     return "" if isinstance(attempt, PromptError) else attempt.text
 
 

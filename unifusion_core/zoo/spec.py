@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..contracts import Request, RewriteSettings
 from ..models.unifusion import UniFusionConfig
+from ..vlm.prompt_check import foreign_syntax, words_of
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,12 @@ class GeneratorSpec:
     def max_pixels(self, config: UniFusionConfig) -> int:
         """Pixels of the largest size that a file with this configuration is known to draw well."""
         return max(width * height for width, height in (self.size, *config.trained_sizes))
+
+    def not_drawn(self, request: Request, describe: Describe) -> list[str]:
+        """What of a request is not drawn as it is written, one sentence each: commands of other text encoders, and of the other
+        words what is `outside`."""
+        written = request.prompt if request.rewrite is None else request.rewrite
+        return [*foreign_syntax(written), *self.outside(words_of(request), describe)]
 
     def warn_of_long_condition(self, tokens: int) -> None:
         """Warns of a condition of more tokens than the generator was trained on."""

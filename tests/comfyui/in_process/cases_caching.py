@@ -15,7 +15,7 @@ from the_pack.nodes.comfy.conditions import SamplingCondition
 from the_pack.nodes.comfy.loading import load_model
 from the_pack.nodes.comfy.model import pool
 from the_pack.unifusion_core.models.unifusion import PreparedCondition
-from the_pack.unifusion_core.zoo.tiny import BUILT_IN
+from the_pack.unifusion_core.zoo.tiny import BUILT_IN, TINY
 
 from .case import case, difference
 from .small_qwen import load_small_qwen, small_qwen
@@ -76,7 +76,7 @@ def images_pooled_once() -> dict[str, Any]:
     """Tokens that went through LAP for three instructions about the same images, with a LoRA, without it again, and with an
     attention patch."""
     model = load_model(BUILT_IN.generator)
-    clip = load_clip(BUILT_IN.vlm, model.model.model_config.unifusion.vlm)
+    clip = load_clip(BUILT_IN.vlm, model.model.model_config.unifusion.vlm, TINY)
     lap = model.model.diffusion_model.txtfusion.layerwise_blocks[0]
     tokens: list[int] = []
     lap.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].shape[:-2].numel()))

@@ -6,7 +6,7 @@ from typing import Any
 
 import comfy.model_management as mm
 import torch
-from the_pack.nodes.comfy import host
+from the_pack.nodes.comfy import latents
 from the_pack.nodes.comfy.clip import encode, tiles_of
 from the_pack.unifusion_core.contracts import Request
 from the_pack.unifusion_core.vlm.features import encode_chat
@@ -99,8 +99,8 @@ def latents_for_images() -> list[Any]:
     return [
         [list(latent["samples"].shape), size]
         for latent, size in (
-            host.empty_latent_for(torch.zeros(3, 112, 160)),
-            host.empty_latent_for(torch.zeros(3, 101, 203)),
-            host.empty_latent_for(torch.zeros(3, 1000, 2000), 80_000),
+            latents.empty_latent_for(torch.zeros(3, 112, 160)),
+            latents.empty_latent_for(torch.zeros(3, 101, 203)),
+            latents.empty_latent_for(torch.zeros(3, 1000, 2000), 80_000),
         )
     ]

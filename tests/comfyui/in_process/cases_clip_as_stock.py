@@ -14,6 +14,7 @@ import torch
 from comfy_execution.utils import CurrentNodeContext
 from the_pack.nodes.comfy import stock_clip
 from the_pack.nodes.comfy.clip import encode, load_clip
+from the_pack.unifusion_core.zoo.krea_2 import KREA_2
 from torch import Tensor
 
 from .case import PARITY, case, difference, refused
@@ -42,7 +43,7 @@ def text_encoder_loras() -> dict[str, Any]:
     on the CLIP of stock Load CLIP."""
     found = {}
     with small_qwen() as (_, weights, options):
-        ours = load_clip(FOLDER / "qwen3_vl", stock_clip.SPEC, "fp32")
+        ours = load_clip(FOLDER / "qwen3_vl", stock_clip.SPEC, KREA_2, "fp32")
         theirs = load_small_qwen(weights, options)
         plain = encode(ours, "a red fox", [], 1)[1].features.states
         for name, prefix, kohya in (

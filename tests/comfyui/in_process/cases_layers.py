@@ -11,7 +11,7 @@ from the_pack.nodes.comfy.loading import load_model
 from the_pack.nodes.comfy.model import pool, read_layers
 from the_pack.nodes.inspect_layers import UniFusionLAPInspect
 from the_pack.unifusion_core.inspection import reading
-from the_pack.unifusion_core.zoo.tiny import BUILT_IN
+from the_pack.unifusion_core.zoo.tiny import BUILT_IN, TINY
 
 from .case import PARITY, case, close, difference
 from .small_unifusion import core_model, encoded, host_model, images
@@ -64,7 +64,7 @@ def _(found: dict[str, float]) -> None:
 def layers_shown() -> dict[str, Any]:
     """What Inspect UniFusion Layers returns for the tiny model and two images."""
     model = load_model(BUILT_IN.generator)
-    _, given = encode(load_clip(BUILT_IN.vlm, vlm_spec(model)), "make the $circle$ blue", images(), 5)
+    _, given = encode(load_clip(BUILT_IN.vlm, vlm_spec(model), TINY), "make the $circle$ blue", images(), 5)
     drawn, table = UniFusionLAPInspect.execute(model, given).args
     return {
         "shape": list(drawn.shape),

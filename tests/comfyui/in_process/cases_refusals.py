@@ -7,14 +7,14 @@ from functools import cache
 from typing import Any
 
 import torch
-from the_pack.nodes.comfy import host, sampling
+from the_pack.nodes.comfy import latents, sampling
 from the_pack.nodes.comfy.clip import encode, load_clip
 from the_pack.nodes.comfy.krea2 import krea2_conditioning
 from the_pack.nodes.comfy.model import pool, read_layers
 from the_pack.nodes.sockets import Encoded
 from the_pack.unifusion_core.contracts import Features
 from the_pack.unifusion_core.zoo.krea_2 import KREA_2
-from the_pack.unifusion_core.zoo.tiny import BUILT_IN
+from the_pack.unifusion_core.zoo.tiny import BUILT_IN, TINY
 
 from .case import refused
 from .small_unifusion import (
@@ -53,7 +53,7 @@ def rewrite_without_an_end() -> None:
 
 @refused("8000x200", "8 to 4096")
 def huge_image() -> None:
-    host.empty_latent_for(torch.zeros(3, 200, 8000))
+    latents.empty_latent_for(torch.zeros(3, 200, 8000))
 
 
 @refused("NaN", "find the step")
@@ -122,7 +122,7 @@ def features_of_another_vlm_for_krea_2() -> None:
 
 @refused("number of layers is 6, 9 is needed")
 def vlm_of_another_size() -> None:
-    load_clip(BUILT_IN.vlm, replace(CONFIG.vlm, hidden_size=160, num_layers=9))
+    load_clip(BUILT_IN.vlm, replace(CONFIG.vlm, hidden_size=160, num_layers=9), TINY)
 
 
 @refused("4 channels", "16", "EmptySD3LatentImage")

@@ -13,6 +13,9 @@ from server import PromptServer
 from the_pack.nodes.comfy.clip import encode
 from the_pack.nodes.comfy.model import pool
 from the_pack.nodes.sockets import Encoded
+from the_pack.unifusion_core.images import to_tensor
+from the_pack.unifusion_core.shapes.world.captions import parse_caption
+from the_pack.unifusion_core.shapes.world.render import render
 from torch import Tensor
 
 from .case import case, refused
@@ -138,7 +141,10 @@ def _(found: dict[str, Any]) -> None:
 
 @case()
 def prompts_that_are_not_understood() -> dict[str, str]:
-    clip, image = tiny_clip(), torch.rand(1, 64, 96, 3)
+    clip, noise = tiny_clip(), torch.rand(1, 64, 96, 3)
+    scene = parse_caption("big red circle at top left, white background.")
+    assert scene
+    image = to_tensor(render(scene)).movedim(0, -1)[None]
 
     def stock_edit(prompt: str) -> Any:
         return clip.tokenize(prompt, images=[image])
@@ -148,6 +154,10 @@ def prompts_that_are_not_understood() -> dict[str, str]:
         "instruction in a stock node": lambda: stock_edit("make the circle green"),
         "image alone": lambda: encode(clip, "", [image], 1),
         "instruction in Rewrite": lambda: rewritten(clip, "make the circle green", [image]),
+        "instruction about what is not there": lambda: rewritten(clip, "remove the star", [image]),
+        "image unlike its world": lambda: rewritten(clip, "make the circle green", [noise]),
+        "locked cat": lambda: rewritten(clip, "a red circle", locked_text="a cat"),
+        "German": lambda: rewritten(clip, "ein roter Kreis", style="translate to English"),
         "cat": lambda: encode(clip, "a cat", [], 1),
         "cat in a stock node": lambda: clip.tokenize("a (cat:1.5)"),
         "cat in Rewrite": lambda: rewritten(clip, "a red circle on a cat"),
@@ -160,11 +170,15 @@ def prompts_that_are_not_understood() -> dict[str, str]:
 def _(found: dict[str, str]) -> None:
     for name in ("instruction in Encode", "instruction in a stock node"):
         assert "Rewrite for UniFusion" in found[name]
-    for name in ("cat", "cat in Rewrite"):
-        assert "does not know the word cat" in found[name]
+    for name in ("cat", "cat in Rewrite", "locked cat"):
+        assert 'does not know "cat"' in found[name]
+    assert (
+        'There is no "star". The image shows a big red circle' in found["instruction about what is not there"]
+    )
+    assert "unlike those that this model was trained on" in found["image unlike its world"]
     assert "plain text" in found["cat in a stock node"]
-    assert "does not know the word cat" in found["cat in a stock node"]
-    for name in ("image alone", "instruction in Rewrite", "known"):
+    assert 'does not know "cat"' in found["cat in a stock node"]
+    for name in ("image alone", "instruction in Rewrite", "German", "known"):
         assert found[name] == "", name
 
 

@@ -18,7 +18,7 @@ from the_pack.nodes.sockets import Encoded
 from the_pack.unifusion_core.contracts import Features
 from the_pack.unifusion_core.flow.schedule import build_schedule
 from the_pack.unifusion_core.sampling import sample
-from the_pack.unifusion_core.zoo.tiny import BUILT_IN
+from the_pack.unifusion_core.zoo.tiny import BUILT_IN, TINY
 from torch import Tensor
 
 from .case import PARITY, case, close, difference, refused
@@ -83,7 +83,7 @@ def features_straight_into_the_sampler() -> dict[str, float]:
 def without_a_negative() -> dict[str, float]:
     """Guidance leads away from the empty prompt then, also for a conditioning of Pool; at cfg 1 there is none."""
     model = load_model(BUILT_IN.generator)
-    clip = load_clip(BUILT_IN.vlm, model.model.model_config.unifusion.vlm)
+    clip = load_clip(BUILT_IN.vlm, model.model.model_config.unifusion.vlm, TINY)
     positive, empty = (encode(clip, prompt, images(), 5)[1] for prompt in ("make it blue", ""))
     empty = encode(clip, "", (), 5)[1]
     expected = _by_node(model, positive, negative=empty)

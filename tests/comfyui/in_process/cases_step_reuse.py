@@ -28,7 +28,7 @@ SCENES = 6
 def step_reuse() -> dict[str, Any]:
     """Exact images of six scenes, and what is said: without reuse, EasyCache by default and as the warning says, LazyCache."""
     model = load_model(BUILT_IN.generator)
-    clip = load_clip(BUILT_IN.vlm, model.model.model_config.unifusion.vlm)
+    clip = load_clip(BUILT_IN.vlm, model.model.model_config.unifusion.vlm, TINY)
     weights, metadata = comfy.utils.load_torch_file(str(BUILT_IN.vae), return_metadata=True)
     vae = comfy.sd.VAE(sd=weights, metadata=metadata)
     encode = stock.CLIPTextEncode().encode

@@ -110,7 +110,7 @@ def stock_encoder_text() -> dict[str, Any]:
         words = expected.features.token_info.ids[0, -6:].tolist()
         # the word that is the last to appear
         last = max(words.index(word) for word in words)
-        with at_work(clip, {"inputs": inputs}) as encoder:
+        with at_work(clip, [{"inputs": inputs}]) as encoder:
             backbone = encoder.backbone
             given = backbone.write(inputs, spec, max_new_tokens=6, seed=0)
             stopped = _stopping_at(backbone, words[last], inputs)

@@ -75,7 +75,13 @@ def host_model(name: str = "model", weight_type: str = "default", **changes: Any
 
 def tiny_clip() -> Any:
     """The tiny VLM as a CLIP."""
-    return load_clip(BUILT_IN.vlm, TINY.config.vlm)
+    return load_clip(BUILT_IN.vlm, TINY.config.vlm, TINY)
+
+
+def embedded_model() -> tuple[Any, Any]:
+    """The embedded model as a MODEL, and its VLM as a CLIP."""
+    model = load_model(BUILT_IN.generator)
+    return model, load_clip(BUILT_IN.vlm, model.model.model_config.unifusion.vlm, TINY)
 
 
 # Inputs -------------------------------------------------------------------------------------------
@@ -127,7 +133,8 @@ def rewritten(clip: Any, prompt: str, images: Sequence[Tensor] = (), **changes: 
         "temperature": 0.0,
         "seed": 0,
     }
-    return rewrite(clip, prompt, images, 5, **arguments | changes)
+    found, (text,) = rewrite(clip, prompt, images, 5, **arguments | changes)
+    return found, text
 
 
 # Sampling -----------------------------------------------------------------------------------------

@@ -1,83 +1,63 @@
-"""What a VLM cannot read in a prompt is said: pytest tests/unit/vlm/test_prompt_check.py"""
+"""Commands of other text encoders in a prompt are said, their words are checked: pytest tests/unit/vlm/test_prompt_check.py"""
 
 from __future__ import annotations
 
-import random
-
 import pytest
-import torch
-from transformers import PreTrainedTokenizerFast
 
 from unifusion_core import Pipeline
 from unifusion_core.contracts import Request
-from unifusion_core.shapes.world.edits import sample_edit
-from unifusion_core.shapes.world.prompts import corpus
-from unifusion_core.vlm.folder import load_tokenizer
-from unifusion_core.vlm.prompt_check import FIXED_VOCABULARY, unknown_words, unread_parts
-from unifusion_core.zoo.tiny import BUILT_IN
-
-IMAGE = torch.zeros(3, 8, 8)
+from unifusion_core.vlm.prompt_check import foreign_syntax, words_of
+from unifusion_core.zoo.krea_2 import KREA_2
+from unifusion_core.zoo.tiny import TINY
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return load_tokenizer(BUILT_IN.vlm)
-
-
-@pytest.fixture
-def large(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The same with a vocabulary as large as those of large VLMs."""
-    larger = load_tokenizer(BUILT_IN.vlm)
-    larger.add_tokens([f"<{number}>" for number in range(FIXED_VOCABULARY)])
-    return larger
-
-
-def test_nothing_that_the_model_was_trained_on_is_called_unread(tokenizer: PreTrainedTokenizerFast) -> None:
-    rng = random.Random(0)
-    edits = [
-        sample_edit(rng, kind).instruction
-        for kind in ("recolor", "remove", "add", "move", "background") * 100
-    ]
-
-    for prompt in corpus(rng, 2000):
-        assert unread_parts(tokenizer, Request(prompt=prompt)) == [], prompt
-    for instruction in edits:
-        request = Request(prompt=instruction, images=[IMAGE])
-        assert unread_parts(tokenizer, request) == [], instruction
+def not_drawn(prompt: str, rewrite: str | None = None) -> list[str]:
+    return TINY.not_drawn(Request(prompt=prompt, rewrite=rewrite), lambda image: "")
 
 
 @pytest.mark.parametrize(
-    ("prompt", "named"),
+    ("prompt", "named", "words"),
     [
-        ("a photo of a cat on a skateboard", ["photo, cat, skateboard"]),
-        ("a heptagon", ["heptagon"]),
-        ("ein roter Kreis", ["ein, roter, kreis"]),
-        ("a blue star, no red circle", ['"no" is not understood']),
-        ("seven blue stars", ['"seven"', "three"]),
-        ("((big)) [red] circle", ["Brackets"]),
-        ("a (red:1.5) circle", ["(word:1.5)", "plain text"]),
-        ("embedding:pretty <lora:style:1> BREAK red circle", ["embedding", "<lora", "BREAK"]),
+        ("a (red:1.5) circle", ["(word:1.5)"], "a red circle"),
+        ("a (big red:-.5) circle", ["(word:1.5)"], "a big red circle"),
+        ("embedding:pretty a star", ["embedding:name"], "a star"),
+        ("<lora:style:1> BREAK red circle", ["<lora:name:1>", "BREAK"], "red circle"),
+        ("<LyCo:style:0.5> a star", ["<lora:name:1>"], "a star"),
     ],
 )
-def test_what_it_cannot_read_is_named(
-    tokenizer: PreTrainedTokenizerFast, prompt: str, named: list[str]
-) -> None:
-    said = " ".join(unread_parts(tokenizer, Request(prompt=prompt)))
+def test_a_command_is_one_sentence_and_its_words_remain(prompt: str, named: list[str], words: str) -> None:
+    (sentence,) = not_drawn(prompt)
 
-    for each in named:
-        assert each in said
-
-
-def test_a_weight_is_one_sentence(tokenizer: PreTrainedTokenizerFast) -> None:
-    (sentence,) = unread_parts(tokenizer, Request(prompt="a (red:1.5) circle"))
-
-    assert unknown_words(tokenizer, "a red circle") == []
+    assert all(name in sentence for name in named)
     assert "plain text" in sentence
+    assert words_of(Request(prompt=prompt)).prompt.split() == words.split()
 
 
-def test_a_large_vocabulary_reads_all_but_commands(large: PreTrainedTokenizerFast) -> None:
-    assert unread_parts(large, Request(prompt="no cat, (seven) [dogs]")) == []
-    assert len(unread_parts(large, Request(prompt="a (red:1.5) cat"))) == 1
+@pytest.mark.parametrize("prompt", ["a red circle", "a break in the wall", "(a red circle)", "at 1:30", ""])
+def test_plain_words_are_no_commands(prompt: str) -> None:
+    assert foreign_syntax(prompt) == []
+    assert words_of(Request(prompt=prompt)).prompt == prompt
+
+
+def test_tokens_of_a_chat_template_are_no_words() -> None:
+    assert not_drawn("<|system|>a red circle<|end|>") == []
+
+
+def test_what_is_left_after_the_commands_is_checked() -> None:
+    command, unknown = not_drawn("a (cat:1.5) and a red circle")
+
+    assert "(word:1.5)" in command
+    assert 'does not know "cat"' in unknown
+
+
+def test_a_rewrite_is_checked_in_place_of_the_prompt() -> None:
+    assert not_drawn("a (cat:1.5)", rewrite="big red circle at center, white background.") == []
+    assert len(not_drawn("a red circle", rewrite="a (dog:1.5)")) == 2
+
+
+def test_a_model_of_unknown_limits_reads_all_but_commands() -> None:
+    assert KREA_2.not_drawn(Request(prompt="no cat, (seven) [dogs]"), lambda image: "") == []
+    assert len(KREA_2.not_drawn(Request(prompt="a (red:1.5) cat"), lambda image: "")) == 1
 
 
 def test_the_pipeline_says_it_before_it_draws(caplog: pytest.LogCaptureFixture) -> None:
