@@ -5,6 +5,7 @@ The result is an upper bound for every generated image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import cast
@@ -12,16 +13,21 @@ from typing import cast
 import numpy as np
 import torch
 
+from ...evaluation.rates import Rate
 from ...evaluation.subject import Row, Sampling, Subject, chunks
 from ...images import to_pixels
 from ...models.autoencoder import Autoencoder
-from ..world.render import render
+from ..world.marks import with_marks
+from ..world.render import object_geometry, render
 from ..world.requirements import Requirement
-from ..world.scenes import ASPECT_SIZES, Scene, sample_scene
+from ..world.scenes import ASPECT_SIZES, COLORS, Scene, SceneObject, Traits, free_rgb, sample_scene
 from ..world.scorer import psnr, read_picture, trait_errors
 from .judging import Judgement, Tally, judge_reading
 
 BATCH = 16
+# pixels: a mark is near if it is found within them
+NEAR = 2.0
+LEVELS_OFF = 4
 
 
 def evaluate_autoencoder(subject: Subject, sampling: Sampling) -> Iterator[Row]:
@@ -34,6 +40,88 @@ def evaluate_autoencoder(subject: Subject, sampling: Sampling) -> Iterator[Row]:
             for group in chunks(scenes[number :: len(ASPECT_SIZES)], BATCH):
                 results += reconstruct(cast(Autoencoder, subject.autoencoder), group, size)
         yield _row(f"{pairs} pairs", results)
+    yield _marks(cast(Autoencoder, subject.autoencoder), sampling)
+    yield _flat_colors(cast(Autoencoder, subject.autoencoder), sampling)
+
+
+def _marks(autoencoder: Autoencoder, sampling: Sampling) -> Row:
+    """Marks of objects, present or not, and how far each is from its place."""
+    rng = sampling.rng("autoencoder marks")
+    right, near, total, present, false, errors = 0, 0, 0, 0, 0, []
+    for number, size in enumerate(ASPECT_SIZES):
+        scenes = [
+            with_marks(rng, sample_scene(rng)) for _ in range(number, sampling.samples, len(ASPECT_SIZES))
+        ]
+        for group in chunks(scenes, BATCH):
+            for scene, image in zip(
+                group, _round_trip(autoencoder, [render(each, *size) for each in group]), strict=True
+            ):
+                seen = {obj.cell: obj for obj in read_picture(image).scene.objects}
+                for obj in scene.objects:
+                    own, found = (mark_place(each, size) for each in (obj, seen.get(obj.cell)))
+                    total, present = total + 1, present + (own is not None)
+                    right += (own is None) == (found is None)
+                    false += own is None and found is not None
+                    if own is not None and found is not None:
+                        errors.append(math.dist(own, found))
+                        near += errors[-1] <= NEAR
+    return Row(
+        name="marks",
+        rates={
+            "present or not": Rate(right, total),
+            "found and near": Rate(near, present),
+            "found where there is none": Rate(false, total - present),
+        },
+        values={"mark error px": fmean(errors) if errors else math.nan},
+    )
+
+
+def mark_place(obj: SceneObject | None, size: tuple[int, int]) -> tuple[float, float] | None:
+    """Where an object's mark is, in pixels; None if it has none."""
+    if obj is None or obj.mark is None:
+        return None
+    x, y, radius = object_geometry(obj, *size)
+    return x + obj.mark.dx * radius, y + obj.mark.dy * radius
+
+
+def _flat_colors(autoencoder: Autoencoder, sampling: Sampling) -> Row:
+    """One big object on a background, both in colours from anywhere in RGB: how far each is off after the autoencoder."""
+    rng = sampling.rng("autoencoder flat colors")
+    off: dict[str, list[float]] = {"background": [], "object": []}
+    pictures, colors, places = [], [], []
+    for _ in range(sampling.samples):
+        ground, own = free_rgb(rng), free_rgb(rng)
+        red = COLORS["red"]
+        shade = (own[0] - red[0], own[1] - red[1], own[2] - red[2])
+        obj = SceneObject(shape="square", color="red", size="big", cell=(1, 1), traits=Traits(shade=shade))
+        pictures.append(render(Scene(objects=(obj,), background="white"), *ASPECT_SIZES[0], ground=ground))
+        colors.append((ground, own))
+        places.append(object_geometry(obj, *ASPECT_SIZES[0])[:2])
+    for group in chunks(range(len(pictures)), BATCH):
+        decoded = _round_trip(autoencoder, [pictures[number] for number in group])
+        for number, image in zip(group, decoded, strict=True):
+            x, y = (round(place) for place in places[number])
+            parts = {
+                "background": image[:6].reshape(-1, 3),
+                "object": image[y - 4 : y + 4, x - 4 : x + 4].reshape(-1, 3),
+            }
+            for (name, part), wanted in zip(parts.items(), colors[number], strict=True):
+                off[name].append(float(np.abs(np.median(part, 0) - wanted).max()))
+    values = {f"{name} off, levels": fmean(each) for name, each in off.items()}
+    values |= {f"{name} off at most, levels": max(each) for name, each in off.items()}
+    within = [each <= LEVELS_OFF for errors in off.values() for each in errors]
+    return Row(
+        name="flat colours anywhere in RGB",
+        rates={"within 4 levels": Rate(sum(within), len(within))},
+        values=values,
+    )
+
+
+@torch.no_grad()
+def _round_trip(autoencoder: Autoencoder, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    device = next(autoencoder.parameters()).device
+    return list(to_pixels(autoencoder.decode(autoencoder.encode(pixels.to(device)))))
 
 
 def reconstruct(

@@ -24,8 +24,17 @@ from torch import Tensor
 from ...checkpoints.vae_file import load_autoencoder
 from ...models.autoencoder import Autoencoder
 from ...training.loop import Loop, Loss, Task, seeded, step_generator
+from ..world.marks import with_marks
 from ..world.render import object_geometry, render, render_tensor
-from ..world.scenes import ASPECT_SIZES, Scene, SceneObject, sample_scene, with_free_colors
+from ..world.scenes import (
+    ASPECT_SIZES,
+    Scene,
+    SceneObject,
+    free_rgb,
+    sample_scene,
+    with_free_colors,
+    with_free_rgb,
+)
 from ..world.scorer import read_picture
 
 # how much more often crops are centred on these shapes
@@ -51,6 +60,8 @@ class AutoencoderTask(Task[Autoencoder]):
         size_shares: tuple[float, ...] = (1.0,) * len(ASPECT_SIZES),
         start: Path | None = None,
         decoder_only: bool = False,
+        marked_share: float = 0.0,
+        free_rgb_share: float = 0.0,
     ) -> None:
         """
         crop              side in pixels
@@ -60,10 +71,13 @@ class AutoencoderTask(Task[Autoencoder]):
         size_shares       of `ASPECT_SIZES`
         start             a file to continue from
         decoder_only      keep the encoder, so that a generator trained on its latents stays valid
+        marked_share      share of images whose objects may have marks
+        free_rgb_share    share of images with a background from anywhere in RGB, and free colours
         """
         self.seed, self.crop = seed, crop
         self.object_share, self.free_color_share = object_share, free_color_share
         self.size_shares = size_shares
+        self.marked_share, self.free_rgb_share = marked_share, free_rgb_share
         self.settings = {
             "seed": seed,
             "crop": crop,
@@ -75,6 +89,8 @@ class AutoencoderTask(Task[Autoencoder]):
             "size_shares": size_shares,
             "start": start.name if start else None,
             "decoder_only": decoder_only,
+            "marked_share": marked_share,
+            "free_rgb_share": free_rgb_share,
         }
         self.edge_weight, self.latent_noise, self.latent_penalty = edge_weight, latent_noise, latent_penalty
         with seeded(seed):
@@ -93,7 +109,14 @@ class AutoencoderTask(Task[Autoencoder]):
         scene = sample_scene(rng, max_objects=9)
         if rng.random() < self.free_color_share:
             scene = with_free_colors(rng, scene)
-        image = render(scene, width, height)
+        # random numbers of their own, so that images of recipes without them stay as they are
+        further = random.Random(f"autoencoder-marks-{self.seed}-{index}")
+        ground = None
+        if further.random() < self.free_rgb_share:
+            scene, ground = with_free_rgb(further, scene), free_rgb(further)
+        if further.random() < self.marked_share:
+            scene = with_marks(further, scene)
+        image = render(scene, width, height, ground=ground)
         left, top = rng.randint(0, width - self.crop), rng.randint(0, height - self.crop)
         if rng.random() < self.object_share:
             x, y, _ = object_geometry(weighted_object(rng, scene), width, height)

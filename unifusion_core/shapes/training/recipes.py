@@ -192,6 +192,17 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         size_shares=(0.2, 0.4, 0.4),
         decoder_only=True,
     ),
+    # marks, and flat colours anywhere in RGB; the latents change, so the generator must be trained on
+    "tiny-vae-marks": autoencoder(
+        replace(AUTOENCODER_LOOP, steps=6000, batch_size=8, decay=3000, precision="bf16", evaluate_every=500),
+        seed=6,
+        crop=40,
+        start=BUILT_IN.vae,
+        latent_noise=0.2,
+        object_share=0.85,
+        marked_share=0.7,
+        free_rgb_share=0.6,
+    ),
     # once it could read images (after 6000 steps), rewrites and references got a larger share of the mix
     "tiny-vlm": vlm(
         LoopConfig(

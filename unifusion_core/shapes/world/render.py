@@ -96,10 +96,12 @@ def object_geometry(obj: SceneObject, width: int, height: int) -> tuple[float, f
     return x, y, SIZES[obj.size] * obj.traits.scale * short
 
 
-def render(scene: Scene, width: int = 128, height: int = 128) -> Array:
-    """The image of a scene, (height, width, 3) uint8."""
+def render(
+    scene: Scene, width: int = 128, height: int = 128, *, ground: tuple[int, int, int] | None = None
+) -> Array:
+    """The image of a scene, (height, width, 3) uint8. `ground`: a colour in place of the named background."""
     canvas = np.empty((height, width, 3), np.float32)
-    canvas[:] = BACKGROUNDS[scene.background]
+    canvas[:] = ground or BACKGROUNDS[scene.background]
     for obj in scene.objects:
         x, y, radius = object_geometry(obj, width, height)
         left, right = max(0, int(x - radius - 2)), min(width, int(x + radius + 3))

@@ -170,6 +170,23 @@ def with_free_colors(rng: random.Random, scene: Scene) -> Scene:
     return replace(scene, objects=tuple(objects))
 
 
+def free_rgb(rng: random.Random) -> tuple[int, int, int]:
+    """A colour from anywhere in RGB."""
+    return rng.randrange(256), rng.randrange(256), rng.randrange(256)
+
+
+def with_free_rgb(rng: random.Random, scene: Scene) -> Scene:
+    """The scene with its objects in colours from anywhere in RGB, stored as a name and a shade; for an autoencoder, which knows
+    no names."""
+
+    def colored(obj: SceneObject) -> SceneObject:
+        rgb, base = free_rgb(rng), COLORS[obj.color]
+        shade = (rgb[0] - base[0], rgb[1] - base[1], rgb[2] - base[2])
+        return replace(obj, traits=replace(obj.traits, shade=shade))
+
+    return replace(scene, objects=tuple(map(colored, scene.objects)))
+
+
 def sample_object(rng: random.Random, cell: tuple[int, int], *, held_out: bool | None = False) -> SceneObject:
     """A random object; `held_out` False: not a held-out pair, True: a held-out pair, None: any pair."""
     if held_out:
