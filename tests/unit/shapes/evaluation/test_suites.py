@@ -62,10 +62,31 @@ def test_a_perfect_autoencoder_is_exact() -> None:
     subject = Subject()
     subject.__dict__["autoencoder"] = PerfectAutoencoder()
     rows = list(evaluate_autoencoder(subject, Sampling(samples=12)))
-    assert [row.name for row in rows] == ["held-out pairs", "seen pairs"]
-    assert all(row.rates["exact"] == Rate(12, 12) for row in rows)
-    assert rows[-1].values["PSNR dB"] == float("inf")
-    assert rows[-1].values["place error px"] < 0.3
+    *pairs, marks, colors = rows
+    assert [row.name for row in pairs] == ["held-out pairs", "seen pairs"]
+    assert all(row.rates["exact"] == Rate(12, 12) for row in pairs)
+    assert pairs[-1].values["PSNR dB"] == float("inf")
+    assert pairs[-1].values["place error px"] < 0.3
+    assert marks.rates["found and near"].share == marks.rates["present or not"].share == 1
+    assert marks.rates["found where there is none"] == Rate(0, marks.rates["found where there is none"].total)
+    assert 0 < marks.rates["found and near"].total < marks.rates["present or not"].total
+    assert colors.rates["within 4 levels"] == Rate(24, 24)
+    assert colors.values["background off at most, levels"] == colors.values["object off at most, levels"] == 0
+
+
+class DimmingAutoencoder(PerfectAutoencoder):
+    """Every image comes back 20 levels darker."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (latents - 20 / 255).clamp(min=0)
+
+
+def test_an_autoencoder_that_changes_colours_is_told_by_their_levels() -> None:
+    subject = Subject()
+    subject.__dict__["autoencoder"] = DimmingAutoencoder()
+    *_, colors = evaluate_autoencoder(subject, Sampling(samples=9))
+    assert colors.rates["within 4 levels"].right == 0
+    assert colors.values["background off at most, levels"] == 20
 
 
 def test_the_vlm_suite_shares_samples_among_kinds_and_draws_the_same_again(

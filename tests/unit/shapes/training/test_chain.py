@@ -31,11 +31,14 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return places
 
 
-def test_the_chain_names_all_recipes_but_those_that_compare_designs_and_the_judge() -> None:
+def test_the_chain_names_all_recipes_but_comparisons_the_judge_and_what_is_not_shipped() -> None:
     names = [name for stage in CHAIN for name in (*stage.vae, *stage.vlm, *stage.generator)]
 
     assert len(set(names)) == len(names)
-    others = {name for name in RECIPES if name.startswith(("tiny-short", "fusion-"))} | {"tiny-judge"}
+    others = {name for name in RECIPES if name.startswith(("tiny-short", "fusion-"))} | {
+        "tiny-judge",
+        "tiny-vae-marks",
+    }
     assert set(names) == set(RECIPES) - others
     assert [part_of(name) for name in ("tiny-vae-colors", "tiny-vlm", "tiny", "tiny-short")] == [
         "vae",
