@@ -51,6 +51,15 @@ def rewrite_without_an_end() -> None:
     rewritten(_clip(), "a red ball", max_new_tokens=2)
 
 
+@refused(
+    "does not follow the style",
+    "write the prompt in English",
+    "caption, terse, detailed, keep everything else.",
+)
+def style_that_the_embedded_vlm_does_not_follow() -> None:
+    rewritten(_clip(), "ein roter Kreis", style="translate to English")
+
+
 @refused("8000x200", "8 to 4096")
 def huge_image() -> None:
     latents.empty_latent_for(torch.zeros(3, 200, 8000))
