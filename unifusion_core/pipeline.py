@@ -46,7 +46,6 @@ from .sampling import OnStep, make_noise, sample, work_of_step
 from .vlm.backbone import VLMBackbone
 from .vlm.folder import load_vlm
 from .vlm.rewrite import Rewrite, describe_image, encode_requests, rewrite
-from .vlm.styles import with_style
 from .vlm.tiling import resize
 from .zoo.spec import GeneratorSpec
 
@@ -319,7 +318,10 @@ class Pipeline:
         Raises PromptError for a rewrite that is empty or does not end, and a UniFusionError for every argument that is wrong.
         """
         inputs = _check_images(images)
-        requests = [with_style(Request(prompt=each, images=inputs), style) for each in _check_prompts(prompt)]
+        requests = [
+            self.spec.with_style(Request(prompt=each, images=inputs), style)
+            for each in _check_prompts(prompt)
+        ]
         self._warn_of_outside(requests)
         _check_whole("max_tiles", max_tiles, 1)
         _check_finite("temperature", temperature)
@@ -335,7 +337,7 @@ class Pipeline:
         """The request in a style. Raises ConfigError for a style where nothing is rewritten."""
         if not isinstance(style, str):
             raise PromptError(f"The style is {style!r}; give a name or a text.")
-        styled = with_style(request, style)
+        styled = self.spec.with_style(request, style)
         if styled.style and (not rewriting or request.rewrite is not None):
             raise ConfigError(
                 f'The style "{style}" says how to rewrite, and nothing is rewritten: leave it out, or rewrite.'

@@ -26,7 +26,6 @@ from ...unifusion_core.contracts import (
 )
 from ...unifusion_core.errors import ConfigError, ShapeError, VLMError
 from ...unifusion_core.images import edited_size
-from ...unifusion_core.vlm.styles import with_style
 from ...unifusion_core.zoo.spec import GeneratorSpec
 from ..sockets import Encoded
 from . import host
@@ -351,7 +350,7 @@ def rewrite(
     """
     locked = locked_text.strip() or None
     requests = [
-        with_style(Request(prompt=prompt, images=each, rewrite=locked), style)
+        encoder_of(clip).generator.with_style(Request(prompt=prompt, images=each, rewrite=locked), style)
         for each in images_by_chat(images, batch)
     ]
     with at_work(clip, [tokens_for(clip, request, max_tiles) for request in requests]) as encoder:

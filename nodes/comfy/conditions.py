@@ -6,9 +6,9 @@ is an object instead: it caches what has been computed, and exists for one sampl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.conds
 import torch
@@ -38,6 +38,56 @@ EMPTY = "unifusion_empty_prompt"
 SPEC = "unifusion_vlm"
 
 
+class ConditionTokens(Tensor):
+    """Tokens of a CONDITIONING (B T width). Stock nodes concatenate and average them; where that is impossible, the error is a
+    sentence about both sides in place of torch's about sizes."""
+
+    what: ClassVar[str] = "tokens"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        try:
+            with torch._C.DisableTorchFunctionSubclass():
+                result = func(*args, **kwargs or {})
+        except RuntimeError as error:
+            sides = [each for each in _tensors_in(args) if each.ndim == 3]
+            if len({each.shape[-1] for each in sides}) < 2:
+                raise
+            told = " and ".join(f"{_what(each)}, {each.shape[-1]} wide" for each in sides)
+            raise ShapeError(
+                f"These conditions are of different kinds and cannot be joined ({told}): take both from Pool UniFusion Features, "
+                "or both from CLIP Text Encode with the same CLIP."
+            ) from error
+        keeps = isinstance(result, Tensor) and result.ndim == 3
+        return result.as_subclass(cls) if keeps else result
+
+
+class LayerTokens(ConditionTokens):
+    """The layers of each token concatenated, as of CLIP Text Encode."""
+
+    what = "hidden states of VLM layers, not pooled"
+
+
+class PooledTokens(ConditionTokens):
+    """Tokens of Pool UniFusion Features."""
+
+    what = "pooled tokens"
+
+
+def _what(tokens: Tensor) -> str:
+    return tokens.what if isinstance(tokens, ConditionTokens) else "tokens of another text encoder"
+
+
+def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors_in(value)
+
+
 def too_few_latents(prompts: int, latents: int) -> str:
     """The error for a batch of prompts without a latent for each."""
     return (
@@ -49,7 +99,7 @@ def too_few_latents(prompts: int, latents: int) -> str:
 def flattened(features: Features, spec: VLMSpec) -> tuple[Tensor, dict[str, Any]]:
     """Features as a stock CONDITIONING (B T LD, the layers of a token concatenated), which the MODEL pools."""
     rest = {MASK: features.mask.long(), POSITIONS: features.positions, SPEC: spec}
-    return features.states.flatten(2).float(), rest
+    return features.states.flatten(2).float().as_subclass(LayerTokens), rest
 
 
 def check_spec(config: UniFusionConfig, spec: VLMSpec) -> None:
@@ -78,6 +128,7 @@ class SamplingCondition:
 
     def __init__(self, config: UniFusionConfig, tokens: Tensor, rest: Mapping[str, Any]) -> None:
         """`rest` is the conditioning's dictionary. Raises ShapeError for a conditioning of another model."""
+        tokens = tokens.as_subclass(Tensor)
         self.joint = config.condition_attention == "joint"
         self.layers = (len(config.vlm.taps), config.vlm.hidden_size)
         self.pooled = tokens.shape[-1] == config.dit.hidden_size

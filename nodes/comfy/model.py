@@ -35,6 +35,7 @@ from .conditions import (
     POSITIONS,
     ConditionInBatch,
     ContextInBatch,
+    PooledTokens,
     Rows,
     SamplingCondition,
     check_spec,
@@ -155,6 +156,7 @@ class HostModel(comfy.model_base.Krea2):
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
         """The latent in the model's scale. Raises ShapeError for a latent of another model."""
+        self._check_axes(latent)
         self._check_channels(latent)
         return super().process_latent_in(latent)
 
@@ -223,6 +225,13 @@ class HostModel(comfy.model_base.Krea2):
         hooks = getattr(self.current_patcher, "current_hooks", None)
         return None if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
 
+    def _check_axes(self, latent: Tensor) -> None:
+        if latent.ndim not in (4, 5):
+            raise ShapeError(
+                f"The latent has {latent.ndim} axes ({', '.join(map(str, latent.shape))}), as of audio, and this model draws "
+                "images, whose latents have 4: use EmptySD3LatentImage, or VAE Encode on an image."
+            )
+
     def _check_channels(self, latent: Tensor) -> None:
         needed = self.model_config.unifusion.dit.latent_channels
         if latent.shape[1] != needed:
@@ -237,11 +246,7 @@ class HostModel(comfy.model_base.Krea2):
         Raises ShapeError for latents of another model, of several frames, or without content.
         """
         config = self.model_config.unifusion
-        if noise.ndim not in (4, 5):
-            raise ShapeError(
-                f"The latent has the shape {tuple(noise.shape)}, as of audio; this model draws images: use EmptySD3LatentImage, "
-                "or VAE Encode on an image."
-            )
+        self._check_axes(noise)
         if 0 in noise.shape:
             raise ShapeError(
                 f"The latent holds no image (its shape is {tuple(noise.shape)}): give one of at least one image and 16 x 16 "
@@ -346,7 +351,7 @@ def pool(model: Any, encoded: Encoded, layer_gains: str = "") -> list[list[Any]]
         check_finite(pooled.tokens, "Pooled condition", GENERATOR_REMEDY)
     hosted(model).model_config.spec.warn_of_long_condition(pooled.mask.shape[1])
     device = mm.intermediate_device()
-    tokens = pooled.tokens.to(device, torch.float32)
+    tokens = pooled.tokens.to(device, torch.float32).as_subclass(PooledTokens)
     rest = {MASK: pooled.mask.long().to(device), POSITIONS: pooled.positions.to(device)}
     more = {EDITED: encoded.edited, EMPTY: encoded.empty}
     return [[tokens, rest | {name: value for name, value in more.items() if value is not None}]]

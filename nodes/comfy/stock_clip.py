@@ -1,6 +1,7 @@
 """The text encoder of ComfyUI's own Load CLIP as a VLM: Qwen3-VL-4B from one file, also quantised, for Krea 2.
 
-Hidden states come from a forward pass of ComfyUI's model, text from ComfyUI's generation.
+Hidden states come from a forward pass of ComfyUI's model, text from ComfyUI's generation. Both are what ComfyUI's code makes of
+them, which `stock_check` compares with the model's own states once for each encoder.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ from ...unifusion_core.caching import LRUCache
 from ...unifusion_core.contracts import Features, TokenRole, VLMSpec
 from ...unifusion_core.errors import ConfigError
 from ...unifusion_core.vlm.base import BaseVLM, Written
-from ...unifusion_core.vlm.chat import VLMInputs, single_token
+from ...unifusion_core.vlm.chat import VLMInputs, encode_plain_text, single_token
 from ...unifusion_core.vlm.families import find_family
 from ...unifusion_core.vlm.folder import load_tokenizer
 from ...unifusion_core.vlm.prefix_cache import TILES_LIMIT
 from ...unifusion_core.vlm.tiling import Tiles
 from ...unifusion_core.zoo.krea_2 import KREA_2
 from . import host
+from .stock_check import check_states
 
 SPEC = KREA_2.config.vlm
 """Layers and chat template for such a text encoder. Its files do not name them; Krea 2 is the only generator made for it."""
 WANTED = "Load UniFusion VLM, or Qwen3-VL-4B by Load CLIP of type krea2"
+# for the check of an encoder's states
+CHECKED_TEXT = "a red fox in the snow"
 TILE_SIZE = 448
 # along a side
 PATCHES_PER_TOKEN = 2
@@ -86,6 +90,7 @@ class StockVLM(BaseVLM):
         """As `VLMBackbone.encode`, for one chat. Its images are encoded again each time."""
         taps = list(taps.taps if isinstance(taps, VLMSpec) else taps)
         self.check_taps(taps)
+        check_states(self.encoder, taps, encode_plain_text(self.tokenizer, CHECKED_TEXT))
         embeddings, _, _, places = self.encoder.process_tokens(
             [self._tokens(inputs)], self.encoder.execution_device
         )

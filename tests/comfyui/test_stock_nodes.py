@@ -366,3 +366,32 @@ def test_cancelling_stops_within_a_step(
     result: RunResult = comfy.run(graph, on_event=cancel)
     assert result.status == "interrupted"
     assert len(result.of_type("progress")) < 100
+
+
+@pytest.mark.slow
+def test_cancelling_stops_a_compiled_model_and_the_next_run_is_right(
+    comfy: Comfy, new_graph: Callable[[], Graph]
+) -> None:
+    """TorchCompileModel, whose first step compiles."""
+
+    def sampled(steps: int, *, compiled: bool) -> Graph:
+        graph = new_graph()
+        model = graph.load_model()
+        clip = graph.load_clip(model)
+        positive, negative = (graph.add("CLIPTextEncode", text=text, clip=clip) for text in (PROMPT, ""))
+        if compiled:
+            model = graph.add("TorchCompileModel", model=model, backend="inductor")
+        graph.save_latent(graph.sample(model, positive, negative, steps=steps))
+        return graph
+
+    def cancel(event: dict[str, Any]) -> None:
+        if event["type"] == "progress":
+            comfy.interrupt()
+
+    result = comfy.run(sampled(1000, compiled=True), on_event=cancel, timeout=1200)
+    assert result.status == "interrupted"
+    assert len(result.of_type("progress")) < 100
+
+    (expected,) = comfy.latents(comfy.successful(sampled(4, compiled=False)))
+    (given,) = comfy.latents(comfy.successful(sampled(4, compiled=True), timeout=1200))
+    assert apart(given, expected) < 1e-3

@@ -95,7 +95,7 @@ def calls() -> dict[str, list[str]]:
         "style": [*draw, "--style", "terse"],
         "own-style": [*draw, "--style", "make everything red."],
         "indirect": ["generate", "a ball the colour of a tomato in the snow", "--seed", "2"],
-        "german": ["generate", "ein roter kreis", "--style", "translate to English"],
+        "german": ["generate", "ein roter kreis", "--style", "translate to english."],
         "empty": ["generate", ""],
         "wide": [*draw, "--size", "160x112"],
         "high": [*draw, "--size", "112x160"],

@@ -195,6 +195,7 @@ def test_defaults_come_from_the_loaded_model(random_weights: SimpleNamespace) ->
         (WORDS, {"style": "terse", "rewrite": False}, ConfigError, "nothing is rewritten"),
         (WORDS, {"style": None}, PromptError, "The style is None"),
         (WORDS, {"style": "keep everything else"}, PromptError, "add a picture"),
+        ("ein roter Kreis", {"style": "translate to English"}, PromptError, "does not follow the style"),
         (WORDS, {"on_step": 3}, ConfigError, "on_step is 3; give a function"),
     ],
 )

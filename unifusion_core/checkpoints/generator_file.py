@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 import types
 import typing
@@ -27,6 +28,8 @@ from ..models.unifusion import UniFusion, UniFusionConfig
 from ..zoo.spec import GeneratorSpec
 from .quantized import dequantize, filled_up, normalize_layout, stored_shapes
 from .safetensors_file import SafetensorsFile
+
+logger = logging.getLogger(__name__)
 
 # incremented when a field is renamed or changes its meaning; files of earlier formats are still read
 FORMAT = 2
@@ -86,6 +89,14 @@ class GeneratorContent:
             raise CheckpointError(f"{name}: {error}") from error
         if found is None:
             raise CheckpointError(_of_another_kind(own, name))
+        if text is None and self.config != self.spec.config:
+            logger.warning(
+                "%s has no configuration, and its weights have the names of %s in other sizes: it is read as one of these sizes. "
+                "If it is another generator, or a VLM does not fit it, its configuration was lost: use the file as it was first "
+                "saved.",
+                name,
+                self.spec.name,
+            )
         self.module = UniFusion(self.config, LayerFactory(device="meta"))
         self._check_keys("its configuration" if text else f"the layout of {self.spec.name}")
 

@@ -326,15 +326,14 @@ class _Work:
         def chosen(name: str) -> Any:
             return line.option(name, self.arguments)
 
-        request = line.request(
-            chosen("style") or next(iter(STYLES)), keep_rewrite=self.arguments.rewrite is not False
-        )
+        spec = self.file.spec
+        style = chosen("style") or next(iter(STYLES))
+        request = line.request(spec, style, keep_rewrite=self.arguments.rewrite is not False)
         if request.style and not (self.rewriting and request.rewrite is None):
             raise ConfigError(
                 "a style says how to rewrite, and nothing is rewritten: leave it out, or rewrite"
             )
         _check_images(line, self.arguments)
-        spec = self.file.spec
         drawn = chosen("size")
         if drawn is None and request.images:
             drawn = size_to_draw(request.images[0], spec.max_pixels(self.file.config))

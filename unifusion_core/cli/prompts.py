@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import ConfigError, PromptError
 from ..files import check_readable
-from ..vlm.styles import check_style, with_style
+from ..vlm.styles import check_style
 from .options import size as size_from_text
 
 if TYPE_CHECKING:
     # for annotations alone
     from ..contracts import Request
+    from ..zoo.spec import GeneratorSpec
 
 EXAMPLE = '{"id": "a", "prompt": "a red circle"}'
 SEED_LIMIT = 2**63
@@ -55,8 +56,9 @@ class Line:
         """The line's own value of an option, else that of the call."""
         return self.options.get(name, getattr(arguments, name, None))
 
-    def request(self, style: str, *, keep_rewrite: bool = True) -> Request:
-        """Reads the images. Raises ShapeError for one that cannot be read, PromptError for text that is no Unicode."""
+    def request(self, spec: GeneratorSpec, style: str, *, keep_rewrite: bool = True) -> Request:
+        """Reads the images. Raises ShapeError for one that cannot be read, PromptError for text that is no Unicode and for a
+        style that the generator's VLM does not follow."""
         from ..contracts import Request
         from ..images import read_image_file
 
@@ -66,7 +68,7 @@ class Line:
         request = Request(
             prompt=self.prompt, images=images, rewrite=self.rewrite_text if keep_rewrite else None
         )
-        return with_style(request, style)
+        return spec.with_style(request, style)
 
 
 # Lines of a file ----------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ class _Rewriter:
         from ..vlm.rewrite import describe_image, rewrite
 
         with strictly(self.arguments.strict):
-            request = line.request(line.option("style", self.arguments) or next(iter(STYLES)))
+            request = line.request(self.file.spec, line.option("style", self.arguments) or next(iter(STYLES)))
             # what has a rewrite keeps it
             if request.rewrite is not None:
                 return request.rewrite

@@ -19,6 +19,8 @@ _ANNOUNCEMENT = re.compile(
     rf"[^\n.!?:]{{0,80}}\b{_THING}s?\b[^\n.!?:]{{0,80}}:\s*",
     re.IGNORECASE,
 )
+# what a greeting leaves of "Sure, here is a cat."
+_HERE = re.compile(r"\A\s*here(?:'s|\u2019s| is| are)\s+(?=(?:an?|the|one|two|three|some)\b)", re.IGNORECASE)
 # a label before a description, such as that of a list of properties
 _LABEL = re.compile(
     rf"\A\s*(?:(?:the|final|rewritten|new|target|image|detailed)\s+)*{_THING}\s*:\s+", re.IGNORECASE
@@ -46,7 +48,7 @@ def description_in(answer: str) -> str:
     before = None
     while before != text:
         before = text
-        for pattern in (_GREETING, _ANNOUNCEMENT, _LABEL):
+        for pattern in (_GREETING, _ANNOUNCEMENT, _HERE, _LABEL):
             text = pattern.sub("", text).strip()
         text = _OFFER.sub("", text).strip()
     if found := _QUOTED.match(text):

@@ -198,10 +198,33 @@ def _chat(
                 tokens = [_Token(image_id, TokenRole.IMAGE, (float(number), *centre)) for centre in centres]
                 chat += before + tokens + after
     instruction = f"{request.style} {request.prompt}" if request.style else request.prompt
-    chat += plain(instruction, TokenRole.PROMPT) + written(template.suffix, TokenRole.SUFFIX)
+    if not layouts and instruction[:1].isspace():
+        chat = _opening(tokenizer, template, instruction)
+    else:
+        chat += plain(instruction, TokenRole.PROMPT)
+    chat += written(template.suffix, TokenRole.SUFFIX)
     if request.rewrite is not None:
         chat += plain(request.rewrite, TokenRole.REWRITE) + written(template.end, TokenRole.END)
     return chat
+
+
+def _opening(tokenizer: PreTrainedTokenizerFast, template: ChatTemplate, instruction: str) -> list[_Token]:
+    """The prefix and an instruction that begins with white space, as one text: a line break merges with one that ends the prefix.
+    As many tokens as the prefix has alone are the prefix's (Krea 2's public code)."""
+    prefix = encode_template(tokenizer, template.prefix)
+    behind = max(
+        (i + 1 for i, each in enumerate(prefix) if each in tokenizer.added_tokens_decoder), default=0
+    )
+    tail = str(tokenizer.decode(prefix[behind:], clean_up_tokenization_spaces=False))
+    if encode_plain_text(tokenizer, tail) == prefix[behind:]:
+        ids = prefix[:behind] + encode_plain_text(tokenizer, tail + instruction)
+    else:
+        # a tokenizer for which parts of a text are no texts
+        ids = prefix + encode_plain_text(tokenizer, instruction)
+    return [
+        _Token(each, TokenRole.SYSTEM if number < len(prefix) else TokenRole.PROMPT)
+        for number, each in enumerate(ids)
+    ]
 
 
 def _too_long(number: int, chat: list[_Token], layouts: Sequence[ImageLayout], max_length: int) -> str:

@@ -58,7 +58,7 @@ def identify(shapes: Shapes) -> tuple[GeneratorSpec, UniFusionConfig] | None:
     belong to no generator of the zoo. A generator whose own configuration the weights have goes before one that knows their
     layout in other sizes.
 
-    Raises CheckpointError if the layout is known and its shapes do not fit together."""
+    Raises CheckpointError if the layout is known and its shapes do not fit together, or cannot do without a configuration."""
     found: list[tuple[GeneratorSpec, UniFusionConfig]] = []
     misfit: CheckpointError | None = None
     for spec in specs():
@@ -69,9 +69,10 @@ def identify(shapes: Shapes) -> tuple[GeneratorSpec, UniFusionConfig] | None:
             continue
         if config is not None:
             found.append((spec, config))
-    if not found and misfit:
+    exact = [each for each in found if each[1] == each[0].config]
+    if misfit and not exact:
         raise misfit
-    return min(found, key=lambda each: each[1] != each[0].config, default=None)
+    return next(iter(exact or found), None)
 
 
 def spec_for(config: UniFusionConfig, name: str | None = None) -> GeneratorSpec:

@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..contracts import Request, RewriteSettings
+from ..errors import PromptError
 from ..models.unifusion import UniFusionConfig
 from ..vlm.prompt_check import foreign_syntax, words_of
+from ..vlm.styles import STYLES, with_style
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class GeneratorSpec:
     comfy_latent_format   class of comfy.latent_formats with the scale of its latents; "" = latents are used as they are
     outside               what of a request it cannot draw, one sentence each that names the words; it may look at images by the
                           VLM's captions. Empty = nothing that is known
+    styles                the named styles that its VLM follows
     comfy_easy_cache      the largest reuse_threshold of ComfyUI's EasyCache that keeps its images right; None = not measured
     trained_tokens        the longest condition that it was trained on; None = not known, or any
     unused                layers that some of its files have and that no published code reads
@@ -92,6 +95,7 @@ class GeneratorSpec:
     comfy_latent_format: str = ""
     recognize: Callable[[Shapes], UniFusionConfig | None] = _never
     outside: Callable[[Request, Describe], Sequence[str]] = _nothing_known
+    styles: tuple[str, ...] = tuple(STYLES)
     comfy_easy_cache: float | None = None
     trained_tokens: int | None = None
     unused: frozenset[str] = frozenset()
@@ -106,6 +110,16 @@ class GeneratorSpec:
     def max_pixels(self, config: UniFusionConfig) -> int:
         """Pixels of the largest size that a file with this configuration is known to draw well."""
         return max(width * height for width, height in (self.size, *config.trained_sizes))
+
+    def with_style(self, request: Request, style: str) -> Request:
+        """The request in a style: one of `styles`, or any text. Raises PromptError for a named style that its VLM was measured
+        not to follow, and as `vlm.styles.with_style` does."""
+        if style in STYLES and style not in self.styles:
+            raise PromptError(
+                f'The VLM of this model does not follow the style "{style}": write the prompt in English, and choose one of '
+                f"{', '.join(self.styles)}."
+            )
+        return with_style(request, style)
 
     def not_drawn(self, request: Request, describe: Describe) -> list[str]:
         """What of a request is not drawn as it is written, one sentence each: commands of other text encoders, and of the other

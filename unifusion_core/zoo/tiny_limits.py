@@ -213,8 +213,7 @@ def outside_of_tiny(request: Request, describe: Describe) -> tuple[str, ...]:
         # the generator follows it word by word, and its words are checked like a prompt's
         return tuple(_outside_of_prompt(request.rewrite))
     if not request.images:
-        foreign = "english" in request.style.lower()
-        return () if foreign else tuple(_outside_of_prompt(request.prompt))
+        return tuple(_outside_of_prompt(request.prompt))
     return tuple(_outside_of_edit(request, describe))
 
 
@@ -272,8 +271,7 @@ def _unknown_sentence(text: str, unknown: Sequence[_Item]) -> str:
     told = f"This model does not know {_named(unknown)}"
     if language is None:
         return f"{told}: these words are ignored or drawn as something else. {_KNOWS}."
-    hint = ' or choose the style "translate to English"' if language == "German" else ""
-    return f"{told}: it reads English, and this looks like {language}. Write English{hint}."
+    return f"{told}: it reads English, and this looks like {language}. Write English."
 
 
 def _language(text: str) -> str | None:

@@ -6,17 +6,21 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import comfy.sd
 import torch
+from comfy.taesd.taesd import TAESD
 from the_pack.nodes.comfy import latents, sampling
 from the_pack.nodes.comfy.clip import encode, load_clip
 from the_pack.nodes.comfy.krea2 import krea2_conditioning
 from the_pack.nodes.comfy.model import pool, read_layers
+from the_pack.nodes.latent_from_reference import UniFusionLatentFromReference
+from the_pack.nodes.sample import UniFusionSampler
 from the_pack.nodes.sockets import Encoded
 from the_pack.unifusion_core.contracts import Features
 from the_pack.unifusion_core.zoo.krea_2 import KREA_2
 from the_pack.unifusion_core.zoo.tiny import BUILT_IN, TINY
 
-from .case import refused
+from .case import case, refused
 from .small_unifusion import (
     CONFIG,
     by_comfyui,
@@ -49,6 +53,15 @@ def _clip() -> Any:
 @refused("did not end within 2 tokens", "max_new_tokens")
 def rewrite_without_an_end() -> None:
     rewritten(_clip(), "a red ball", max_new_tokens=2)
+
+
+@refused(
+    "does not follow the style",
+    "write the prompt in English",
+    "caption, terse, detailed, keep everything else.",
+)
+def style_that_the_embedded_vlm_does_not_follow() -> None:
+    rewritten(_clip(), "ein roter Kreis", style="translate to English")
 
 
 @refused("8000x200", "8 to 4096")
@@ -129,3 +142,78 @@ def vlm_of_another_size() -> None:
 def latent_of_other_channels() -> None:
     each = conditioning(features(5))
     by_comfyui(host_model(), each, each, torch.ones(1, 4, 8, 8))
+
+
+# Sides that do not fit each other ---------------------------------------------------------------------
+
+
+def _both_kinds() -> tuple[Any, Any]:
+    """A pooled conditioning of 9 tokens, and one of VLM layers of 5."""
+    return pool(host_model(), encoded(9)), conditioning(features(5))
+
+
+@refused(
+    "hidden states of VLM layers, not pooled, 72 wide", "pooled tokens, 64 wide", "Pool UniFusion Features"
+)
+def pooled_and_unpooled_concatenated() -> None:
+    pooled, layers = _both_kinds()
+    stock.ConditioningConcat().concat(pooled, layers)
+
+
+@refused("hidden states of VLM layers, not pooled, 72 wide", "pooled tokens, 64 wide", "CLIP Text Encode")
+def pooled_and_unpooled_averaged() -> None:
+    """The second is cut to the length of the first."""
+    pooled, layers = _both_kinds()
+    stock.ConditioningAverage().addWeighted(layers, pooled, 0.5)
+
+
+@refused("72 wide", "64 wide")
+def pooled_and_unpooled_averaged_the_other_way() -> None:
+    """The second is filled up to the length of the first."""
+    pooled, layers = _both_kinds()
+    stock.ConditioningAverage().addWeighted(pooled, layers, 0.5)
+
+
+@refused("tokens of another text encoder, 768 wide", "pooled tokens, 64 wide")
+def conditioning_of_another_encoder_concatenated() -> None:
+    pooled, _ = _both_kinds()
+    stock.ConditioningConcat().concat([[torch.zeros(1, 77, 768), {}]], pooled)
+
+
+@case(equals=[14, 9, 9, True])
+def conditions_of_one_kind() -> list[Any]:
+    """Tokens after Concat and Average of one kind, tokens drawn from, and whether what the MODEL gets is a plain tensor."""
+    model = host_model()
+    long, short = (pool(model, encoded(length)) for length in (9, 5))
+    (joined,) = stock.ConditioningConcat().concat(long, short)
+    (mixed,) = stock.ConditioningAverage().addWeighted(long, short, 0.5)
+    drawn = by_comfyui(model, mixed, short)
+    return [joined[0][0].shape[1], mixed[0][0].shape[1], long[0][0].shape[1], type(drawn) is torch.Tensor]
+
+
+@refused("3 axes (1, 64, 100)", "images, whose latents have 4", "EmptySD3LatentImage")
+def empty_latent_of_audio() -> None:
+    each = conditioning(features(5))
+    by_comfyui(host_model(), each, each, torch.zeros(1, 64, 100))
+
+
+@refused("3 axes (1, 16, 100)", "images, whose latents have 4", "VAE Encode")
+def latent_of_audio() -> None:
+    latent = {"samples": torch.ones(1, 16, 100)}
+    UniFusionSampler.execute(host_model(), encoded(5), latent, 1, 4, 1.0, 1.0, "automatic")
+
+
+@refused("3 axes (1, 16, 100)", "images, whose latents have 4")
+def empty_latent_of_audio_in_the_sampler() -> None:
+    # ComfyUI gives an empty latent the model's number of channels
+    latent = {"samples": torch.zeros(1, 64, 100)}
+    UniFusionSampler.execute(host_model(), encoded(5), latent, 1, 4, 1.0, 1.0, "automatic")
+
+
+@refused("4 channels", "this model needs 16", "this model's own VAE")
+def image_encoded_by_another_vae() -> None:
+    """A small VAE of SD 1.5's latents, through UniFusion Latent from Reference."""
+    weights = TAESD(latent_channels=4).state_dict()
+    vae = comfy.sd.VAE(sd=weights)
+    latent = UniFusionLatentFromReference.execute(torch.rand(1, 64, 96, 3), "own size", 1.0, vae=vae).args[0]
+    UniFusionSampler.execute(host_model(), encoded(5), latent, 1, 4, 1.0, 1.0, "automatic", denoise=0.5)

@@ -157,7 +157,7 @@ def prompts_that_are_not_understood() -> dict[str, str]:
         "instruction about what is not there": lambda: rewritten(clip, "remove the star", [image]),
         "image unlike its world": lambda: rewritten(clip, "make the circle green", [noise]),
         "locked cat": lambda: rewritten(clip, "a red circle", locked_text="a cat"),
-        "German": lambda: rewritten(clip, "ein roter Kreis", style="translate to English"),
+        "German": lambda: rewritten(clip, "ein roter Kreis"),
         "cat": lambda: encode(clip, "a cat", [], 1),
         "cat in a stock node": lambda: clip.tokenize("a (cat:1.5)"),
         "cat in Rewrite": lambda: rewritten(clip, "a red circle on a cat"),
@@ -175,10 +175,11 @@ def _(found: dict[str, str]) -> None:
     assert (
         'There is no "star". The image shows a big red circle' in found["instruction about what is not there"]
     )
+    assert "looks like German" in found["German"]
     assert "unlike those that this model was trained on" in found["image unlike its world"]
     assert "plain text" in found["cat in a stock node"]
     assert 'does not know "cat"' in found["cat in a stock node"]
-    for name in ("image alone", "instruction in Rewrite", "German", "known"):
+    for name in ("image alone", "instruction in Rewrite", "known"):
         assert found[name] == "", name
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
+from comfy.text_encoders import llama
 from the_pack.nodes.comfy import stock_clip
 from the_pack.nodes.comfy.clip import at_work, encode, tiles_of
 from the_pack.unifusion_core.contracts import Features, Request
@@ -161,3 +163,144 @@ def another_kind_of_text_encoder() -> None:
         cond_stage_model = torch.nn.Linear(1, 1)
 
     encode(OtherKind(), "", [], 5)
+
+
+# ComfyUI's code may change ---------------------------------------------------------------------------
+
+
+@case()
+def stock_encoder_is_checked_once() -> dict[str, Any]:
+    """Forward passes of ComfyUI's model for two prompts and for one more encoder, in 32 bits and in 8."""
+    found = {}
+    with small_qwen() as (_, weights, options):
+        for name, stored in (("32 bits", weights), ("8 bits", scaled_fp8(weights)[0])):
+            clip = load_small_qwen(stored, options)
+            passes: list[int] = []
+            language_model = clip.cond_stage_model.qwen3vl_4b.transformer.model
+            language_model.register_forward_hook(lambda *_, into=passes: into.append(1))
+            counts = []
+            for prompt in ("a red ball", "a blue ball"):
+                encode(clip, prompt, [], 5)
+                counts.append(len(passes))
+            found[name] = counts
+    return found
+
+
+@stock_encoder_is_checked_once.check
+def _(found: dict[str, Any]) -> None:
+    assert found == {"32 bits": [2, 3], "8 bits": [2, 3]}
+
+
+@cache
+def _unchecked_clip() -> Any:
+    with small_qwen() as (_, weights, options):
+        return load_small_qwen(weights, options)
+
+
+def _encode_where(attribute: str, replacement: Any, of: Any = llama.Llama2_) -> None:
+    """Encodes a prompt with one method of ComfyUI's language model replaced, by a function of the plain method."""
+    plain, clip = getattr(of, attribute), _unchecked_clip()
+    with small_qwen():
+        setattr(of, attribute, replacement(plain))
+        try:
+            encode(clip, "a red ball", [], 5)
+        finally:
+            setattr(of, attribute, plain)
+
+
+@refused("VLMError", "other hidden states", "layer 2", "Load UniFusion VLM", "0.33.0")
+def stock_encoder_with_other_positions() -> None:
+    """As if rotary positions were counted from 1 in steps of 2."""
+    _encode_where(
+        "compute_freqs_cis", lambda plain: lambda self, ids, device: plain(self, 2 * ids + 1, device)
+    )
+
+
+@refused("VLMError", "other hidden states", "Load UniFusion VLM")
+def stock_encoder_with_other_layers() -> None:
+    """As if layers were counted from their outputs."""
+
+    def later(plain: Any) -> Any:
+        def forward(self: Any, *args: Any, intermediate_output: Any = None, **kwargs: Any) -> Any:
+            taps = intermediate_output and [tap - 1 for tap in intermediate_output]
+            return plain(self, *args, intermediate_output=taps, **kwargs)
+
+        return forward
+
+    _encode_where("forward", later)
+
+
+@refused("VLMError", "other hidden states", "layer 35")
+def stock_encoder_with_a_final_norm() -> None:
+    """As if the last of the states were normalised."""
+
+    def normed(plain: Any) -> Any:
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            last, states, *more = plain(self, *args, **kwargs)
+            return last, torch.cat([states[:, :-1], self.norm(states[:, -1:])], 1), *more
+
+        return forward
+
+    _encode_where("forward", normed)
+
+
+@refused("VLMError", "other parts", "q_proj", "Load UniFusion VLM")
+def stock_encoder_with_other_parts() -> None:
+    """As if the projections of a layer had other names."""
+    attention = _unchecked_clip().cond_stage_model.qwen3vl_4b.transformer.model.layers[0].self_attn
+
+    def renamed(plain: Any) -> Any:
+        projection = attention.q_proj
+        del attention.q_proj
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            attention.q_proj = projection
+            try:
+                return plain(*args, **kwargs)
+            finally:
+                del attention.q_proj
+
+        return forward
+
+    projection = attention.q_proj
+    try:
+        _encode_where("forward", renamed, attention)
+    finally:
+        attention.q_proj = projection
+
+
+# Krea's own corners -----------------------------------------------------------------------------------
+
+
+@case()
+def prompts_as_krea_tokenizes_them() -> dict[str, list[bool]]:
+    """Token ids of a chat, and those of them that become the condition, against the steps of Krea's own code: prefix and prompt
+    in one text, cut behind 541 tokens; the suffix; and everything but the first 34 tokens."""
+    prompts = {
+        "plain": "a red fox",
+        "empty": "",
+        "line break": "\na red fox",
+        "line breaks": "\n\n\n",
+        "blanks and line breaks": " \t\n  \n a fox\n",
+        "windows": "\r\nfox",
+        "507 tokens": "fox " * 506 + "fox",
+    }
+    found = {}
+    with small_qwen() as (_, weights, options):
+        clip = load_small_qwen(weights, options)
+        template, tokenizer = stock_clip.SPEC.template, stock_clip._tokenizer()
+        for name, prompt in prompts.items():
+            (tokens,), given = encode(clip, prompt, [], 5)
+            expected = tokenizer.encode(template.prefix + prompt)[:541] + tokenizer.encode(template.suffix)
+            found[name] = [
+                tokens["inputs"].token_ids[0].tolist() == expected,
+                given.features.token_info.ids[0].tolist() == expected[34:],
+            ]
+    return found
+
+
+@prompts_as_krea_tokenizes_them.check
+def _(found: dict[str, list[bool]]) -> None:
+    assert len(found) == 7
+    assert all(found.values())
+    assert all(each == [True, True] for each in found.values())

@@ -358,3 +358,34 @@ def test_an_autoencoder_comes_back_and_others_are_refused(file: Path, tmp_path: 
     save_file({k: v for k, v in vae.state_dict().items() if k != "vae_scale"}, path)
     with pytest.raises(CheckpointError, match=r"vae_scale.*choose another VAE"):
         load_autoencoder(path)
+
+
+def without_configuration(source: Path, path: Path) -> Path:
+    """The weights of a generator file as a program saves them that knows no configuration."""
+    save_file({k: v for k, v in load_file(source).items() if k != CONFIG_KEY}, path)
+    return path
+
+
+def test_the_embedded_model_without_its_configuration_is_no_krea_2(tmp_path: Path) -> None:
+    path = without_configuration(BUILT_IN.generator, tmp_path / "lost.safetensors")
+
+    with pytest.raises(
+        CheckpointError, match=r"lost.safetensors: .*embedded model and no configuration, .*no Krea 2"
+    ):
+        load_generator(path)
+
+
+def test_a_generator_of_other_sizes_without_its_configuration_is_told(
+    file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = without_configuration(file, tmp_path / "lost.safetensors")
+
+    content = GeneratorFile(path)
+
+    assert content.spec.name == "krea-2"
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("lost.safetensors has no configuration")
+    assert "krea-2 in other sizes" in told
+    caplog.clear()
+    GeneratorFile(file)
+    assert not caplog.records

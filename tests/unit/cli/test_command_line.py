@@ -259,6 +259,14 @@ def test_a_picture_larger_than_the_model_draws_is_scaled_unless_a_size_is_given(
         (["generate", "x", "--seed", "-1"], "a whole number from 0"),
         (["generate", "x", "--rewrite-text", " "], "the rewrite is empty"),
         (["generate", "x", "--style", "keep everything else"], "add a picture"),
+        (
+            ["generate", "x", "--style", "translate to English"],
+            "choose one of caption, terse, detailed, keep everything else.",
+        ),
+        (
+            ["rewrite", "x", "--style", "translate to English"],
+            'does not follow the style "translate to English"',
+        ),
         (["generate", "x", "--style", "terse", "--no-rewrite"], "add --rewrite, or leave --style out"),
         (["generate", "x", "--out", "a.gif"], "choose a name that ends in .png, .jpg or .webp"),
         (["generate", "x", "--out", "diffusers/model_index.json/a.png"], "cannot be written"),

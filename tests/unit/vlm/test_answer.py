@@ -35,6 +35,20 @@ def test_what_is_not_the_description_is_cut(answer: str) -> None:
     assert description_in(answer) == FOX
 
 
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("Sure, here is a cat.", "a cat."),
+        ("Here\u2019s the red fox in snow.", "the red fox in snow."),
+        ("Here are two stars.", "two stars."),
+        ("Here and there a star.", "Here and there a star."),
+        ("a sign that says: here is a cat.", "a sign that says: here is a cat."),
+    ],
+)
+def test_a_greeting_without_a_colon_is_cut(answer: str, text: str) -> None:
+    assert description_in(answer) == text
+
+
 def test_a_list_becomes_one_description() -> None:
     answer = "Here is the description:\n\n- a red fox\n- deep snow\n1. a pine tree in the back"
 

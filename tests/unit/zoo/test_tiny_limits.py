@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from unifusion_core.contracts import Request
+from unifusion_core.errors import PromptError
 from unifusion_core.images import to_tensor
 from unifusion_core.shapes.evaluation.limits import everyday_prompts
 from unifusion_core.shapes.world import prompts, scenes
@@ -21,7 +22,9 @@ from unifusion_core.shapes.world.edits import EDIT_KINDS, sample_instruction
 from unifusion_core.shapes.world.references import LOOK_KINDS, REFERENCE_KINDS
 from unifusion_core.shapes.world.render import render
 from unifusion_core.shapes.world.scorer import read_picture
+from unifusion_core.vlm.styles import STYLES
 from unifusion_core.zoo import tiny_limits
+from unifusion_core.zoo.krea_2 import KREA_2
 from unifusion_core.zoo.tiny import TINY
 
 
@@ -144,3 +147,15 @@ def test_a_large_copy_of_an_image_of_its_world_is_known() -> None:
     scene = parse_caption(TWO)
     assert scene is not None
     assert tiny_limits.objects_in(to_tensor(render(scene, 640, 448)), lambda image: TWO) is not None
+
+
+def test_a_style_leaves_the_list_of_a_model_whose_vlm_does_not_follow_it() -> None:
+    request, style = Request(prompt="ein roter Kreis"), "translate to English"
+    assert style not in TINY.styles
+    assert [*TINY.styles, style] == list(STYLES)
+    with pytest.raises(PromptError, match="caption, terse, detailed, keep everything else"):
+        TINY.with_style(request, style)
+
+    assert KREA_2.styles == tuple(STYLES)
+    assert KREA_2.with_style(request, style).style == STYLES[style]
+    assert TINY.with_style(request, "make everything red.").style == "make everything red."

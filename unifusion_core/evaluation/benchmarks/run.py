@@ -27,7 +27,6 @@ from ...contracts import Features, Request
 from ...errors import ConfigError, PromptError
 from ...images import size_for_image
 from ...pipeline import Pipeline, SamplingSettings, batches
-from ...vlm.styles import with_style
 from ..drawing import encode_attempts
 from ..subject import Subject
 from .benchmark import NOT_DRAWN, Answers, Benchmark, Item, Judge, Key, Scores, Shown, Way
@@ -232,7 +231,7 @@ def _draw_group(group: Sequence[_Job], folder: RunFolder, pipeline: Pipeline, ho
     way = group[0].item.way
     rewriting = pipeline.spec.rewrites if way.rewriting is None else way.rewriting
     requests = [
-        with_style(
+        pipeline.spec.with_style(
             Request(prompt=job.item.prompt, images=job.item.read_images(), system=way.system),
             way.style if rewriting else "",
         )

@@ -16,6 +16,7 @@ OF_THE_MODEL = {
     "layers": "shapes.evaluation.layers:evaluate_layers",
     "edits-in-a-row": "shapes.evaluation.edits_in_a_row:evaluate_edits_in_a_row",
     "limits": "shapes.evaluation.limits:evaluate_limits",
+    "german": "shapes.evaluation.german:evaluate_german",
 }
 
 # the others are about training runs, which must exist
