@@ -41,8 +41,8 @@ def show_on_nodes() -> None:
 
 
 def show_errors_by_name() -> None:
-    """Has ComfyUI show errors as "ConfigError: sentence". It puts the module before the name, which is the path of this folder for a
-    pack, except for types of `builtins`."""
+    """Has ComfyUI show errors as "ConfigError: sentence". It puts the module before the name, which for a pack is the path of its
+    folder, except for types of `builtins`."""
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, errors.UniFusionError):
             kind.__module__ = "builtins"
