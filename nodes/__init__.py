@@ -27,6 +27,7 @@ class UniFusionExtension(ComfyExtension):
         host.register_folders()
         host.offer_example_images()
         messages.show_on_nodes()
+        messages.show_errors_by_name()
         read_earlier_graphs()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -6,6 +6,8 @@ import logging
 
 from comfy_execution.utils import get_executing_context
 
+from ...unifusion_core import errors
+
 
 class NodeMessages(logging.Handler):
     """Shows every warning as text on the node during whose run it is logged, in one place with the node's earlier warnings."""
@@ -36,6 +38,14 @@ def show_on_nodes() -> None:
     logger = logging.getLogger(__name__.removesuffix(".nodes.comfy.messages"))
     if not any(isinstance(handler, NodeMessages) for handler in logger.handlers):
         logger.addHandler(NodeMessages())
+
+
+def show_errors_by_name() -> None:
+    """Has ComfyUI show errors as "ConfigError: sentence". It puts the module before the name, which for a pack is the path of its
+    folder, except for types of `builtins`."""
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, errors.UniFusionError):
+            kind.__module__ = "builtins"
 
 
 _said: set[tuple[str, str]] = set()

@@ -339,6 +339,24 @@ def test_the_note_fills_its_box(page: Page, path: Path) -> None:
     assert NOTE_FILLED * box <= text <= box, f"the text is {text:.0f} high, its box {box:.0f}"
 
 
+# Errors ---------------------------------------------------------------------------------------------
+
+
+def test_an_error_begins_with_its_sentence(page: Page, comfy: Comfy) -> None:
+    graph = json.loads((WORKFLOWS / "UniFusion Text to Image with a Rewritten Prompt.json").read_text())
+    (sampler,) = [node for node in graph["nodes"] if node["type"] == "UniFusionSampler"]
+    # seed, its control, steps, cfg
+    sampler["widgets_values"][3] = 0.0
+    page.evaluate("graph => window.app.loadGraphData(graph)", graph)
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    page.get_by_role("button", name="View details").click()
+    page.get_by_text("ComfyUI Error Report").first.wait_for()
+    keep(page, "error")
+    report = page.get_by_text("ComfyUI Error Report").first.inner_text()
+    assert "**Exception Message:** ConfigError: cfg 0 draws what the negative describes" in report
+    assert "**Exception Type:** ConfigError\n" in report
+
+
 # Graphs of earlier commits ---------------------------------------------------------------------------
 
 

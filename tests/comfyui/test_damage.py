@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from unifusion_core import errors
 from unifusion_core.zoo.tiny import BUILT_IN
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def refusal(comfy: Comfy, graph: Graph, node: str) -> str:
     result = comfy.run(graph)
     assert result.status == "error", result.error
     assert result.error["node_id"] == node
-    assert ".errors." in result.error["exception_type"], result.error["exception_type"]
+    assert hasattr(errors, result.error["exception_type"]), result.error["exception_type"]
     return result.error["exception_message"]
 
 

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from unifusion_core import errors
 from unifusion_core.zoo.tiny import BUILT_IN
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def faults(graph: Graph, result: RunResult) -> list[str]:
     error = result.error
     kind, words = error.get("exception_type", ""), error.get("exception_message", "").strip()
     node = graph[error["node_id"]]["class_type"]
-    if node not in STOCK_READERS and ".errors." not in kind:
+    if node not in STOCK_READERS and not hasattr(errors, kind):
         return [f"{node} failed with {kind}: {words}"]
     return [] if words and "\n" not in words else [f"{node} failed in no sentence: {words!r}"]
 

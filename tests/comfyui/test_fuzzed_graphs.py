@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from unifusion_core import errors
+
 if TYPE_CHECKING:
     from conftest import Comfy, RunResult
 
@@ -165,7 +167,7 @@ def faults(graph: Graph, result: RunResult) -> list[str]:
     kind, words = error.get("exception_type", ""), error.get("exception_message", "").strip()
     if not words or not error["node_id"]:
         return [f"failed without a word: {error}"]
-    if graph[error["node_id"]]["class_type"].startswith("UniFusion") and ".errors." not in kind:
+    if graph[error["node_id"]]["class_type"].startswith("UniFusion") and not hasattr(errors, kind):
         return [f"{error['node_type']} failed with {kind}: {words}"]
     return []
 

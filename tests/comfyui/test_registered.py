@@ -74,6 +74,8 @@ def test_help_pages_are_served_with_their_pictures(comfy: Comfy, nodes: dict[str
         assert [socket for socket in sockets if f"| `{socket}` |" not in page] == [], name
         (picture,) = re.findall(r"!\[.+\]\((.+)\)", page)
         assert comfy.download(folder + picture).startswith(b"RIFF")
+        # tests/contract/test_help_translated.py compares it with the English one
+        assert f"(pictures/{name}.webp)" in comfy.download(f"{folder}{name}/ko.md").decode()
 
 
 def test_the_embedded_parts_stand_in_the_drop_downs(comfy: Comfy, nodes: dict[str, Any]) -> None:

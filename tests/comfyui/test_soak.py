@@ -1,12 +1,16 @@
-"""300 prompts in a row on one server: memory, open files, threads and times do not grow.
+"""Prompts of every kind in a row on one server: memory, open files, threads and times do not grow.
 
 pytest tests/comfyui/test_soak.py -m slow -s     (prints the table)
+
+300 of them, or as many as COMFYUI_COUNT says: the workflows, a batch, LoRAs, other weights, a sampled rewrite, and prompts
+that are refused, end in an error or are interrupted.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import statistics
 from collections import defaultdict
@@ -14,6 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from unifusion_core.zoo.tiny import BUILT_IN
 
 if TYPE_CHECKING:
     from conftest import Comfy
@@ -25,7 +34,7 @@ WORKFLOWS = Path(__file__).parents[2] / "workflows" / "api"
 API_GRAPHS = [
     path for path in sorted(WORKFLOWS.glob("*.json")) if "(built in)" in path.read_text(encoding="utf-8")
 ]
-NUM_PROMPTS, WARM_UP = 300, 20
+NUM_PROMPTS, WARM_UP = int(os.environ.get("COMFYUI_COUNT", "300")), 40
 MEMORY_GROWTH, TIME_GROWTH = 1.05, 1.10
 
 
@@ -40,16 +49,92 @@ def state(process_id: int) -> dict[str, int]:
     }
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="reads /proc, which only Linux has")
-def test_three_hundred_prompts(comfy: Comfy) -> None:
+Graph = dict[str, dict[str, Any]]
+# how prompts end that are not drawn
+ENDS = {
+    "refused": {"refused"},
+    "ends in an error": {"error"},
+    # it may be done before the interrupt arrives
+    "interrupted": {"interrupted", "success"},
+}
+
+
+def all_graphs() -> dict[str, Graph]:
+    """The workflows, and variants of one by the name of what they try."""
     graphs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in API_GRAPHS}
+    plain = graphs["UniFusion Text to Image with KSampler"]
+    (model,) = [name for name, node in plain.items() if node["class_type"] == "UniFusionModelLoader"]
+
+    def changed(graph: Graph = plain, **inputs: Any) -> Graph:
+        graph = copy.deepcopy(graph)
+        for node in graph.values():
+            node["inputs"] |= {name: value for name, value in inputs.items() if name in node["inputs"]}
+        return graph
+
+    def behind_the_model(kind: str, **inputs: Any) -> Graph:
+        """The plain graph with a node between the model and what takes it."""
+        graph = changed()
+        for node in graph.values():
+            for name, value in node["inputs"].items():
+                if value == [model, 0]:
+                    node["inputs"][name] = ["between", 0]
+        return graph | {"between": {"class_type": kind, "inputs": {"model": [model, 0], **inputs}}}
+
+    written = changed()
+    (clip,) = [name for name, node in plain.items() if node["class_type"] == "UniFusionVLMLoader"]
+    written["rewrite"] = {
+        "class_type": "UniFusionVerifiRewrite",
+        "inputs": {"clip": [clip, 0], "prompt": "a ball in the snow", "max_tiles": 1, "style": "caption"}
+        | {"own_style": "", "locked_text": "", "seed": 0, "temperature": 0.5, "max_new_tokens": 128}
+        | {"states": "automatic"},
+    }
+    written["shown"] = {"class_type": "PreviewAny", "inputs": {"source": ["rewrite", 1]}}
+    return graphs | {
+        "a batch": changed(batch_size=3),
+        "a LoRA": behind_the_model("UniFusionLoraLoader", lora="soak.safetensors", strength=0.5),
+        "a LoRA by the stock loader": behind_the_model(
+            "LoraLoaderModelOnly", lora_name="soak.safetensors", strength_model=0.5
+        ),
+        "weights in bf16": changed(weight_dtype="bf16"),
+        "a sampled rewrite": written,
+        "refused": changed(file="absent.safetensors"),
+        "ends in an error": changed(graphs["UniFusion Text to Image"], cfg=0.0),
+        "interrupted": changed(steps=200),
+    }
+
+
+def save_lora(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with safe_open(BUILT_IN.generator, "pt") as file:
+        rows, columns = file.get_slice("blocks.1.attn.wq.weight").get_shape()
+    numbers = torch.Generator().manual_seed(0)
+    sides = {
+        f"diffusion_model.blocks.1.attn.wq.lora_{side}.weight": torch.randn(shape, generator=numbers) * 0.01
+        for side, shape in (("A", (2, columns)), ("B", (rows, 2)))
+    }
+    save_file(sides, folder / "soak.safetensors")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="reads /proc, which only Linux has")
+def test_prompts_in_a_row(comfy: Comfy) -> None:
+    save_lora(comfy.models_dir / "loras")
+    graphs = all_graphs()
     names = sorted(graphs)
     rng = random.Random("soak")
     seconds: dict[str, list[float]] = defaultdict(list)
     states: list[dict[str, int]] = []
     for number in range(NUM_PROMPTS):
         name = names[number % len(names)] if number < WARM_UP else rng.choice(names)
-        seconds[name].append(comfy.successful(with_seed(graphs[name], number)).seconds)
+        graph = with_seed(graphs[name], number)
+        if name in ENDS:
+
+            def interrupt(event: dict[str, Any], name: str = name) -> None:
+                if name == "interrupted" and event["type"] == "progress":
+                    comfy.interrupt()
+
+            assert comfy.run(graph, on_event=interrupt).status in ENDS[name], name
+        else:
+            seconds[name].append(comfy.successful(graph).seconds)
         states.append(state(comfy.process_id))
     warm, end = states[WARM_UP], states[-1]
     print(f"\nafter {WARM_UP} prompts {warm}, after {NUM_PROMPTS} {end}")

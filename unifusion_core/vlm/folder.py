@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -76,7 +77,7 @@ def _size(folder: Path) -> tuple[int, int]:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         text = config.get_text_config()
         return text.hidden_size, text.num_hidden_layers
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise VLMError(
             f"{folder / 'config.json'} is damaged ({_in_one_line(error)}); copy the model's files again."
         ) from error
@@ -134,7 +135,10 @@ def _load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) ->
                 dtype=dtype,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, MemoryError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, RuntimeError, KeyError, MemoryError),
+        *(SafetensorError, StrictDataclassError),
+    ) as error:
         if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
             raise VLMError(
                 f"The VLM in {folder} needs more memory than is available ({_in_one_line(error)}): use a smaller one, or close "

@@ -10,7 +10,7 @@ import pytest
 
 from unifusion_core.errors import VLMError
 from unifusion_core.vlm.folder import load_vlm
-from unifusion_core.zoo.tiny import BUILT_IN
+from unifusion_core.zoo.tiny import BUILT_IN, TINY
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_damaged_setting_is_refused_in_one_sentence(
     (tmp_path / file).write_text(json.dumps(settings | {name: value}), encoding="utf-8")
 
     with pytest.raises(VLMError) as raised:
-        load_vlm(tmp_path)
+        load_vlm(tmp_path, spec=TINY.config.vlm)
 
     said = str(raised.value)
     assert name in said
