@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -62,10 +63,10 @@ def start(file: Path, out: Path, printed: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(call, stdout=stdout, stderr=stderr)
 
 
-def peak_memory(process: subprocess.Popen[bytes]) -> float:
-    """MB at most, while the process runs."""
+def peak_memory(process: subprocess.Popen[bytes], enough: Callable[[], bool] = lambda: False) -> float:
+    """MB at most, while the process runs and has not done enough."""
     peak = 0.0
-    while process.poll() is None:
+    while process.poll() is None and not enough():
         try:
             status = Path(f"/proc/{process.pid}/status").read_text()
         except OSError:
@@ -74,6 +75,10 @@ def peak_memory(process: subprocess.Popen[bytes]) -> float:
         peak = max(peak, int(found[1]) / 1000 if found else 0.0)
         time.sleep(0.2)
     return peak
+
+
+def num_files(folder: Path) -> int:
+    return len(os.listdir(folder)) if folder.exists() else 0  # noqa: PTH208  (names only)
 
 
 def measure(count: int, interruptions: int) -> dict[str, float]:
@@ -86,12 +91,11 @@ def measure(count: int, interruptions: int) -> dict[str, float]:
         for number in range(interruptions):
             process = start(file, out, printed)
             wanted = len(good) * (number + rng.random()) / (interruptions + 1)
-            while process.poll() is None and (not out.exists() or len(os.listdir(out)) < wanted):  # noqa: PTH208  (names only)
-                time.sleep(0.2)
+            peak = max(peak, peak_memory(process, lambda wanted=wanted: num_files(out) >= wanted))
             process.send_signal(rng.choice((signal.SIGINT, signal.SIGKILL, signal.SIGTERM)))
             process.wait()
         process = start(file, out, printed)
-        peak = peak_memory(process)
+        peak = max(peak, peak_memory(process))
         seconds = time.monotonic() - began
         names = Counter(printed.read_text().split())
         drawn = {path.stem for path in out.glob("*.png")}

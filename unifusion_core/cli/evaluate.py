@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..evaluation.suites import BENCHMARKS, COMPARISONS, SUITES
+from ..evaluation.suites import ABOUT, BENCHMARKS, COMPARISONS, SUITES, About
 from .options import add_part_options, finite, positive, seed, size
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def add_suite_options(parser: argparse.ArgumentParser, suites: Mapping[str, str] | list[str]) -> None:
     """Which suites, of what, on how many samples, and where the numbers go."""
-    parser.add_argument("--suite", nargs="+", metavar="NAME", help=f"one or more of {', '.join(suites)}")
+    names = ", ".join(suites)
+    parser.add_argument("--suite", nargs="+", metavar="NAME", help=f"of {names}; without it they are listed")
     add_part_options(parser)
     parser.add_argument(
         "--samples",
@@ -84,16 +85,23 @@ def add_suite_options(parser: argparse.ArgumentParser, suites: Mapping[str, str]
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Print the tables of suites. Raises ConfigError for one that does not exist, or that belongs to the demo."""
+    """Print the tables of suites, or without a name the list of suites. Raises ConfigError for one that does not exist, or that
+    belongs to the demo."""
     from ..shapes.evaluation.suites import SUITES as OF_SHAPES
 
-    names = arguments.suite or list(SUITES)
+    names = arguments.suite or []
     benchmarks = {*BENCHMARKS, *COMPARISONS}
     on_data = [name for name in names if name in benchmarks]
     if arguments.report or (arguments.page and not on_data):
         raise ConfigError(
             "the page of results is made by unifusion shapes results DIR, from the reports (*.json) in a folder"
         )
+    if not names:
+        print_suites("unifusion evaluate", (*SUITES, *BENCHMARKS, *COMPARISONS), ABOUT)
+        print(
+            "\nunifusion shapes evaluate lists the suites of coloured shapes. evaluation/README.md tells more of each."
+        )
+        return
     for name in names:
         if name in OF_SHAPES and not (name in benchmarks and arguments.data):
             raise ConfigError(
@@ -106,6 +114,20 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if len(names) > 1:
         raise ConfigError(f"{', '.join(names)} are several suites, and {on_data[0]} runs alone: give one")
     run_benchmark(names[0], arguments)
+
+
+def print_suites(command: str, names: Iterable[str], about: Mapping[str, About]) -> None:
+    """One line for each suite."""
+    unknown = About("", "", "")
+    rows = [(name, *about.get(name, unknown)) for name in names]
+    header = ("suite", *(field for field in About._fields))
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    print(f"{command} --suite NAME, where NAME is one of these:\n")
+    for row in (header, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(
+        "\nTimes are estimates for the embedded model on two idle cores, without a judge's; --samples N takes fewer samples."
+    )
 
 
 def run(names: list[str], suites: Mapping[str, str], arguments: argparse.Namespace) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..evaluation.suites import BENCHMARKS
-from ..shapes.evaluation.suites import OF_THE_MODEL, SUITES
-from .evaluate import add_suite_options, run
+from ..shapes.evaluation.suites import ABOUT, SUITES
+from .evaluate import add_suite_options, print_suites, run
 from .inspect import millions
 from .options import positive, seed, training_needs
 
@@ -98,8 +98,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Print the tables of suites. Raises ConfigError for one that does not exist."""
-    run(arguments.suite or list(OF_THE_MODEL), SUITES, arguments)
+    """Print the tables of suites, or without a name the list of suites. Raises ConfigError for one that does not exist."""
+    if arguments.suite:
+        run(arguments.suite, SUITES, arguments)
+    else:
+        print_suites("unifusion shapes evaluate", SUITES, ABOUT)
 
 
 def examples(arguments: argparse.Namespace) -> None:

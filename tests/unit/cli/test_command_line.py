@@ -24,7 +24,7 @@ from unifusion_core.checkpoints.safetensors_file import read_tensors
 from unifusion_core.cli.main import main
 from unifusion_core.contracts import TokenRole
 from unifusion_core.evaluation.runner import load_suite
-from unifusion_core.evaluation.suites import SUITES
+from unifusion_core.evaluation.suites import BENCHMARKS, COMPARISONS, SUITES
 from unifusion_core.shapes.evaluation.suites import SUITES as OF_SHAPES
 from unifusion_core.vlm.backbone import VLMBackbone, Written
 from unifusion_core.vlm.chat import VLMInputs
@@ -621,3 +621,24 @@ sys.exit(status)
 @pytest.mark.parametrize("name", [*SUITES, *OF_SHAPES])
 def test_every_suite_that_the_command_line_names_can_be_loaded(name: str) -> None:
     assert callable(load_suite((SUITES | OF_SHAPES)[name]))
+
+
+@pytest.mark.parametrize(
+    ("command", "suites"),
+    [
+        (["evaluate"], {*SUITES, *BENCHMARKS, *COMPARISONS}),
+        (["shapes", "evaluate"], {*OF_SHAPES}),
+    ],
+)
+def test_evaluate_without_a_suite_lists_them_with_what_they_need(
+    command: list[str], suites: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    rows = [re.split(r" {2,}", line) for line in printed.splitlines() if re.search(r"\S {2,}\S", line)]
+    header, *rows = rows
+    assert header == ["suite", "measures", "needs", "time"]
+    assert {row[0] for row in rows} == suites
+    # what, needs and time of each
+    assert all(len(row) == 4 for row in rows)
+    assert max(map(len, printed.splitlines())) <= 130

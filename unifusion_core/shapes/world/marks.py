@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from scipy import ndimage
@@ -59,7 +60,7 @@ def sample_mark(rng: random.Random, obj: SceneObject) -> Mark | None:
     own_radius = SIZES[obj.size] * obj.traits.scale
     for _ in range(TRIES):
         dx, dy = rng.uniform(-1, 1), rng.uniform(-1, 1)
-        room = -float(DISTANCES[obj.shape](np.float64(dx), np.float64(dy))) * own_radius - MARGIN
+        room = -float(DISTANCES[obj.shape](np.array([dx]), np.array([dy]))[0]) * own_radius - MARGIN
         if room >= RADII[0]:
             radius = rng.uniform(RADII[0], min(RADII[1], room))
             return Mark(dx=dx, dy=dy, radius=radius, level=level)
@@ -103,9 +104,9 @@ def _disc(image: Array, rgb: Array, owned: Array, sign: int, unit: float) -> Fou
     share, on_way = _share(image, rgb, sign)
     seen = owned & on_way & (share >= REACHED) & (share <= BEYOND)
     # thin lines are soft outlines
-    parts, count = ndimage.label(ndimage.binary_opening(seen))
+    parts, count = cast("tuple[Array, int]", ndimage.label(ndimage.binary_opening(seen)))
     # a frame, because an object may touch the end of the window
-    depth = ndimage.distance_transform_edt(np.pad(owned, 1))[1:-1, 1:-1]
+    depth = cast("Array", ndimage.distance_transform_edt(np.pad(owned, 1)))[1:-1, 1:-1]
     best: FoundMark | None = None
     for part in range(1, count + 1):
         each = _measure(np.asarray(parts == part), share * (on_way & owned), sign, unit)
