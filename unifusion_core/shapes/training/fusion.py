@@ -367,19 +367,22 @@ def draw(
     """One image (H W 3, bytes) for each row of features, number i from seed i; `gains` of the layers as in `UniFusion.pool`."""
     side = SIZE[0] // DOWNSCALE
     schedule = build_schedule("shift 3", SAMPLING["steps"], (side // model.config.dit.patch_size) ** 2)
-    negative, images = model.pool(empty), []
-    seeds = list(range(len(features.states)))
-    for start in range(0, len(seeds), DRAWN_AT_ONCE):
-        rows = slice(start, start + DRAWN_AT_ONCE)
-        part = Features(
-            states=features.states[rows], mask=features.mask[rows], positions=features.positions[rows]
-        )
-        noise = make_noise(seeds[rows], model.config.dit.latent_channels, side, side, "cpu")
-        latents = sample(
-            model, model.pool(part, gains), noise, schedule, negative=negative, cfg=SAMPLING["cfg"]
-        )
-        pixels = autoencoder.decode(latents).clamp(0, 1)
-        images += list((pixels.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy())
+    images = []
+    # as in training
+    with torch.autocast("cpu", torch.bfloat16):
+        negative = model.pool(empty)
+        for start in range(0, len(features.states), DRAWN_AT_ONCE):
+            rows = slice(start, start + DRAWN_AT_ONCE)
+            part = Features(
+                states=features.states[rows], mask=features.mask[rows], positions=features.positions[rows]
+            )
+            seeds = range(start, start + len(part.states))
+            noise = make_noise(seeds, model.config.dit.latent_channels, side, side, "cpu")
+            latents = sample(
+                model, model.pool(part, gains), noise, schedule, negative=negative, cfg=SAMPLING["cfg"]
+            )
+            pixels = autoencoder.decode(latents.float()).float().clamp(0, 1)
+            images += list((pixels.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy())
     return images
 
 
