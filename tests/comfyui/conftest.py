@@ -2,7 +2,7 @@
 
 The ComfyUI is the one in COMFYUI_DIR, else the one in ~/comfy/ComfyUI, where comfy-cli installs it. Without one these tests are
 skipped. With REQUIRE_COMFYUI=1 they fail instead, so that a CI run cannot pass by testing nothing. COMFYUI_PATIENCE=10 multiplies
-all time limits by ten, for busy machines.
+all time limits by ten, for busy machines. COMFYUI_COUNT says how many prompts, graphs or files the slow checks try.
 """
 
 from __future__ import annotations
