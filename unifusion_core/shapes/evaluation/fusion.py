@@ -11,17 +11,19 @@ import re
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+import xxhash
 
 from ...contracts import Features, Request, RewriteSettings, TokenRole
 from ...errors import ConfigError, PromptError
 from ...evaluation.benchmarks.bootstrap import BOUNDS, RESAMPLES
 from ...evaluation.subject import Row, Sampling, Subject
+from ...files import write_whole
 from ...inspection.reading import read_layers
 from ...models.autoencoder import Autoencoder
 from ...models.unifusion import UniFusion
@@ -43,6 +45,7 @@ from ..training.fusion import (
 )
 from ..world import prompts
 from ..world.lexicon import PLACES, SIZE_WORDS
+from ..world.requirements import Verdict
 from ..world.scenes import BACKGROUNDS, COLORS, SHAPES, sample_scene
 from .designs import PROPERTIES_INTERVAL, PROPERTIES_RIGHT, load_design
 from .judging import PROPERTIES, Judgement, Tally, judge_picture
@@ -154,11 +157,43 @@ def evaluate_fusion(subject: Subject, sampling: Sampling) -> Iterator[Row]:
     for design, files in runs.items():
         by_set: dict[str, dict[int, list[Judgement]]] = {name: {} for name in captions}
         for seed, file in files.items():
-            model = load_design(file)
             for name, wordings in captions.items():
-                by_set[name][seed] = judge(model, subject, states[name], empty, wordings)
+                kept = _kept_judgements(file, name, sampling)
+                found = _read_judgements(kept, wordings)
+                if found is None:
+                    found = judge(load_design(file), subject, states[name], empty, wordings)
+                    write_whole(kept, json.dumps([_as_json(each) for each in found]).encode())
+                by_set[name][seed] = found
         judged[design] = {name: Judged(by_seed=by_seed) for name, by_seed in by_set.items()}
         yield _row(design, files, judged, seconds)
+
+
+def _kept_judgements(file: Path, name: str, sampling: Sampling) -> Path:
+    """Where the judgements of a run's weights are kept, so that the suite goes on where it stopped, and adds new runs."""
+    weights = xxhash.xxh3_64(file.read_bytes()).hexdigest()
+    return file.parent / "judged" / f"{name}-{sampling.samples}-{sampling.seed}-{weights}.json"
+
+
+def _as_json(judgement: Judgement) -> dict[str, Any]:
+    return {"readable": judgement.readable, "verdict": asdict(judgement.verdict)}
+
+
+def _read_judgements(path: Path, wordings: Sequence[prompts.Wording]) -> list[Judgement] | None:
+    """Kept judgements of these captions; None if there are none."""
+    if not path.exists():
+        return None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    found = []
+    for each, wording in zip(kept, wordings, strict=True):
+        # JSON has no tuples
+        verdict: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in each["verdict"].items()
+        }
+        found.append(
+            Judgement(requirement=wording.requirement, verdict=Verdict(**verdict), readable=each["readable"])
+        )
+    return found
 
 
 def judge(
