@@ -32,6 +32,7 @@ from ...vlm.features import encode_chat
 from ...vlm.rewrite import attempt_rewrites
 from ..training.fusion import (
     ALL_TAPS,
+    BATCH_SIZE,
     DESIGNS,
     ENCODER,
     NOISES,
@@ -69,7 +70,6 @@ NAMES = {
 }
 BIAS, BIAS_INTERVAL = "first minus third, points", "its interval, points"
 TIMED = 3
-TIMED_BATCH = 12
 # a few examples in the style text, since a language model of this size does not know what is wanted
 EXAMPLES = (
     "Rewrite the request as one plain caption of a picture. Examples. Request: draw me a ball the colour of grass in the snow. "
@@ -158,27 +158,27 @@ def evaluate_fusion(subject: Subject, sampling: Sampling) -> Iterator[Row]:
         by_set: dict[str, dict[int, list[Judgement]]] = {name: {} for name in captions}
         for seed, file in files.items():
             for name, wordings in captions.items():
-                kept = _kept_judgements(file, name, sampling)
-                found = _read_judgements(kept, wordings)
+                kept = kept_judgements(file, name, sampling)
+                found = read_judgements(kept, wordings)
                 if found is None:
                     found = judge(load_design(file), subject, states[name], empty, wordings)
-                    write_whole(kept, json.dumps([_as_json(each) for each in found]).encode())
+                    write_whole(kept, json.dumps([judgement_as_json(each) for each in found]).encode())
                 by_set[name][seed] = found
         judged[design] = {name: Judged(by_seed=by_seed) for name, by_seed in by_set.items()}
         yield _row(design, files, judged, seconds)
 
 
-def _kept_judgements(file: Path, name: str, sampling: Sampling) -> Path:
+def kept_judgements(file: Path, name: str, sampling: Sampling) -> Path:
     """Where the judgements of a run's weights are kept, so that the suite goes on where it stopped, and adds new runs."""
     weights = xxhash.xxh3_64(file.read_bytes()).hexdigest()
     return file.parent / "judged" / f"{name}-{sampling.samples}-{sampling.seed}-{weights}.json"
 
 
-def _as_json(judgement: Judgement) -> dict[str, Any]:
+def judgement_as_json(judgement: Judgement) -> dict[str, Any]:
     return {"readable": judgement.readable, "verdict": asdict(judgement.verdict)}
 
 
-def _read_judgements(path: Path, wordings: Sequence[prompts.Wording]) -> list[Judgement] | None:
+def read_judgements(path: Path, wordings: Sequence[prompts.Wording]) -> list[Judgement] | None:
     """Kept judgements of these captions; None if there are none."""
     if not path.exists():
         return None
@@ -245,7 +245,7 @@ def _row(
             "from": 100 * low,
             "to": 100 * high,
         }
-    places = _by_place(own["places"], seeds)
+    places = by_place(own["places"], seeds)
     values |= {f"object {place}, %": 100 * places[place - 1].mean() for place in (1, 2, 3)}
     low, high = interval(places[0] - places[2])
     values |= {BIAS: 100 * (places[0] - places[2]).mean(), BIAS_INTERVAL: 50 * (high - low)}
@@ -255,7 +255,7 @@ def _row(
     return Row(name=NAMES[design], rates=own["pairs"].tally().rates(), values=values)
 
 
-def _by_place(judged: Judged, seeds: Sequence[int]) -> np.ndarray:
+def by_place(judged: Judged, seeds: Sequence[int]) -> np.ndarray:
     """Places in the prompt x repetitions x captions: share of an object's properties that are right."""
     shares = []
     for seed in seeds:
@@ -272,7 +272,7 @@ def _seconds_per_sample(
 
     taken: dict[str, list[float]] = {design: [] for design in files}
     generator = torch.Generator().manual_seed(0)
-    some = states["pairs"][:TIMED_BATCH]
+    some = states["pairs"][:BATCH_SIZE]
     shape = (len(some), NOISES, 16, 16, 16)
     noise, t = torch.randn(shape, generator=generator), torch.rand(shape[:2], generator=generator)
     for _ in range(TIMED + 1):
@@ -315,9 +315,7 @@ def evaluate_fusion_curve(subject: Subject, sampling: Sampling) -> Iterator[Row]
 def _curve(run: Path) -> dict[int, float]:
     """By samples: share of right properties at a run's evaluations."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    record = json.loads((run / "config.json").read_text()) if (run / "config.json").exists() else {}
-    size = record.get("batch_size", 12)
-    return {line["step"] * size: line["properties"] for line in lines if "properties" in line}
+    return {line["step"] * BATCH_SIZE: line["properties"] for line in lines if "properties" in line}
 
 
 # Layers -------------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ MLP_SIZE = 640
 WORDINGS = {"full": 5, "terse": 2, "caption": 1}
 # numbers of objects and their shares
 OBJECTS = {1: 0.2, 2: 0.35, 3: 0.45}
+BATCH_SIZE = 12
 NOISES = 4
 FOREGROUND_WEIGHT = 3.0
 TIME_MEANS = (1.0,)

@@ -17,7 +17,7 @@ from ...training.loop import LoopConfig, Task
 from ...vlm.folder import load_vlm
 from ...zoo.tiny import BUILT_IN, TINY
 from .autoencoder import AutoencoderTask
-from .fusion import DESIGNS, RUN, FusionTask
+from .fusion import BATCH_SIZE, DESIGNS, RUN, FusionTask
 from .generator import GeneratorSettings, GeneratorTask
 from .vlm import VLMTask
 
@@ -77,7 +77,7 @@ SCRATCH_LOOP = LoopConfig(
 SHORT_LOOP = replace(SCRATCH_LOOP, steps=560, decay=200)
 FUSION_LOOP = LoopConfig(
     steps=160,
-    batch_size=12,
+    batch_size=BATCH_SIZE,
     learning_rate=6e-4,
     muon_learning_rate=0.006,
     warmup=40,
