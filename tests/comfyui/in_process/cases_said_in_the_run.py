@@ -210,7 +210,8 @@ def conditions_longer_than_trained() -> list[str]:
 
 @conditions_longer_than_trained.check
 def _(said: list[str]) -> None:
-    assert said[:2] == ["", ""]
+    # a small file of random weights is told, too
+    assert not any("tokens" in each for each in said[:2])
     for each in said[2:]:
         assert "513 tokens" in each
         assert "512" in each
