@@ -299,8 +299,9 @@ def evaluate_fusion_curve(subject: Subject, sampling: Sampling) -> Iterator[Row]
     runs = finished_runs()
     for design, files in runs.items():
         curves = [_curve(file.parent) for file in files.values()]
-        for samples in sorted(set.intersection(*(set(curve) for curve in curves))):
-            right = [curve[samples] for curve in curves]
+        for samples in sorted(set().union(*curves)):
+            # not every repetition was evaluated as often
+            right = [curve[samples] for curve in curves if samples in curve]
             yield Row(
                 name=f"{NAMES[design]}, {samples} samples",
                 values={
@@ -445,10 +446,11 @@ def evaluate_fusion_rewriting(subject: Subject, sampling: Sampling) -> Iterator[
         rewritten = encode_texts(backbone, texts)
         judged = judge_features(model, subject, features_of(rewritten, spec.taps), empty, wordings)
         values = {"failed rewrites, %": 100 * failed / len(texts)}
-        values["repeated word by word, %"] = 100 * statistics.fmean(
-            text.strip().lower() == each.text.strip().lower()
-            for text, each in zip(texts, wordings, strict=True)
+        repeated = (
+            not isinstance(each, PromptError) and text.strip().lower() == wording.text.strip().lower()
+            for each, text, wording in zip(written, texts, wordings, strict=True)
         )
+        values["repeated word by word, %"] = 100 * statistics.fmean(repeated)
         yield _rewriting_row(f"{kind} prompts rewritten", judged, values)
 
 

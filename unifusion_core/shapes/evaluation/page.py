@@ -98,7 +98,8 @@ FIGURES = (
         "frozen encoder is SmolLM2-135M-Instruct, which never saw the world of shapes. All designs have the same captions, "
         "order, noise, steps and number of trained parameters; their DiT goes on from the shipped one, whose blocks are used to "
         "condition tokens of one vector each. Counted is the share of right properties on pairs that were never trained. "
-        "Intervals are over repetitions and images.",
+        "Intervals are over repetitions and images; designs with one repetition (column *repetitions*) have those of images "
+        "alone, and repetitions of LAP differ by four points.",
         value=PROPERTIES_RIGHT,
         spread=PROPERTIES_INTERVAL,
         claims=tuple((NAMES["lap"], NAMES[other]) for other in OTHERS),

@@ -79,7 +79,7 @@ def test_without_a_run_of_lap_the_command_to_train_it_is_told(
             next(suite(Subject(), Sampling(samples=1)))
 
 
-def test_curves_have_the_points_that_all_repetitions_have(
+def test_curves_have_the_mean_of_the_repetitions_that_were_evaluated_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fusion, "RUNS", tmp_path)
@@ -89,7 +89,8 @@ def test_curves_have_the_points_that_all_repetitions_have(
         (run / "generator.safetensors").touch()
         lines = [{"step": step, "properties": right} for step, right in points.items()]
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"loss": 1}, *lines]))
-    (row,) = fusion.evaluate_fusion_curve(Subject(), Sampling(samples=1))
+    first, row = fusion.evaluate_fusion_curve(Subject(), Sampling(samples=1))
+    assert first.values == pytest.approx({"samples": 480, PROPERTIES_RIGHT: 30, "lowest": 30, "highest": 30})
     assert row.name == "LAP over every third layer, 960 samples"
     assert row.values == pytest.approx({"samples": 960, PROPERTIES_RIGHT: 70, "lowest": 60, "highest": 80})
 
