@@ -377,7 +377,7 @@ def draw(
             part = Features(
                 states=features.states[rows], mask=features.mask[rows], positions=features.positions[rows]
             )
-            seeds = range(start, start + len(part.states))
+            seeds = list(range(start, start + len(part.states)))
             noise = make_noise(seeds, model.config.dit.latent_channels, side, side, "cpu")
             latents = sample(
                 model, model.pool(part, gains), noise, schedule, negative=negative, cfg=SAMPLING["cfg"]
