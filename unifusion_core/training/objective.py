@@ -55,7 +55,7 @@ class FlowMatching(nn.Module):
     def __init__(self, unifusion: UniFusion, *, checkpointing: bool = False) -> None:
         """`checkpointing`: recompute the activations of all blocks in the backward pass."""
         super().__init__()
-        self.unifusion = unifusion
+        self.unifusion, self.checkpointing = unifusion, checkpointing
         if checkpointing:
             # inside the blocks, so that hooks of FSDP are outside and gather weights for the recomputation, too
             for block in unifusion.dit_blocks:
@@ -67,6 +67,8 @@ class FlowMatching(nn.Module):
     def forward(self, batch: FlowBatch, number: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of the batch, and its values in each quarter of time. `number` belongs to the loop's interface."""
         slow = batch.latents.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        # the backward pass recomputes activations outside of this choice, and must find the same kernel
+        slow = slow and not self.checkpointing
         # on a CPU, the fused attention's backward pass takes four times as long in 16 bits as in 32
         with sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
             losses = self.losses(batch)

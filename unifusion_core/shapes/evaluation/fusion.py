@@ -175,6 +175,7 @@ def kept_judgements(file: Path, name: str, sampling: Sampling) -> Path:
 
 
 def judgement_as_json(judgement: Judgement) -> dict[str, Any]:
+    """What `read_judgements` reads."""
     return {"readable": judgement.readable, "verdict": asdict(judgement.verdict)}
 
 
