@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -109,6 +110,18 @@ def build_features() -> Callable[..., Features]:
         return Features(states=states, mask=mask, positions=positions, tokens=tokens)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The VLM folder of a real language model. Skips the test where the extra llm is not installed."""
+    from unifusion_core.errors import ConfigError
+    from unifusion_core.shapes.encoder import write_encoder
+
+    try:
+        return write_encoder(tmp_path_factory.mktemp("language-model") / "vlm")
+    except ConfigError as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")

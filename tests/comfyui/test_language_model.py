@@ -8,17 +8,17 @@ The generator before it has random weights: texts are compared, not images.
 
 from __future__ import annotations
 
-import importlib.metadata
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from unifusion_core.checkpoints.generator_file import save_generator
-from unifusion_core.contracts import ChatTemplate, Request, VLMSpec
+from unifusion_core.contracts import Request
 from unifusion_core.models.lap import LAPConfig
 from unifusion_core.models.unifusion import UniFusion
-from unifusion_core.shapes.encoder import PACKAGE, write_encoder
 from unifusion_core.vlm.folder import load_vlm
 from unifusion_core.zoo.tiny import TINY
 
@@ -26,50 +26,24 @@ if TYPE_CHECKING:
     from conftest import Comfy, Graph
 
 
-def installed(package: str) -> bool:
-    try:
-        return bool(importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-pytestmark = [
-    pytest.mark.comfyui,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (installed(PACKAGE) and installed("gguf")), reason="the extra llm is not installed"
-    ),
-]
+pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 
 NAME = "language-model"
 GENERATOR = f"{NAME}.safetensors"
-SPEC = VLMSpec(
-    family="internvl",
-    hidden_size=576,
-    num_layers=30,
-    taps=(1, 19),
-    template=ChatTemplate(
-        prefix="<|im_start|>user\n",
-        suffix="<|im_end|>\n<|im_start|>assistant\n",
-        end="<|im_end|>",
-        image_prefix="<img>",
-        image_token="<IMG_CONTEXT>",
-        image_suffix="</img>",
-    ),
-)
+TAPS = (1, 19)
 LIST, ENDLESS = "List three colors.", "Give me a prompt for a picture of a dog."
 
 
 @pytest.fixture(scope="module")
-def answer(comfy: Comfy) -> str:
+def answer(comfy: Comfy, language_model: Path) -> str:
     """Writes generator and VLM folder into the server's models; the library's own answer to `LIST`."""
     folder = comfy.models_dir / "diffusion_models"
     folder.mkdir(exist_ok=True)
     lap = LAPConfig(num_heads=4, mlp_size=64)
-    config = replace(TINY.config, vlm=SPEC, lap=lap, dit=replace(TINY.config.dit, num_blocks=1))
+    vlm = load_vlm(shutil.copytree(language_model, comfy.models_dir / "vlm" / NAME))
+    config = replace(TINY.config, vlm=vlm.spec(TAPS), lap=lap, dit=replace(TINY.config.dit, num_blocks=1))
     save_generator(UniFusion(config), folder / GENERATOR)
-    vlm = load_vlm(write_encoder(comfy.models_dir / "vlm" / NAME))
-    return vlm.generate(vlm.prepare([Request(prompt=LIST)], SPEC.template), max_new_tokens=24)[0]
+    return vlm.generate(vlm.prepare([Request(prompt=LIST)], vlm.template), max_new_tokens=24)[0]
 
 
 def rewrite(graph: Graph, prompt: str, max_new_tokens: int) -> list[Any]:

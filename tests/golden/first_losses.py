@@ -25,7 +25,9 @@ from unifusion_core.training.loop import Loop
 STEPS = 2
 TOLERANCE = 1e-5
 # start from the folder of another run, or read a language model
-NEEDS_A_FOLDER = tuple(name for name in RECIPES if name == "tiny-finish" or name.startswith("fusion-"))
+NEEDS_A_FOLDER = tuple(
+    name for name in RECIPES if name in ("tiny-finish", "tiny-vae-found") or name.startswith("fusion-")
+)
 
 
 def first_losses() -> Iterator[tuple[str, list[float]]]:

@@ -118,9 +118,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def print_suites(command: str, names: Iterable[str], about: Mapping[str, About]) -> None:
     """One line for each suite."""
-    unknown = About("", "", "")
-    rows = [(name, *about.get(name, unknown)) for name in names]
-    header = ("suite", *(field for field in About._fields))
+    rows = [(name, *about[name]) for name in names]
+    header = ("suite", *About._fields)
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     print(f"{command} --suite NAME, where NAME is one of these:\n")
     for row in (header, *rows):

@@ -56,9 +56,11 @@ def every_third(num_layers: int) -> tuple[int, ...]:
     return tuple(range(num_layers - 1, 1, -TAP_STEP))[::-1]
 
 
-def build_connected(config: UniFusionConfig, seed: int, dit: UniFusion | None = None) -> UniFusion:
-    """A generator with new weights; those of the DiT are taken from `dit`, if given."""
-    model = UniFusion(config)
+def build_connected(
+    config: UniFusionConfig, seed: int, dit: UniFusion | None = None, kind: type[UniFusion] = UniFusion
+) -> UniFusion:
+    """A generator with new weights; those of the DiT are taken from `dit`, if given. `kind`: another fusion design."""
+    model = kind(config)
     initialize(model, torch.Generator().manual_seed(seed))
     if dit is not None:
         kept = {name: value for name, value in dit.state_dict().items() if not name.startswith(PARTS)}

@@ -66,11 +66,11 @@ class FlowMatching(nn.Module):
 
     def forward(self, batch: FlowBatch, number: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of the batch, and its values in each quarter of time. `number` belongs to the loop's interface."""
-        slow = batch.latents.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        # the backward pass recomputes activations outside of this choice, and must find the same kernel
-        slow = slow and not self.checkpointing
-        # on a CPU, the fused attention's backward pass takes four times as long in 16 bits as in 32
-        with sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
+        sixteen_bits_on_cpu = batch.latents.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        # There the fused attention's backward pass takes four times as long as in 32 bits. Recomputed activations are computed
+        # outside of this choice, and must find the kernel of the first time.
+        plain = sixteen_bits_on_cpu and not self.checkpointing
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             losses = self.losses(batch)
         return losses.mean(), loss_by_time(losses.detach(), batch.t)
 

@@ -29,11 +29,11 @@ BUILT_IN = BuiltIn(
 def _without_configuration(shapes: Shapes) -> None:
     """Raises CheckpointError for weights in the embedded model's sizes. Their names are Krea 2's, and shapes do not tell taps,
     positions and template."""
-    dit, lap, taps = 192, 160, 5
+    own = TINY.config
     if (
-        shapes.get("blocks.0.prenorm.scale") == (dit,)
-        and shapes.get("txtfusion.layerwise_blocks.0.prenorm.scale") == (lap,)
-        and shapes.get("txtfusion.projector.weight") == (1, taps)
+        shapes.get("blocks.0.prenorm.scale") == (own.dit.hidden_size,)
+        and shapes.get("txtfusion.layerwise_blocks.0.prenorm.scale") == (own.vlm.hidden_size,)
+        and shapes.get("txtfusion.projector.weight") == (1, len(own.vlm.taps))
     ):
         raise CheckpointError(
             "it has the sizes of the embedded model and no configuration, which another program has dropped: use the file as "

@@ -8,53 +8,26 @@ SmolLM2-135M as `unifusion shapes encoder` writes it. What it answers is its own
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from unifusion_core.contracts import ChatTemplate, Features, Request, RewriteSettings, VLMSpec
+from unifusion_core.contracts import Features, Request, RewriteSettings
 from unifusion_core.errors import PromptError
-from unifusion_core.shapes.encoder import PACKAGE, write_encoder
 from unifusion_core.vlm.answer import description_in
 from unifusion_core.vlm.backbone import VLMBackbone
 from unifusion_core.vlm.folder import load_vlm
 from unifusion_core.vlm.rewrite import Rewrite, encode_requests, rewrite
 
+pytestmark = pytest.mark.slow
 
-def installed(package: str) -> bool:
-    try:
-        return bool(importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (installed(PACKAGE) and installed("gguf")), reason="the extra llm is not installed"
-    ),
-]
-
-SPEC = VLMSpec(
-    family="internvl",
-    hidden_size=576,
-    num_layers=30,
-    # the sizes of their states differ by 70
-    taps=(0, 1, 10, 19, 28),
-    template=ChatTemplate(
-        prefix="<|im_start|>user\n",
-        suffix="<|im_end|>\n<|im_start|>assistant\n",
-        end="<|im_end|>",
-        image_prefix="<img>",
-        image_token="<IMG_CONTEXT>",
-        image_suffix="</img>",
-    ),
-)
+# the sizes of their states differ by 70
+TAPS = (0, 1, 10, 19, 28)
 ONE_PASS = RewriteSettings(max_new_tokens=48, states="one_pass")
 # of a state's size, in float32
 TOLERANCE = 1e-4
@@ -68,20 +41,20 @@ KOREAN = "눈 속의 빨간 여우를 한 문장으로 묘사해 주세요."
 
 
 @pytest.fixture(scope="module")
-def vlm(tmp_path_factory: pytest.TempPathFactory) -> VLMBackbone:
-    return load_vlm(write_encoder(tmp_path_factory.mktemp("encoder") / "vlm"))
+def vlm(language_model: Path) -> VLMBackbone:
+    return load_vlm(language_model)
 
 
 @pytest.fixture(scope="module")
 def answer(vlm: VLMBackbone) -> Callable[[str], str]:
     """The VLM's whole answer to a prompt, as far as 48 tokens go."""
     return lambda prompt: vlm.generate(
-        vlm.prepare([Request(prompt=prompt)], SPEC.template), max_new_tokens=48
+        vlm.prepare([Request(prompt=prompt)], vlm.template), max_new_tokens=48
     )[0]
 
 
 def rewritten(vlm: VLMBackbone, prompt: str, settings: RewriteSettings = ONE_PASS, **more: Any) -> Rewrite:
-    (done,) = rewrite(vlm, SPEC, [Request(prompt=prompt)], settings, **more)
+    (done,) = rewrite(vlm, vlm.spec(TAPS), [Request(prompt=prompt)], settings, **more)
     return done
 
 
@@ -97,7 +70,7 @@ def error(given: Features, expected: Features) -> float:
 
 def encoded(vlm: VLMBackbone, done: Rewrite, states: Any = "one_pass") -> Features:
     """The states of a rewrite out of a pass over all of its words, given beforehand."""
-    return encode_requests(vlm, SPEC, [done.request], states=states)
+    return encode_requests(vlm, vlm.spec(TAPS), [done.request], states=states)
 
 
 @pytest.mark.parametrize(
@@ -155,15 +128,17 @@ def test_prompts_in_a_batch_get_what_they_get_alone(vlm: VLMBackbone) -> None:
     settings = replace(ONE_PASS, max_new_tokens=24)
 
     written = vlm.write(
-        vlm.prepare([Request(prompt=prompt) for prompt in prompts], SPEC.template),
-        SPEC,
+        vlm.prepare([Request(prompt=prompt) for prompt in prompts], vlm.template),
+        vlm.spec(TAPS),
         max_new_tokens=settings.max_new_tokens,
     )
 
     assert written.features is not None
     assert set(written.ended) == {True, False}
     for row, prompt in enumerate(prompts):
-        alone = vlm.write(vlm.prepare([Request(prompt=prompt)], SPEC.template), SPEC, max_new_tokens=24)
+        alone = vlm.write(
+            vlm.prepare([Request(prompt=prompt)], vlm.template), vlm.spec(TAPS), max_new_tokens=24
+        )
         assert alone.features is not None
         assert written.texts[row] == alone.texts[0]
         assert written.ended[row] == alone.ended[0]
@@ -182,7 +157,7 @@ def test_other_languages_are_read_and_written_whole(
     assert any(ord(letter) > 127 for letter in text)
     assert "\ufffd" not in text
     locked = encode_requests(
-        vlm, SPEC, [Request(prompt=prompt, rewrite=description_in(text))], states="one_pass"
+        vlm, vlm.spec(TAPS), [Request(prompt=prompt, rewrite=description_in(text))], states="one_pass"
     )
     assert bool(torch.isfinite(locked.states).all())
 

@@ -17,16 +17,14 @@ from ...evaluation.rates import Rate
 from ...evaluation.subject import Row, Sampling, Subject, chunks
 from ...images import to_pixels
 from ...models.autoencoder import Autoencoder
-from ..world.marks import with_marks
-from ..world.render import object_geometry, render
+from ..world.marks import NEAR, with_marks
+from ..world.render import mark_geometry, object_geometry, render
 from ..world.requirements import Requirement
 from ..world.scenes import ASPECT_SIZES, COLORS, Scene, SceneObject, Traits, free_rgb, sample_scene
 from ..world.scorer import psnr, read_picture, trait_errors
 from .judging import Judgement, Tally, judge_reading
 
 BATCH = 16
-# pixels: a mark is near if it is found within them
-NEAR = 2.0
 LEVELS_OFF = 4
 
 
@@ -58,12 +56,13 @@ def _marks(autoencoder: Autoencoder, sampling: Sampling) -> Row:
             ):
                 seen = {obj.cell: obj for obj in read_picture(image).scene.objects}
                 for obj in scene.objects:
-                    own, found = (mark_place(each, size) for each in (obj, seen.get(obj.cell)))
+                    found_obj = seen.get(obj.cell)
+                    own, found = mark_geometry(obj, *size), found_obj and mark_geometry(found_obj, *size)
                     total, present = total + 1, present + (own is not None)
                     right += (own is None) == (found is None)
                     false += own is None and found is not None
                     if own is not None and found is not None:
-                        errors.append(math.dist(own, found))
+                        errors.append(math.dist(own[:2], found[:2]))
                         near += errors[-1] <= NEAR
     return Row(
         name="marks",
@@ -74,14 +73,6 @@ def _marks(autoencoder: Autoencoder, sampling: Sampling) -> Row:
         },
         values={"mark error px": fmean(errors) if errors else math.nan},
     )
-
-
-def mark_place(obj: SceneObject | None, size: tuple[int, int]) -> tuple[float, float] | None:
-    """Where an object's mark is, in pixels; None if it has none."""
-    if obj is None or obj.mark is None:
-        return None
-    x, y, radius = object_geometry(obj, *size)
-    return x + obj.mark.dx * radius, y + obj.mark.dy * radius
 
 
 def _flat_colors(autoencoder: Autoencoder, sampling: Sampling) -> Row:

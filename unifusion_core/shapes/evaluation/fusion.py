@@ -11,7 +11,7 @@ import re
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +31,6 @@ from ...vlm.backbone import VLMBackbone
 from ...vlm.features import encode_chat
 from ...vlm.rewrite import attempt_rewrites
 from ..training.fusion import (
-    ALL_TAPS,
     BATCH_SIZE,
     DESIGNS,
     ENCODER,
@@ -45,11 +44,12 @@ from ..training.fusion import (
     three_objects,
 )
 from ..world import prompts
-from ..world.lexicon import PLACES, SIZE_WORDS
+from ..world.lexicon import NUMBERS, PLACES, SIZE_WORDS
 from ..world.requirements import Verdict
 from ..world.scenes import BACKGROUNDS, COLORS, SHAPES, sample_scene
 from .designs import PROPERTIES_INTERVAL, PROPERTIES_RIGHT, load_design
-from .judging import PROPERTIES, Judgement, Tally, judge_picture
+from .judging import Judgement, Tally, judge_picture
+from .layers import with_states_of
 
 RUNS = Path("runs")
 LAP = "lap"
@@ -106,16 +106,11 @@ class Judged:
 
     def shares(self, seeds: Sequence[int]) -> np.ndarray:
         """Share of right properties, repetitions x captions."""
-        return np.array([[_share(each) for each in self.by_seed[seed]] for seed in seeds])
+        return np.array([[each.verdict.properties for each in self.by_seed[seed]] for seed in seeds])
 
     def tally(self) -> Tally:
         """All judgements together."""
         return Tally(tuple(each for judged in self.by_seed.values() for each in judged))
-
-
-def _share(judgement: Judgement) -> float:
-    answers = [answer for name in PROPERTIES for answer in judgement.counted(name)]
-    return sum(answers) / len(answers)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -161,7 +156,10 @@ def evaluate_fusion(subject: Subject, sampling: Sampling) -> Iterator[Row]:
                 kept = kept_judgements(file, name, sampling)
                 found = read_judgements(kept, wordings)
                 if found is None:
-                    found = judge(load_design(file), subject, states[name], empty, wordings)
+                    model = load_design(file)
+                    taps = model.config.vlm.taps
+                    given, nothing = features_of(states[name], taps), features_of(empty, taps)
+                    found = judge(model, subject, given, nothing, wordings)
                     write_whole(kept, json.dumps([judgement_as_json(each) for each in found]).encode())
                 by_set[name][seed] = found
         judged[design] = {name: Judged(by_seed=by_seed) for name, by_seed in by_set.items()}
@@ -200,24 +198,13 @@ def read_judgements(path: Path, wordings: Sequence[prompts.Wording]) -> list[Jud
 def judge(
     model: UniFusion,
     subject: Subject,
-    states: Sequence[torch.Tensor],
-    empty: Sequence[torch.Tensor],
-    wordings: Sequence[prompts.Wording],
-) -> list[Judgement]:
-    """Images for kept states, judged; number i from seed i."""
-    taps = model.config.vlm.taps
-    return judge_features(model, subject, features_of(states, taps), features_of(empty, taps), wordings)
-
-
-def judge_features(
-    model: UniFusion,
-    subject: Subject,
     features: Features,
     empty: Features,
     wordings: Sequence[prompts.Wording],
+    gains: Sequence[float] | None = None,
 ) -> list[Judgement]:
-    """As `judge`, for features."""
-    images = draw(model, cast(Autoencoder, subject.autoencoder), features, empty)
+    """Images for features, judged; number i from seed i. `gains` of the layers as in `UniFusion.pool`."""
+    images = draw(model, cast(Autoencoder, subject.autoencoder), features, empty, gains)
     return [judge_picture(image, each.requirement) for image, each in zip(images, wordings, strict=True)]
 
 
@@ -328,6 +315,7 @@ KINDS_OF_WORDS: dict[str, frozenset[str]] = {
     "size": frozenset(word for words in SIZE_WORDS.values() for word in words),
     "place": frozenset(re.findall(r"[a-z]+", " ".join(str(places) for places in PLACES.values())))
     - {"at", "the", "in", "of", "on"},
+    "number": frozenset(word for words in NUMBERS.values() for word in words),
     "background": frozenset(BACKGROUNDS) | {"grey", "background"},
     "function word": frozenset(
         {"a", "an", "the", "of", "in", "on", "at", "and", "with", "is", "to", "that", "which"}
@@ -343,22 +331,14 @@ def evaluate_fusion_layers(subject: Subject, sampling: Sampling) -> Iterator[Row
     taps = model.config.vlm.taps
     wordings = held_out_captions(sampling.samples, f"layers-{sampling.seed}")
     others = held_out_captions(sampling.samples, f"other-layers-{sampling.seed}")
-    yield from _attention_rows(model, backbone, wordings)
-    own, other = (encode_texts(backbone, [each.text for each in some]) for some in (wordings, others))
-    empty = features_of(encode_texts(backbone, [""]), taps)
-    features = features_of(own, taps)
+    yield from _attention_rows(model, backbone, [*wordings, *_counting(sampling)])
+    features, of_others, empty = (
+        features_of(encode_texts(backbone, texts), taps)
+        for texts in ([each.text for each in wordings], [each.text for each in others], [""])
+    )
 
     def row(name: str, given: Features, gains: Sequence[float] | None = None) -> Row:
-        images = draw(model, cast(Autoencoder, subject.autoencoder), given, empty, gains)
-        tally = Tally(
-            tuple(judge_picture(i, each.requirement) for i, each in zip(images, wordings, strict=True))
-        )
-        share, reach = tally.properties()
-        return Row(
-            name=name,
-            rates=tally.rates(),
-            values={PROPERTIES_RIGHT: 100 * share, PROPERTIES_INTERVAL: 100 * reach},
-        )
+        return _properties_row(name, judge(model, subject, given, empty, wordings, gains))
 
     yield row("all layers", features)
     for tap in taps:
@@ -370,21 +350,14 @@ def evaluate_fusion_layers(subject: Subject, sampling: Sampling) -> Iterator[Row
         listed = ", ".join(str(tap) for tap in sorted(left_out))
         yield row(f"without {listed} ({name})", features, [float(tap not in left_out) for tap in taps])
     for index, tap in enumerate(taps):
-        yield row(f"layer {tap} of another caption", _with_states_of(own, other, taps, index))
+        yield row(f"layer {tap} of another caption", with_states_of(features, of_others, index))
 
 
-def _with_states_of(
-    own: Sequence[torch.Tensor], other: Sequence[torch.Tensor], taps: Sequence[int], index: int
-) -> Features:
-    """The features with one tap's states from another caption, as far as both reach."""
-    column = ALL_TAPS.index(taps[index])
-    mixed = []
-    for mine, theirs in zip(own, other, strict=True):
-        length = min(len(mine), len(theirs))
-        states = mine.clone()
-        states[:length, column] = theirs[:length, column]
-        mixed.append(states)
-    return features_of(mixed, taps)
+def _counting(sampling: Sampling) -> list[prompts.Wording]:
+    """Captions with numbers ("two red circles"), which are read, not drawn: no design is trained on them."""
+    rng = sampling.rng("fusion layers, numbers")
+    scenes = (sample_scene(rng, num_objects=2 + number % 2) for number in range(sampling.samples))
+    return [prompts.word_scene(rng, prompts.with_equal_objects(rng, scene), "count") for scene in scenes]
 
 
 def _attention_rows(
@@ -434,28 +407,28 @@ def evaluate_fusion_rewriting(subject: Subject, sampling: Sampling) -> Iterator[
                 prompts.word_scene(rng, sample_scene(rng, num_objects=1 + number % 3, held_out=True), kind)
             )
         plain = encode_texts(backbone, [each.text for each in wordings])
-        judged = judge_features(model, subject, features_of(plain, spec.taps), empty, wordings)
-        yield _rewriting_row(f"{kind} prompts as they are", judged)
+        judged = judge(model, subject, features_of(plain, spec.taps), empty, wordings)
+        yield _properties_row(f"{kind} prompts as they are", judged)
         settings = RewriteSettings(max_new_tokens=64, states="reencode", cut_off="whole sentences")
         requests = [Request(prompt=each.text, style=EXAMPLES) for each in wordings]
-        written = attempt_rewrites(backbone, replace(spec, template=backbone.template), requests, settings)
+        written = attempt_rewrites(backbone, spec, requests, settings)
         texts = [
             wording.text if isinstance(each, PromptError) else (each.request.rewrite or wording.text)
             for wording, each in zip(wordings, written, strict=True)
         ]
         failed = sum(isinstance(each, PromptError) for each in written)
         rewritten = encode_texts(backbone, texts)
-        judged = judge_features(model, subject, features_of(rewritten, spec.taps), empty, wordings)
+        judged = judge(model, subject, features_of(rewritten, spec.taps), empty, wordings)
         values = {"failed rewrites, %": 100 * failed / len(texts)}
         repeated = (
             not isinstance(each, PromptError) and text.strip().lower() == wording.text.strip().lower()
             for each, text, wording in zip(written, texts, wordings, strict=True)
         )
         values["repeated word by word, %"] = 100 * statistics.fmean(repeated)
-        yield _rewriting_row(f"{kind} prompts rewritten", judged, values)
+        yield _properties_row(f"{kind} prompts rewritten", judged, values)
 
 
-def _rewriting_row(name: str, judged: Sequence[Judgement], more: Mapping[str, Any] | None = None) -> Row:
+def _properties_row(name: str, judged: Sequence[Judgement], more: Mapping[str, Any] | None = None) -> Row:
     tally = Tally(tuple(judged))
     share, reach = tally.properties()
     values = {PROPERTIES_RIGHT: 100 * share, PROPERTIES_INTERVAL: 100 * reach}

@@ -70,10 +70,7 @@ class Tally:
 
         It distinguishes weak models, which generate no exact images.
         """
-        shares = []
-        for judgement in self.judgements:
-            answers = [answer for name in PROPERTIES for answer in judgement.counted(name)]
-            shares.append(sum(answers) / len(answers))
+        shares = [judgement.verdict.properties for judgement in self.judgements]
         reach = Z_95 * stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else math.inf
         return fmean(shares), reach
 

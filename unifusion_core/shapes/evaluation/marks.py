@@ -20,9 +20,9 @@ from ...evaluation.rates import Rate
 from ...evaluation.subject import Row, Sampling, Subject, chunks
 from ...vlm.backbone import VLMBackbone
 from ...zoo.tiny import TINY
-from ..world.marks import sample_mark
-from ..world.render import render_tensor
-from ..world.scenes import SIZES, Scene, SceneObject, sample_scene
+from ..world.marks import NEAR, sample_mark
+from ..world.render import mark_geometry, object_geometry, render_tensor
+from ..world.scenes import Scene, SceneObject, sample_scene
 
 TILES = (1, 5, 10)
 BATCH = 16
@@ -33,8 +33,6 @@ LEARNED = 4
 HELD_BACK = 0.2
 # in units of the mean square length of a row
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-# pixels of 128 within which a place counts as found
-NEAR = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +87,17 @@ def probed(backbone: VLMBackbone, spec: VLMSpec, scenes: Sequence[Scene], tiles:
     return Probed(
         states=torch.stack(states),
         present=torch.tensor([1.0 if obj.mark else -1.0 for obj in objects], dtype=torch.float64),
-        place=torch.tensor([mark_place(obj) for obj in objects], dtype=torch.float64),
+        place=torch.tensor([place_on_object(obj) for obj in objects], dtype=torch.float64),
     )
 
 
-def mark_place(obj: SceneObject) -> tuple[float, float]:
+def place_on_object(obj: SceneObject) -> tuple[float, float]:
     """The mark's centre (x, y) from the object's, in pixels of 128; (0, 0) without a mark."""
-    if obj.mark is None:
+    found = mark_geometry(obj, SIDE, SIDE)
+    if found is None:
         return 0.0, 0.0
-    radius = SIZES[obj.size] * obj.traits.scale * SIDE
-    return obj.mark.dx * radius, obj.mark.dy * radius
+    x, y, _ = object_geometry(obj, SIDE, SIDE)
+    return found[0] - x, found[1] - y
 
 
 def probe_row(name: str, learned: Probed, tried: Probed) -> Row:

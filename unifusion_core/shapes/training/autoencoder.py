@@ -25,7 +25,7 @@ from ...checkpoints.vae_file import load_autoencoder
 from ...models.autoencoder import Autoencoder
 from ...training.loop import Loop, Loss, Task, seeded, step_generator
 from ..world.marks import with_marks
-from ..world.render import object_geometry, render, render_tensor
+from ..world.render import mark_geometry, object_geometry, render, render_tensor
 from ..world.scenes import (
     ASPECT_SIZES,
     Scene,
@@ -61,6 +61,7 @@ class AutoencoderTask(Task[Autoencoder]):
         start: Path | None = None,
         decoder_only: bool = False,
         marked_share: float = 0.0,
+        mark_weight: float = 0.0,
         free_rgb_share: float = 0.0,
     ) -> None:
         """
@@ -72,12 +73,14 @@ class AutoencoderTask(Task[Autoencoder]):
         start             a file to continue from
         decoder_only      keep the encoder, so that a generator trained on its latents stays valid
         marked_share      share of images whose objects may have marks
+        mark_weight       further weight of the loss on marks, which are too few and too faint to be learned otherwise
         free_rgb_share    share of images with a background from anywhere in RGB, and free colours
         """
         self.seed, self.crop = seed, crop
         self.object_share, self.free_color_share = object_share, free_color_share
         self.size_shares = size_shares
-        self.marked_share, self.free_rgb_share = marked_share, free_rgb_share
+        self.marked_share, self.mark_weight = marked_share, mark_weight
+        self.free_rgb_share = free_rgb_share
         self.settings = {
             "seed": seed,
             "crop": crop,
@@ -90,6 +93,7 @@ class AutoencoderTask(Task[Autoencoder]):
             "start": start.name if start else None,
             "decoder_only": decoder_only,
             "marked_share": marked_share,
+            "mark_weight": mark_weight,
             "free_rgb_share": free_rgb_share,
         }
         self.edge_weight, self.latent_noise, self.latent_penalty = edge_weight, latent_noise, latent_penalty
@@ -125,19 +129,25 @@ class AutoencoderTask(Task[Autoencoder]):
                 min(max(round(at) - self.crop // 2 + rng.randint(-jitter, jitter), 0), length - self.crop)
                 for at, length in ((x, width), (y, height))
             )
-        crop = image[top : top + self.crop, left : left + self.crop]
+        covered = np.zeros((height, width), np.uint8)
+        for obj in scene.objects if self.mark_weight else ():
+            if geometry := mark_geometry(obj, width, height):
+                covered |= circle_mask(*geometry, (width, height))
+        crop = np.dstack([image, 255 * covered])[top : top + self.crop, left : left + self.crop]
         return torch.from_numpy(crop.copy()).permute(2, 0, 1)
 
     def collate(self, items: list[Tensor]) -> Tensor:
         return (torch.stack(items).float() / 255).to(memory_format=torch.channels_last)
 
     def loss(self, model: Autoencoder, batch: Tensor, number: int) -> Loss:
+        # the fourth channel is 1 on marks
+        batch, covered = batch.split((3, 1), 1)
         latents = model.encode(batch)
         generator = step_generator(self.seed, number)
         sigma = self.latent_noise * torch.rand(len(batch), 1, 1, 1, generator=generator)
         noise = sigma * torch.randn(latents.shape, generator=generator)
         decoded = model.decode(latents + noise.to(batch.device))
-        weight = 1 + self.edge_weight * _edges(batch)
+        weight = 1 + self.edge_weight * _edges(batch) + self.mark_weight * covered
         error = decoded - batch
         reconstruction = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
         mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
@@ -197,6 +207,12 @@ def encode_images(model: Autoencoder, pixels: Float[Tensor, "B 3 H W"]) -> Float
     """Latents of images, on the autoencoder's device."""
     device = next(model.parameters()).device
     return model.encode(pixels.to(device, memory_format=torch.channels_last))
+
+
+def circle_mask(x: float, y: float, radius: float, size: tuple[int, int]) -> np.ndarray:
+    """1 on the pixels of a disc and one pixel around it, (height, width); all lengths in pixels."""
+    rows, columns = np.mgrid[: size[1], : size[0]] + 0.5
+    return (np.hypot(columns - x, rows - y) <= radius + 1).astype(np.uint8)
 
 
 def weighted_object(rng: random.Random, scene: Scene) -> SceneObject:

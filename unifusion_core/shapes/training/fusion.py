@@ -11,6 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -26,12 +27,13 @@ from ...contracts import Features, Request, VLMSpec
 from ...errors import ConfigError
 from ...flow.path import sample_training_times
 from ...flow.schedule import build_schedule
+from ...images import Pixels, to_pixels
 from ...models.autoencoder import DOWNSCALE, Autoencoder
 from ...models.fusion_designs import FUSIONS
 from ...models.lap import LAPConfig
-from ...models.unifusion import UniFusion, UniFusionConfig, initialize
+from ...models.unifusion import UniFusion, UniFusionConfig
 from ...sampling import make_noise, sample
-from ...training.connector import PARTS
+from ...training.connector import DIGITS, build_connected
 from ...training.loop import Loop, Loss, Task
 from ...training.objective import FlowBatch, FlowMatching
 from ...vlm.backbone import VLMBackbone
@@ -64,7 +66,7 @@ ENCODED_AT_ONCE = 32
 DRAWN_AT_ONCE = 24
 # held-out scenes that are drawn while training
 WATCHED = 48
-SAMPLING = {"steps": 12, "cfg": 2.0}
+DRAWING_STEPS, DRAWING_CFG = 12, 2.0
 SIZE = ASPECT_SIZES[0]
 
 POOL = Path("runs/fusion/pool.safetensors")
@@ -246,13 +248,8 @@ def config_of(design: Design, spec: VLMSpec, scales: Sequence[float]) -> UniFusi
 
 def build_design(design: Design, config: UniFusionConfig, seed: int) -> UniFusion:
     """The generator with new weights before the DiT, and new or shipped ones in it."""
-    model = FUSIONS[design.fusion](config)
-    initialize(model, torch.Generator().manual_seed(seed))
-    if design.warm:
-        shipped = GeneratorFile(BUILT_IN.generator).load().state_dict()
-        kept = {name: value for name, value in shipped.items() if not name.startswith(PARTS)}
-        model.load_state_dict(kept, strict=False)
-    return model.requires_grad_(True)
+    shipped = GeneratorFile(BUILT_IN.generator).load(dtype=torch.float32) if design.warm else None
+    return build_connected(config, seed, shipped, FUSIONS[design.fusion]).requires_grad_(True)
 
 
 class FusionTask(Task[UniFusion]):
@@ -265,7 +262,7 @@ class FusionTask(Task[UniFusion]):
         self.pool = load_pool(pool_path, encoder)
         backbone = load_encoder(encoder)
         indices = [ALL_TAPS.index(tap) for tap in design.taps]
-        scales = [float(f"{self.pool.scales[index]:.3g}") for index in indices]
+        scales = [float(f"{self.pool.scales[index]:.{DIGITS}g}") for index in indices]
         self.config = config_of(design, backbone.spec(design.taps, "rewrite"), scales)
         self.model = build_design(design, self.config, seed)
         self.settings = {
@@ -364,10 +361,10 @@ def draw(
     features: Features,
     empty: Features,
     gains: Sequence[float] | None = None,
-) -> list[Any]:
-    """One image (H W 3, bytes) for each row of features, number i from seed i; `gains` of the layers as in `UniFusion.pool`."""
+) -> list[Pixels]:
+    """One image for each row of features, number i from seed i; `gains` of the layers as in `UniFusion.pool`."""
     side = SIZE[0] // DOWNSCALE
-    schedule = build_schedule("shift 3", SAMPLING["steps"], (side // model.config.dit.patch_size) ** 2)
+    schedule = build_schedule("shift 3", DRAWING_STEPS, (side // model.config.dit.patch_size) ** 2)
     images = []
     # as in training
     with torch.autocast("cpu", torch.bfloat16):
@@ -380,19 +377,13 @@ def draw(
             seeds = list(range(start, start + len(part.states)))
             noise = make_noise(seeds, model.config.dit.latent_channels, side, side, "cpu")
             latents = sample(
-                model, model.pool(part, gains), noise, schedule, negative=negative, cfg=SAMPLING["cfg"]
+                model, model.pool(part, gains), noise, schedule, negative=negative, cfg=DRAWING_CFG
             )
-            pixels = autoencoder.decode(latents.float()).float().clamp(0, 1)
-            images += list((pixels.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy())
+            images += to_pixels(autoencoder.decode(latents.float()).float())
     return images
 
 
-def properties_right(images: Sequence[Any], wordings: Sequence[prompts.Wording]) -> float:
+def properties_right(images: Sequence[Pixels], wordings: Sequence[prompts.Wording]) -> float:
     """Mean share of right named properties, 0..1."""
-    shares = []
-    for image, wording in zip(images, wordings, strict=True):
-        verdict = check(wording.requirement, read_picture(image).scene)
-        answers = [verdict.count, *verdict.shape, *verdict.color, *verdict.size, *verdict.position]
-        answers += [] if verdict.background is None else [verdict.background]
-        shares.append(sum(answers) / len(answers))
-    return sum(shares) / len(shares)
+    pairs = zip(images, wordings, strict=True)
+    return fmean(check(wording.requirement, read_picture(image).scene).properties for image, wording in pairs)

@@ -31,13 +31,21 @@ from ...training.loop import Loop, Loss, Task, seeded, step_generator
 from ...vlm.backbone import VLMBackbone
 from ...vlm.features import encode_chat
 from ..world import captions, edits, prompts
-from ..world.render import object_geometry, render_tensor
+from ..world.render import mark_geometry, object_geometry, render_tensor
 from ..world.requirements import Requirement, check
 from ..world.scenes import ASPECT_SIZES, Scene, sample_scene
 from ..world.scorer import read_picture
 from .autoencoder import save_grid
-from .heads import build_heads, naming_loss, patch_labels, patch_traits, trait_loss
-from .pool import POOL_SHARES, Pool, free_pool_scene, pool_scene
+from .heads import (
+    build_heads,
+    mark_loss,
+    naming_loss,
+    patch_labels,
+    patch_marks,
+    patch_traits,
+    trait_loss,
+)
+from .pool import POOL_SHARES, Pool, SceneAt, free_pool_scene, marked_pool_scene, pool_scene
 from .tiny_vlm import TOKENS_PER_SIDE
 
 # share of each kind of chat
@@ -70,12 +78,14 @@ HARDER = {"star": 2.0, "cross": 1.5}
 class GeneratorSettings:
     """What a generator is trained on, and how. The order of the fields is that of the record.
 
-    pool_size           scenes of the pool; `free_pool_size`: of the pool with free colours
+    pool_size           scenes of the pool; `free_pool_size`: of the pool with free colours; `marked_pool_size`: of those of the
+                        first pool that edits and reconstructions draw, with marks; 0 = all of them, without
     noises              noises per item and step
     foreground_weight   of the loss near objects, 1 elsewhere; times `harder` for some shapes
     time_means          of the logit-normal times, in turn (`sample_training_times`)
     picture_time_means  the same for batches with images, empty = `time_means`; near t = 1 only its tokens show an image
-    head_weight         of the loss of the patch head; `trait_weight`: of the trait heads
+    mark_foreground     of the loss where a mark is, times that of its object
+    head_weight         of the loss of the patch head; `trait_weight`: of the trait heads; `mark_weight`: of the mark heads
     hidden_thumbnails   share of the batches whose thumbnails are masked, so that the tiles are used
     tasks               shares of "text", "edit", "reconstruct" and "free colors" among the batches
     edit_shares         of the kinds of edits, 1 if not named
@@ -89,6 +99,7 @@ class GeneratorSettings:
     seed: int
     pool_size: int
     free_pool_size: int = 0
+    marked_pool_size: int = 0
     noises: int = 3
     foreground_weight: float = 3.0
     harder: dict[str, float] = field(default_factory=lambda: HARDER, init=False)
@@ -96,6 +107,8 @@ class GeneratorSettings:
     picture_time_means: tuple[float, ...] = ()
     head_weight: float = 0.1
     trait_weight: float = 0.0
+    mark_foreground: float = 1.0
+    mark_weight: float = 0.0
     hidden_thumbnails: float = 0.0
     tasks: dict[str, float] = field(default_factory=lambda: {"text": 1.0})
     edit_shares: dict[str, float] = field(default_factory=dict)
@@ -127,7 +140,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Chats of one image size; `labels` and `traits` are those of `heads`."""
+    """Chats of one image size; `labels`, `traits`, `marks` and `places` are those of `heads`."""
 
     requests: list[Request]
     max_tiles: int
@@ -135,6 +148,8 @@ class Batch:
     weights: Float[Tensor, "B 1 h w"]
     labels: Int[Tensor, "B N 4"]
     traits: Float[Tensor, "B N 6"]
+    marks: Int[Tensor, "B N"]
+    places: Float[Tensor, "B N 2"]
 
     @property
     def shows_images(self) -> bool:
@@ -142,14 +157,23 @@ class Batch:
 
     def to(self, device: torch.device, **how: Any) -> Batch:
         """The batch on another device; accelerate calls it."""
-        names = ("latents", "weights", "labels", "traits")
+        names = ("latents", "weights", "labels", "traits", "marks", "places")
         return replace(self, **{name: getattr(self, name).to(device, **how) for name in names})
 
 
 class GeneratorTask(Task[nn.ModuleDict]):
     """Text to image, edits and reconstructions of shapes; no sample has a held-out pair."""
 
-    not_muon = ("first.", "last.linear", "projector", "tmlp.0", "modulation", "patch_head", "trait_heads")
+    not_muon = (
+        "first.",
+        "last.linear",
+        "projector",
+        "tmlp.0",
+        "modulation",
+        "patch_head",
+        "trait_heads",
+        "mark_heads",
+    )
 
     def __init__(
         self,
@@ -161,7 +185,7 @@ class GeneratorTask(Task[nn.ModuleDict]):
         autoencoder: Autoencoder,
         pool_path: Path,
     ) -> None:
-        """`pool_path` is the file of the pool's latents; the pool with free colours has its own file beside it."""
+        """`pool_path` is the file of the pool's latents; the other pools have their own files beside it."""
         self.given, self.batch_size = given, batch_size
         self.settings = {**given.record(), "vlm_fingerprint": backbone.fingerprint}
         self.head_blocks = (config.dit.num_blocks // 2, config.dit.num_blocks - 1)
@@ -169,10 +193,20 @@ class GeneratorTask(Task[nn.ModuleDict]):
         autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.backbone, self.autoencoder = backbone, autoencoder.eval()
         backbone.check_fits(config.vlm)
-        free_path = pool_path.with_stem(f"{pool_path.stem}-free")
+        pools: dict[str, tuple[int, SceneAt]] = {
+            "named": (given.pool_size, pool_scene),
+            "free": (given.free_pool_size, free_pool_scene),
+            "marked": (given.marked_pool_size, marked_pool_scene),
+        }
         self.pools = {
-            "named": Pool(self.autoencoder, given.seed, given.pool_size, pool_path, pool_scene),
-            "free": Pool(self.autoencoder, given.seed, given.free_pool_size, free_path, free_pool_scene),
+            name: Pool(
+                self.autoencoder,
+                given.seed,
+                count,
+                pool_path.with_stem(f"{pool_path.stem}-{name}") if name != "named" else pool_path,
+                scene_at,
+            )
+            for name, (count, scene_at) in pools.items()
         }
         # states of other weights of the same size would silently be garbage, so the file insists on this VLM
         self.config = replace(config, vlm=replace(config.vlm, fingerprint=backbone.fingerprint))
@@ -214,7 +248,10 @@ class GeneratorTask(Task[nn.ModuleDict]):
         task = group.choices(list(given.tasks), list(given.tasks.values()))[0]
         max_tiles = group.choices(TILE_COUNTS, given.tile_shares)[0]
         rng = random.Random(f"generator-{given.seed}-{index}")
-        scene, latents = self.pools["free" if task == "free colors" else "named"].draw(rng, size)
+        marked = task in ("edit", "reconstruct") and given.marked_pool_size > 0
+        pool = self.pools["free" if task == "free colors" else "marked" if marked else "named"]
+        number = pool.draw(rng, size)
+        scene, latents = pool.at(number)
         request = (
             self.sample_request(rng, scene)
             if task == "text"
@@ -224,6 +261,9 @@ class GeneratorTask(Task[nn.ModuleDict]):
                 self.sample_image_request(rng, scene, task, size, given.edit_shares),
             )
         )
+        if marked and not request.images:
+            # nothing tells of marks
+            scene, latents = self.pools["named"].at(number)
         return Sample(
             request=request,
             max_tiles=max_tiles,
@@ -276,7 +316,8 @@ class GeneratorTask(Task[nn.ModuleDict]):
         )
 
     def collate(self, items: list[Sample]) -> Batch:
-        weights = torch.stack([foreground(s.scene, s.size) for s in items])
+        given = self.given
+        weights = torch.stack([foreground(s.scene, s.size, given.mark_foreground) for s in items])
         patch_size = self.config.dit.patch_size
         labels = [patch_labels(s.scene, s.size, patch_size, colors_named=s.colors_named) for s in items]
         traits = [
@@ -289,13 +330,16 @@ class GeneratorTask(Task[nn.ModuleDict]):
             )
             for s in items
         ]
+        marks, places = zip(*(patch_marks(s.scene, s.size, patch_size) for s in items), strict=True)
         return Batch(
             requests=[s.request for s in items],
             max_tiles=items[0].max_tiles,
             latents=torch.stack([s.latents for s in items]).float(),
-            weights=1 + (self.given.foreground_weight - 1) * weights[:, None],
+            weights=1 + (given.foreground_weight - 1) * weights[:, None],
             labels=torch.stack(labels),
             traits=torch.stack(traits),
+            marks=torch.stack(marks),
+            places=torch.stack(places),
         )
 
     def place(self, device: torch.device) -> None:
@@ -336,7 +380,13 @@ class GeneratorTask(Task[nn.ModuleDict]):
         parts = {"velocity_mse": error.mean(), "loss_naming": naming}
         if given.trait_weight:
             parts["traits_mse"] = trait
-        return flow + given.head_weight * naming + given.trait_weight * trait, parts
+        loss = flow + given.head_weight * naming + given.trait_weight * trait
+        if given.mark_weight:
+            marks = batch.marks.repeat_interleave(given.noises, 0)
+            places = batch.places.repeat_interleave(given.noises, 0)
+            parts["loss_marks"] = mark_loss(cast(nn.ModuleList, model["mark_heads"]), tokens, marks, places)
+            loss = loss + given.mark_weight * parts["loss_marks"]
+        return loss, parts
 
     def evaluate(self, loop: Loop, step: int) -> dict[str, float]:
         """Share of exact images for captions as rewrites and for raw prompts, and for edits with their rewrites if trained."""
@@ -433,15 +483,23 @@ def drop_parts(rng: random.Random, request: Request) -> Request:
     return request
 
 
-def foreground(scene: Scene, size: tuple[int, int]) -> Float[Tensor, "h w"]:
-    """1 (more for `HARDER` shapes) on latent cells within one cell of an object's bounding box, 0 elsewhere."""
+def foreground(scene: Scene, size: tuple[int, int], mark_foreground: float = 1.0) -> Float[Tensor, "h w"]:
+    """1 (more for `HARDER` shapes) on latent cells within one cell of an object's bounding box, 0 elsewhere; times
+    `mark_foreground` on those within one cell of a mark's."""
     width, height = size
     mask = torch.zeros(height // DOWNSCALE, width // DOWNSCALE)
     for obj in scene.objects:
-        x, y, radius = (value / DOWNSCALE for value in object_geometry(obj, width, height))
-        top, left = max(0, int(y - radius) - 1), max(0, int(x - radius) - 1)
-        mask[top : int(y + radius) + 2, left : int(x + radius) + 2] = HARDER.get(obj.shape, 1.0)
+        mask[_cells_around(*object_geometry(obj, width, height))] = HARDER.get(obj.shape, 1.0)
+        if geometry := mark_geometry(obj, width, height):
+            mask[_cells_around(*geometry)] *= mark_foreground
     return mask
+
+
+def _cells_around(x: float, y: float, radius: float) -> tuple[slice, slice]:
+    """Latent cells within one cell of a square around a place, all in pixels."""
+    x, y, radius = x / DOWNSCALE, y / DOWNSCALE, radius / DOWNSCALE
+    rows, columns = (slice(max(0, int(each - radius) - 1), int(each + radius) + 2) for each in (y, x))
+    return rows, columns
 
 
 @torch.no_grad()

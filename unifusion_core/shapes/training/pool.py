@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ...checkpoints.safetensors_file import read_tensors
 from ...errors import CheckpointError
 from ...models.autoencoder import Autoencoder
+from ..world.marks import with_marks
 from ..world.prompts import with_equal_objects
 from ..world.render import render_tensor
 from ..world.scenes import ASPECT_SIZES, Scene, sample_scene, with_free_colors
@@ -51,6 +52,12 @@ def free_pool_scene(seed: int, number: int) -> tuple[Scene, Size]:
     return with_free_colors(random.Random(f"free-{seed}-{number}"), scene), size
 
 
+def marked_pool_scene(seed: int, number: int) -> tuple[Scene, Size]:
+    """Scene `number` of the first pool with marks on its objects."""
+    scene, size = pool_scene(seed, number)
+    return with_marks(random.Random(f"marked-{seed}-{number}"), scene), size
+
+
 class Pool:
     """Scenes by number with their latents, drawn at random by size. Latents that are not loaded are encoded on demand."""
 
@@ -75,10 +82,13 @@ class Pool:
                 # the file may hold more than this pool
                 self.latents |= zip(self.numbers[size], latents, strict=False)
 
-    def draw(self, rng: random.Random, size: Size) -> tuple[Scene, Float[Tensor, "C h w"]]:
-        """A random scene of this size and its latents."""
-        number = rng.choice(self.numbers[size])
-        scene, _ = self.scene_at(self.seed, number)
+    def draw(self, rng: random.Random, size: Size) -> int:
+        """The number of a random scene of this size."""
+        return rng.choice(self.numbers[size])
+
+    def at(self, number: int) -> tuple[Scene, Float[Tensor, "C h w"]]:
+        """The scene of this number and its latents."""
+        scene, size = self.scene_at(self.seed, number)
         if number not in self.latents:
             self.latents[number] = encode_scenes(self.autoencoder, [render_tensor(scene, *size)])[0]
         return scene, self.latents[number]

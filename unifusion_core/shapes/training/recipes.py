@@ -203,6 +203,20 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         marked_share=0.7,
         free_rgb_share=0.6,
     ),
+    # goes on from tiny-vae-marks, which had learned the colours and lost the marks
+    "tiny-vae-found": autoencoder(
+        replace(
+            AUTOENCODER_LOOP, steps=7000, batch_size=8, decay=4000, precision="bf16", evaluate_every=1000
+        ),
+        seed=7,
+        crop=40,
+        start=Path("runs/tiny-vae-marks/vae.safetensors"),
+        latent_noise=0.2,
+        object_share=0.85,
+        marked_share=0.8,
+        mark_weight=16.0,
+        free_rgb_share=0.5,
+    ),
     # once it could read images (after 6000 steps), rewrites and references got a larger share of the mix
     "tiny-vlm": vlm(
         LoopConfig(
@@ -297,6 +311,26 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         frozen_language_model=True,
         tile_shares=(0.65, 0.1, 0.25),
     ),
+    # the vision part alone again, for marks, which only tiles show well; every state of a text stays
+    "tiny-vlm-marks": vlm(
+        replace(
+            VLM_LOOP,
+            steps=5000,
+            muon_learning_rate=0.003,
+            decay=2500,
+            evaluate_every=2500,
+            save_every=250,
+        ),
+        seed=7,
+        mix={"detail": 0.8, "describe": 0.04, "edit": 0.08, "reference": 0.05, "look": 0.03},
+        cell_weight=0.1,
+        detail_weight=0.5,
+        trait_weight=3.0,
+        mark_weight=1.0,
+        marked_share=0.6,
+        frozen_language_model=True,
+        tile_shares=(0.25, 0.3, 0.45),
+    ),
     # a judge: yes, no and numbers instead of captions. It is no encoder of the generator, which insists on the shipped weights
     "tiny-judge": vlm(
         replace(VLM_LOOP, steps=600, decay=350, evaluate_every=600),
@@ -370,6 +404,23 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
             picture_time_means=(2.0, 0.5, -0.6, -1.0),
             tasks={"text": 0.34, "edit": 0.38, "reconstruct": 0.2, "free colors": 0.08},
             edit_shares={"recolor": 2, "reshape": 2, "resize": 2},
+            hidden_thumbnails=0.15,
+        ),
+    ),
+    # on an autoencoder that holds marks and a VLM whose image tokens tell of them; edits and reconstructions have them
+    "tiny-marks": generator(
+        replace(TRAITS_LOOP, steps=3600, decay=2000, precision="bf16"),
+        replace(
+            TRAITS,
+            seed=7,
+            pool_size=2500,
+            free_pool_size=500,
+            marked_pool_size=2500,
+            picture_time_means=(2.0, 0.7, -0.4, -0.8),
+            tasks={"text": 0.34, "edit": 0.34, "reconstruct": 0.26, "free colors": 0.06},
+            edit_shares={"recolor": 2, "reshape": 2, "resize": 2},
+            mark_foreground=2.0,
+            mark_weight=0.2,
             hidden_thumbnails=0.15,
         ),
     ),

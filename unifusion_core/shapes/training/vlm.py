@@ -6,6 +6,8 @@ answers teach too slowly or never:
 cell_head    on image tokens: names of what is in the token's cell
 detail_head  on image tokens: the pixels that the token covers, and the unnamed traits of the object there; no answer mentions
              them, but the image tokens of a real VLM contain them
+mark_head    on image tokens: whether the token covers the middle of a mark, lighter or darker than its object, and where in the
+             token's area; no answer mentions marks either
 meant_head   on the token before the answer: the objects that the instruction refers to, per image
 """
 
@@ -35,10 +37,12 @@ from ...zoo.tiny import TINY
 from ..world import captions, edits, prompts, references
 from ..world.edit_wordings import Edit
 from ..world.german import german_prompt
+from ..world.marks import with_marks
 from ..world.questions import NO, answer, questions_of
 from ..world.render import render_tensor
 from ..world.restyle import RESTYLE_KINDS, restyle, restyled
 from ..world.scenes import ASPECT_SIZES, BACKGROUNDS, COLORS, NUM_TRAITS, SHAPES, SIZES, Scene, sample_scene
+from .heads import MARK_WEIGHTS, area_marks, mark_errors
 from .tiny_vlm import MEAN, STD, TOKENS_PER_SIDE, build_tokenizer, build_vlm, read_tokenizer, save_vlm
 
 # max_tiles: the thumbnail alone, with 2 x 2 tiles, with 3 x 3 tiles
@@ -78,24 +82,24 @@ class VLMBatch:
 
     cells   labels of each image token, in the order of the batch
     traits  of the object in each image token's cell, NaN if the cell is empty
+    marks   of each image token: `MARK_NONE`, `MARK_LIGHTER` or `MARK_DARKER`
+    places  of its mark in the token's area, see `heads.area_marks`
     meant   1 for the cells, image by image, of objects that the instruction refers to
     """
 
     chat: VLMInputs
     cells: Int[Tensor, "P 4"]
     traits: Float[Tensor, "P 6"]
+    marks: Int[Tensor, " P"]
+    places: Float[Tensor, "P 2"]
     meant: Float[Tensor, "B cells"]
     kind: str
 
     def to(self, device: torch.device, **how: Any) -> VLMBatch:
         """The batch on another device; accelerate calls it."""
-        return replace(
-            self,
-            chat=self.chat.to(device),
-            cells=self.cells.to(device, **how),
-            traits=self.traits.to(device, **how),
-            meant=self.meant.to(device, **how),
-        )
+        names = ("cells", "traits", "marks", "places", "meant")
+        moved = {name: getattr(self, name).to(device, **how) for name in names}
+        return replace(self, chat=self.chat.to(device), **moved)
 
 
 def sample_rewrite(rng: random.Random, kind: str, held_out: bool | None = None) -> Sample:
@@ -187,7 +191,7 @@ def with_random_style(rng: random.Random, sample: Sample) -> Sample:
 class VLMTask(Task[nn.ModuleDict]):
     """Batches of one task each, so that lengths are similar; the task is random per batch."""
 
-    not_muon = ("embed_tokens", "embeddings", "cell_head", "detail_head", "meant_head")
+    not_muon = ("embed_tokens", "embeddings", "cell_head", "detail_head", "mark_head", "meant_head")
 
     def __init__(
         self,
@@ -200,6 +204,8 @@ class VLMTask(Task[nn.ModuleDict]):
         meant_weight: float = 0.0,
         detail_weight: float = 0.0,
         trait_weight: float | None = None,
+        mark_weight: float = 0.0,
+        marked_share: float = 0.0,
         frozen_language_model: bool = False,
         rewrite_shares: dict[str, float] | None = None,
         edit_shares: dict[str, float] | None = None,
@@ -211,6 +217,8 @@ class VLMTask(Task[nn.ModuleDict]):
         mix                    shares of the tasks
         cell_weight            of the head's loss, like `meant_weight` and `detail_weight`
         trait_weight           of the traits in the detail head, `detail_weight` if not given
+        mark_weight            of the mark head's loss
+        marked_share           share of the objects in images that carry a mark
         frozen_language_model  train the vision part alone, so that the states of texts stay
         rewrite_shares         of the kinds of prompts, `REWRITE_SHARES` if not given
         edit_shares            of the kinds of edits, references and looks, 1 if not named
@@ -222,6 +230,7 @@ class VLMTask(Task[nn.ModuleDict]):
         self.cell_weight, self.meant_weight = cell_weight, meant_weight
         self.detail_weight = detail_weight
         self.trait_weight = detail_weight if trait_weight is None else trait_weight
+        self.mark_weight, self.marked_share = mark_weight, marked_share
         self.rewrite_shares = rewrite_shares or REWRITE_SHARES
         self.edit_shares, self.tile_shares, self.style_share = edit_shares or {}, tile_shares, style_share
         self.settings = {
@@ -231,6 +240,8 @@ class VLMTask(Task[nn.ModuleDict]):
             "meant_weight": meant_weight,
             "detail_weight": detail_weight,
             "trait_weight": self.trait_weight,
+            "mark_weight": mark_weight,
+            "marked_share": marked_share,
             "frozen_language_model": frozen_language_model,
             "rewrite_shares": self.rewrite_shares,
             "edit_shares": self.edit_shares,
@@ -263,6 +274,8 @@ class VLMTask(Task[nn.ModuleDict]):
                 "detail_head": nn.Linear(width, 3 * PIXELS_PER_SIDE**2 + NUM_TRAITS),
                 "meant_head": nn.Linear(width, MAX_SOURCES * NUM_CELLS),
             }
+            # after the others, whose first weights stay as they were before there were marks
+            heads["mark_head"] = nn.Linear(width, len(MARK_WEIGHTS) + 2)
         self.model = nn.ModuleDict({"vlm": vlm, **heads})
 
     def prepare(self, process: tuple[int, int]) -> None:
@@ -276,7 +289,13 @@ class VLMTask(Task[nn.ModuleDict]):
         max_tiles = group.choices(TILE_COUNTS, self.tile_shares)[0]
         rng = random.Random(f"vlm-{self.seed}-{index}")
         sample = self.sample(rng, task, max_tiles)
-        return with_random_style(rng, sample) if rng.random() < self.style_share else sample
+        if rng.random() < self.style_share:
+            sample = with_random_style(rng, sample)
+        if not self.marked_share:
+            return sample
+        return replace(
+            sample, sources=tuple(with_marks(rng, scene, self.marked_share) for scene in sample.sources)
+        )
 
     def sample(self, rng: random.Random, task: str, max_tiles: int, held_out: bool | None = None) -> Sample:
         """A random sample of a task: rewrite, describe, question, edit, reference, look, detail."""
@@ -304,24 +323,33 @@ class VLMTask(Task[nn.ModuleDict]):
     def collate(self, items: list[Sample]) -> VLMBatch:
         requests = []
         for sample in items:
-            size = ASPECT_SIZES[len(sample.prompt) % len(ASPECT_SIZES)]
-            images = [render_tensor(scene, *size) for scene in sample.sources]
+            images = [render_tensor(scene, *size_of(sample)) for scene in sample.sources]
             text = sample.form(sample.target)
             requests.append(Request(prompt=sample.prompt, images=images, style=sample.style, rewrite=text))
         chat = self.backbone.prepare(requests, TINY.config.vlm.template, items[0].max_tiles)
         cells, traits = [torch.zeros(0, 4, dtype=torch.long)], [torch.zeros(0, NUM_TRAITS)]
+        marks, places = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, 2)]
         for sample, roles, positions in zip(items, chat.roles, chat.positions, strict=True):
             for number, scene in enumerate(sample.sources, start=1):
                 mine = (roles == TokenRole.IMAGE) & (positions[:, 0] == number)
                 cells.append(cell_labels(scene, positions[mine, 1:]))
                 traits.append(cell_traits(scene, positions[mine, 1:]))
+                kinds, offsets = token_marks(scene, size_of(sample), positions[mine, 1:])
+                marks.append(kinds)
+                places.append(offsets)
         meant = torch.zeros(len(items), MAX_SOURCES * NUM_CELLS)
         for row, sample in enumerate(items):
             for source, index in sample.meant:
                 cell_row, column = sample.sources[source].objects[index].cell
                 meant[row, source * NUM_CELLS + 3 * cell_row + column] = 1
         return VLMBatch(
-            chat=chat, cells=torch.cat(cells), traits=torch.cat(traits), meant=meant, kind=items[0].kind
+            chat=chat,
+            cells=torch.cat(cells),
+            traits=torch.cat(traits),
+            marks=torch.cat(marks),
+            places=torch.cat(places),
+            meant=meant,
+            kind=items[0].kind,
         )
 
     @staticmethod
@@ -377,6 +405,10 @@ class VLMTask(Task[nn.ModuleDict]):
                 pixels, traits = detail_errors(model["detail_head"](seen), batch)
                 parts |= {"pixels_mse": pixels, "traits_mse": traits}
                 loss = loss + self.detail_weight * pixels + self.trait_weight * traits
+            if self.mark_weight:
+                kinds, places = mark_errors(model["mark_head"](seen), batch.marks, batch.places)
+                parts |= {"loss_marks": kinds, "places_mse": places}
+                loss = loss + self.mark_weight * (kinds + places)
         if decision is not None and seen is not None and self.meant_weight:
             guesses = model["meant_head"](decision)
             meant = F.binary_cross_entropy_with_logits(guesses, batch.meant, reduction="sum") / len(guesses)
@@ -435,6 +467,21 @@ def cell_traits(scene: Scene, centres: Float[Tensor, "P 2"]) -> Float[Tensor, "P
         traits[obj.cell] = torch.tensor(obj.traits.relative)
     row, column = (centres * 3).long().clamp(max=2).unbind(1)
     return traits[row, column]
+
+
+def size_of(sample: Sample) -> tuple[int, int]:
+    """Width and height of a chat's images: all of `ASPECT_SIZES`, by chance."""
+    return ASPECT_SIZES[len(sample.prompt) % len(ASPECT_SIZES)]
+
+
+def token_marks(
+    scene: Scene, size: tuple[int, int], centres: Float[Tensor, "P 2"]
+) -> tuple[Int[Tensor, " P"], Float[Tensor, "P 2"]]:
+    """What mark each image token covers, and where: see `area_marks`. `centres` (y, x) are in 0..1, tile by tile."""
+    centres = centres * torch.tensor([size[1], size[0]])
+    tiles = centres.view(-1, TOKENS_PER_SIDE, TOKENS_PER_SIDE, 2)
+    extents = (tiles[:, 1, 1] - tiles[:, 0, 0]).repeat_interleave(TOKENS_PER_SIDE**2, 0)
+    return area_marks(scene, size, centres, extents)
 
 
 def detail_errors(guesses: Float[Tensor, "P X"], batch: VLMBatch) -> tuple[Tensor, Tensor]:

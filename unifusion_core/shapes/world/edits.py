@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from .edit_wordings import MAX_TARGET_OBJECTS, Edit, Origin, word_edit
+from .marks import with_marks
 from .prompts import finish
 from .references import REFERENCE_KINDS, sample_look, sample_reference
 from .scenes import (
@@ -101,6 +102,16 @@ def sample_instruction(rng: random.Random, kind: str, held_out: bool | None = Fa
     if kind in EDIT_KINDS:
         return sample_edit(rng, kind, held_out)
     return (sample_reference if kind in REFERENCE_KINDS else sample_look)(rng, kind, held_out)
+
+
+def with_marked_sources(rng: random.Random, edit: Edit) -> Edit:
+    """The edit with marks on its sources, and on the objects of its target that come from there."""
+    sources = tuple(with_marks(rng, source) for source in edit.sources)
+    objects = tuple(
+        obj if origin is None else replace(obj, mark=sources[origin[0]].objects[origin[1]].mark)
+        for obj, origin in zip(edit.target.objects, edit.origin, strict=True)
+    )
+    return replace(edit, sources=sources, target=replace(edit.target, objects=objects))
 
 
 def describe_request(rng: random.Random) -> str:

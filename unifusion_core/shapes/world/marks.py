@@ -27,6 +27,8 @@ LEVEL = 45
 LEVELS = (45, 40, 35)
 # of objects in scenes with marks
 SHARE = 0.6
+# pixels of 128: a mark that is found within them is at its place
+NEAR = 2.0
 # random places that are tried on an object
 TRIES = 1000
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .scenes import BACKGROUNDS, CELL_CENTERS, SIZES, Mark, Scene, SceneObject
+from .scenes import BACKGROUNDS, CELL_CENTERS, SIZES, Scene, SceneObject
 
 # inner radius / outer radius
 STAR_INNER_RADIUS = 0.45
@@ -96,6 +96,14 @@ def object_geometry(obj: SceneObject, width: int, height: int) -> tuple[float, f
     return x, y, SIZES[obj.size] * obj.traits.scale * short
 
 
+def mark_geometry(obj: SceneObject, width: int, height: int) -> tuple[float, float, float] | None:
+    """Centre x, centre y and radius of an object's mark in pixels; None if it has none."""
+    if obj.mark is None:
+        return None
+    x, y, radius = object_geometry(obj, width, height)
+    return x + obj.mark.dx * radius, y + obj.mark.dy * radius, obj.mark.radius * min(width, height)
+
+
 def render(
     scene: Scene, width: int = 128, height: int = 128, *, ground: tuple[int, int, int] | None = None
 ) -> Array:
@@ -111,24 +119,20 @@ def render(
         )[..., None]
         region = canvas[top:bottom, left:right]
         region += cover * (np.array(obj.rgb, np.float32) - region)
-        if obj.mark is not None:
+        if obj.mark is not None and (place := mark_geometry(obj, width, height)):
+            mark_x, mark_y, mark_radius = place
             # what would lie beyond the outline is cut off
-            cover = cover * _mark_coverage(
-                obj.mark, (x - left, y - top, radius), min(width, height), cover.shape
+            cover = (
+                cover
+                * shape_coverage(
+                    "circle",
+                    radius=mark_radius,
+                    center=(mark_x - left, mark_y - top),
+                    size=(right - left, bottom - top),
+                )[..., None]
             )
             region += cover * (np.array(obj.mark_rgb(obj.mark.level), np.float32) - region)
     return np.round(canvas).astype(np.uint8)
-
-
-def _mark_coverage(
-    mark: Mark, place: tuple[float, float, float], short: int, shape: tuple[int, ...]
-) -> Array:
-    """Share of each pixel that a mark covers, (height, width, 1). `place`: centre x, centre y and radius of its object."""
-    x, y, radius = place
-    center = x + mark.dx * radius, y + mark.dy * radius
-    return shape_coverage("circle", radius=mark.radius * short, center=center, size=(shape[1], shape[0]))[
-        ..., None
-    ]
 
 
 def render_tensor(scene: Scene, width: int = 128, height: int = 128) -> Float[Tensor, "3 H W"]:

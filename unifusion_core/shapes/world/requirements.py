@@ -65,6 +65,14 @@ class Verdict:
     position: tuple[bool, ...]
     relations: bool | None
 
+    @property
+    def properties(self) -> float:
+        """Share of the named properties that hold, 0..1; relations are not counted."""
+        answers = [self.count, *self.shape, *self.color, *self.size, *self.position]
+        if self.background is not None:
+            answers.append(self.background)
+        return sum(answers) / len(answers)
+
 
 def check(requirement: Requirement, scene: Scene) -> Verdict:
     """Compare under the assignment of required objects to objects of the scene that fulfils the most."""

@@ -10,7 +10,14 @@ import torch
 
 from unifusion_core.evaluation.subject import Sampling, Subject
 from unifusion_core.shapes.evaluation import marks
-from unifusion_core.shapes.evaluation.marks import Probed, mark_place, probe_row, probed, ridge, sample_marked
+from unifusion_core.shapes.evaluation.marks import (
+    Probed,
+    place_on_object,
+    probe_row,
+    probed,
+    ridge,
+    sample_marked,
+)
 from unifusion_core.shapes.world.scenes import Mark, SceneObject
 from unifusion_core.zoo.tiny import TINY
 
@@ -51,7 +58,7 @@ def test_ridge_recovers_a_line() -> None:
 
 def test_a_place_is_told_in_pixels_from_the_object() -> None:
     obj = SceneObject(shape="circle", color="red", size="small", cell=(2, 0))
-    assert mark_place(obj) == (0.0, 0.0)
+    assert place_on_object(obj) == (0.0, 0.0)
     marked = SceneObject(
         shape="circle",
         color="red",
@@ -59,7 +66,7 @@ def test_a_place_is_told_in_pixels_from_the_object() -> None:
         cell=(2, 0),
         mark=Mark(dx=0.5, dy=-0.25, radius=0.03, level=45),
     )
-    assert mark_place(marked) == pytest.approx((6.4, -3.2))
+    assert place_on_object(marked) == pytest.approx((6.4, -3.2))
 
 
 def test_a_probe_sees_the_tokens_of_the_objects_cell_alone(random_weights: SimpleNamespace) -> None:

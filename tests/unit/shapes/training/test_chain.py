@@ -38,6 +38,9 @@ def test_the_chain_names_all_recipes_but_comparisons_the_judge_and_what_is_not_s
     others = {name for name in RECIPES if name.startswith(("tiny-short", "fusion-"))} | {
         "tiny-judge",
         "tiny-vae-marks",
+        "tiny-vae-found",
+        "tiny-vlm-marks",
+        "tiny-marks",
     }
     assert set(names) == set(RECIPES) - others
     assert [part_of(name) for name in ("tiny-vae-colors", "tiny-vlm", "tiny", "tiny-short")] == [

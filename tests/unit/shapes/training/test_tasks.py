@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -14,8 +15,8 @@ from unifusion_core.checkpoints.vae_file import load_autoencoder
 from unifusion_core.contracts import Request, TokenRole
 from unifusion_core.shapes.training import autoencoder, generator, heads, pool, vlm
 from unifusion_core.shapes.world import captions, edits, references
-from unifusion_core.shapes.world.render import render_tensor
-from unifusion_core.shapes.world.scenes import ASPECT_SIZES, COLORS, sample_scene
+from unifusion_core.shapes.world.render import mark_geometry, render_tensor
+from unifusion_core.shapes.world.scenes import ASPECT_SIZES, COLORS, Mark, Scene, SceneObject, sample_scene
 from unifusion_core.shapes.world.scorer import read_picture
 from unifusion_core.vlm.features import encode_chat
 from unifusion_core.vlm.folder import load_vlm
@@ -95,7 +96,8 @@ def test_a_pool_is_encoded_once_by_all_processes_and_a_damaged_file_again(
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert sorted(alone.latents) == list(range(10))
     # not loaded, so encoded on demand
-    scene, latents = new_pool().draw(random.Random(5), ASPECT_SIZES[0])
+    fresh = new_pool()
+    scene, latents = fresh.at(fresh.draw(random.Random(5), ASPECT_SIZES[0]))
     assert scene == alone.draw(random.Random(5), ASPECT_SIZES[0])[0]
     torch.testing.assert_close(latents, alone.draw(random.Random(5), ASPECT_SIZES[0])[1], atol=5e-3, rtol=0)
 
@@ -173,7 +175,7 @@ def test_colours_without_a_name_are_neither_named_nor_guessed(tmp_path: Path) ->
     path = tmp_path / "pool.safetensors"
     free = pool.Pool(load_autoencoder(BUILT_IN.vae), 7, 3, path, pool.free_pool_scene)
     size = next(size for size, numbers in free.numbers.items() if numbers)
-    scene, latents = free.draw(random.Random(0), size)
+    scene, latents = free.at(free.draw(random.Random(0), size))
     assert latents.shape == (16, size[1] // 8, size[0] // 8)
     assert not scene.held_out
     rng = random.Random(0)
@@ -209,6 +211,93 @@ def test_traits_are_asked_where_an_object_stands_and_a_picture_can_tell_them() -
     assert free[:, 3:].isnan().all()
     words = heads.patch_traits(scene, size, 2, image_shown=False)
     assert words.isnan().all()
+
+
+def test_a_patch_has_the_mark_whose_middle_it_covers() -> None:
+    mark = Mark(dx=0.25, dy=-0.5, radius=3.5 / 128, level=-45)
+    obj = SceneObject(shape="square", color="red", size="big", cell=(1, 1), mark=mark)
+    scene, size = Scene(objects=(obj,), background="white"), ASPECT_SIZES[0]
+    marks, places = heads.patch_marks(scene, size, 2)
+    (covering,) = (marks != heads.MARK_NONE).nonzero()
+    x, y, _ = mark_geometry(obj, *size) or (0, 0, 0)
+    patches_in_a_row = size[0] // 16
+    assert int(covering) == int(y // 16) * patches_in_a_row + int(x // 16)
+    assert int(marks[covering]) == heads.MARK_DARKER
+    torch.testing.assert_close(places[covering[0]], torch.tensor([y % 16, x % 16]) / 16 - 0.5)
+    assert places[marks == heads.MARK_NONE].isnan().all()
+
+
+def test_right_guesses_of_marks_cost_nothing_and_batches_without_marks_have_no_places() -> None:
+    marks = torch.tensor([heads.MARK_NONE, heads.MARK_DARKER])
+    places = torch.tensor([[math.nan, math.nan], [0.25, -0.5]])
+    right = torch.tensor([[9.0, -9, -9, 3, 3], [-9, -9, 9, 0.25, -0.5]])
+    entropy, off = heads.mark_errors(right, marks, places)
+    assert (float(entropy), float(off)) == (pytest.approx(0, abs=1e-6), 0)
+    right[1, 3] += 0.5
+    assert float(heads.mark_errors(right, marks, places)[1]) == pytest.approx(0.125)
+    assert float(heads.mark_errors(right[:1], marks[:1], places[:1])[1]) == 0
+
+
+@pytest.mark.parametrize(("max_tiles", "levels"), [(1, 1), (5, 2), (10, 2)])
+def test_each_mark_is_told_by_one_token_of_the_tiles_and_one_of_the_thumbnail(
+    max_tiles: int, levels: int
+) -> None:
+    task = vlm.VLMTask(
+        seed=1,
+        batch_size=4,
+        mix={"detail": 1.0},
+        tokenizer=BUILT_IN.vlm,
+        mark_weight=1.0,
+        marked_share=1.0,
+        start=BUILT_IN.vlm,
+    )
+    samples = [replace(task.item(index), max_tiles=max_tiles) for index in range(4)]
+    batch = task.collate(samples)
+    told = sum(obj.mark is not None for each in samples for scene in each.sources for obj in scene.objects)
+    assert told > 4
+    assert int((batch.marks != heads.MARK_NONE).sum()) == levels * told
+    assert torch.equal(batch.places.isnan().any(1), batch.marks == heads.MARK_NONE)
+    assert "loss_marks" in task.loss(task.model, batch, 0)[1]
+
+
+def test_marks_are_drawn_where_an_image_tells_them_and_nowhere_else(tmp_path: Path) -> None:
+    task = generator.GeneratorTask(
+        generator.GeneratorSettings(
+            seed=7,
+            pool_size=12,
+            marked_pool_size=12,
+            mark_weight=1.0,
+            tasks={"text": 0.3, "edit": 0.4, "reconstruct": 0.3},
+        ),
+        batch_size=1,
+        config=TINY.config,
+        backbone=load_vlm(BUILT_IN.vlm),
+        autoencoder=load_autoencoder(BUILT_IN.vae),
+        pool_path=tmp_path / "pool.safetensors",
+    )
+    marked = {True: 0, False: 0}
+    for index in range(60):
+        sample = task.item(index)
+        marked[bool(sample.request.images)] += any(obj.mark for obj in sample.scene.objects)
+        batch = task.collate([sample])
+        assert bool((batch.marks != heads.MARK_NONE).any()) == any(obj.mark for obj in sample.scene.objects)
+    assert marked[True] > 15
+    assert marked[False] == 0
+    assert "loss_marks" in task.loss(task.model, batch, 0)[1]
+
+
+def test_the_autoencoder_learns_marks_where_they_are() -> None:
+    task = autoencoder.AutoencoderTask(
+        seed=0, crop=64, object_share=1.0, marked_share=1.0, mark_weight=9.0, start=BUILT_IN.vae
+    )
+    crops = task.collate([task.item(index) for index in range(8)])
+    assert crops.shape == (8, 4, 64, 64)
+    covered = crops[:, 3]
+    assert set(covered.unique().tolist()) == {0.0, 1.0}
+    assert 0.005 < float(covered.mean()) < 0.15
+    plain = autoencoder.AutoencoderTask(seed=0, crop=64, object_share=1.0, start=BUILT_IN.vae)
+    images = plain.collate([plain.item(index) for index in range(8)])[:, :3]
+    assert ((images != crops[:, :3]).any(1) <= (covered > 0)).all(), "only marks differ, and are covered"
 
 
 def test_a_batch_has_the_labels_of_its_samples(tmp_path: Path) -> None:
