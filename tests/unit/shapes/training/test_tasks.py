@@ -97,9 +97,11 @@ def test_a_pool_is_encoded_once_by_all_processes_and_a_damaged_file_again(
     assert sorted(alone.latents) == list(range(10))
     # not loaded, so encoded on demand
     fresh = new_pool()
-    scene, latents = fresh.at(fresh.draw(random.Random(5), ASPECT_SIZES[0]))
-    assert scene == alone.draw(random.Random(5), ASPECT_SIZES[0])[0]
-    torch.testing.assert_close(latents, alone.draw(random.Random(5), ASPECT_SIZES[0])[1], atol=5e-3, rtol=0)
+    number = fresh.draw(random.Random(5), ASPECT_SIZES[0])
+    assert number == alone.draw(random.Random(5), ASPECT_SIZES[0])
+    scene, latents = fresh.at(number)
+    assert scene == alone.at(number)[0]
+    torch.testing.assert_close(latents, alone.at(number)[1], atol=5e-3, rtol=0)
 
     encoded: list[object] = []
     encode = pool.encode_scenes
