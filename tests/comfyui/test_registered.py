@@ -42,7 +42,8 @@ def nodes(comfy: Comfy) -> dict[str, Any]:
 def test_the_pack_is_imported_without_complaint(comfy: Comfy) -> None:
     log = comfy.log()
     assert "comfyui-unifusion" in log
-    assert "IMPORT FAILED" not in log
+    # ComfyUI's own nodes may lack packages of theirs
+    assert not [line for line in log.splitlines() if "IMPORT FAILED" in line and "unifusion" in line]
     assert "Error while calling comfy_entrypoint" not in log
     # ComfyUI logs this for an attribute that a model lacks
     assert "you accessed" not in log
