@@ -217,6 +217,21 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         mark_weight=16.0,
         free_rgb_share=0.5,
     ),
+    # the decoder alone, for sharper marks and outlines
+    "tiny-vae-crisp": autoencoder(
+        replace(
+            AUTOENCODER_LOOP, steps=10000, batch_size=8, decay=5000, precision="bf16", evaluate_every=2000
+        ),
+        seed=8,
+        crop=40,
+        start=Path("runs/tiny-vae-found/vae.safetensors"),
+        latent_noise=0.3,
+        object_share=0.9,
+        marked_share=0.7,
+        mark_weight=24.0,
+        free_rgb_share=0.4,
+        decoder_only=True,
+    ),
     # once it could read images (after 6000 steps), rewrites and references got a larger share of the mix
     "tiny-vlm": vlm(
         LoopConfig(
@@ -409,7 +424,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # on an autoencoder that holds marks and a VLM whose image tokens tell of them; edits and reconstructions have them
     "tiny-marks": generator(
-        replace(TRAITS_LOOP, steps=3600, decay=2000, precision="bf16"),
+        replace(TRAITS_LOOP, steps=4500, decay=2500, precision="bf16"),
         replace(
             TRAITS,
             seed=7,
@@ -419,7 +434,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
             picture_time_means=(2.0, 0.7, -0.4, -0.8),
             tasks={"text": 0.34, "edit": 0.34, "reconstruct": 0.26, "free colors": 0.06},
             edit_shares={"recolor": 2, "reshape": 2, "resize": 2},
-            mark_foreground=2.0,
+            mark_foreground=3.0,
             mark_weight=0.2,
             hidden_thumbnails=0.15,
         ),
