@@ -20,6 +20,7 @@ OF_THE_MODEL = {
     "limits": "shapes.evaluation.limits:evaluate_limits",
     "german": "shapes.evaluation.german:evaluate_german",
     "marks": "shapes.evaluation.marks:evaluate_marks",
+    "outlines": "shapes.evaluation.outlines:evaluate_outlines",
     "kept-marks": "shapes.evaluation.kept_marks:evaluate_kept_marks",
 }
 
@@ -48,6 +49,7 @@ ABOUT = {
     "limits": About("179 everyday prompts in and out of its world", "nothing", "1 min"),
     "german": About("German prompts, translated by rewriting", "nothing", "3 min"),
     "marks": About("how much image tokens hold about marks, at 1, 5, 10 tiles", "nothing", "7 min"),
+    "outlines": About("how round circles are", "nothing", "5 min"),
     "kept-marks": About("marks of input images in what is drawn", "nothing", "45 min"),
     "style": About("a style that was trained", "--lora or --model of the run", "5 min"),
     "color": About("an eighth colour that was trained", "--lora or --model of the run", "5 min"),
