@@ -26,9 +26,7 @@ STEPS = 2
 TOLERANCE = 1e-5
 # start from the folder of another run, or read a language model
 NEEDS_A_FOLDER = tuple(
-    name
-    for name in RECIPES
-    if name in ("tiny-finish", "tiny-vae-found", "tiny-vae-crisp") or name.startswith("fusion-")
+    name for name in RECIPES if name in ("tiny-finish", "tiny-vae-found") or name.startswith("fusion-")
 )
 
 

@@ -217,14 +217,14 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         mark_weight=16.0,
         free_rgb_share=0.5,
     ),
-    # the decoder alone, for sharper marks and outlines
+    # the decoder alone: the shipped encoder's latents tell of marks, which its decoder was never asked to draw
     "tiny-vae-crisp": autoencoder(
         replace(
             AUTOENCODER_LOOP, steps=10000, batch_size=8, decay=5000, precision="bf16", evaluate_every=2000
         ),
         seed=8,
         crop=40,
-        start=Path("runs/tiny-vae-found/vae.safetensors"),
+        start=BUILT_IN.vae,
         latent_noise=0.3,
         object_share=0.9,
         marked_share=0.7,
@@ -424,7 +424,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # on an autoencoder that holds marks and a VLM whose image tokens tell of them; edits and reconstructions have them
     "tiny-marks": generator(
-        replace(TRAITS_LOOP, steps=4500, decay=2500, precision="bf16"),
+        replace(TRAITS_LOOP, steps=4000, decay=2000, precision="bf16"),
         replace(
             TRAITS,
             seed=7,
