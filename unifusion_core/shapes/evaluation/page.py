@@ -119,9 +119,9 @@ FIGURES = (
         title="Learning curves",
         suite="fusion-curve",
         says="A new encoder before a DiT that was trained on another takes about a tenth of the samples of a training from "
-        "scratch (report of the paper's followers). A new LAP before the shipped DiT reaches 85 % after 1,920 samples; with a new DiT as "
-        "well it has 59 % after four times as many, so the tenth is neither contradicted nor measured to its end. The other "
-        "designs go on from the shipped DiT. Bands are the repetitions.",
+        "scratch (report of the paper's followers). A new LAP before the shipped DiT reaches 85 % after 1,920 samples; with a "
+        "new DiT as well it has 59 % after four times as many, so the tenth is neither contradicted nor measured to its end. "
+        "The other designs go on from the shipped DiT. Bands are the repetitions.",
         value=PROPERTIES_RIGHT,
         kind="curves",
         along="samples",
