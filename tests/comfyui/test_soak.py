@@ -35,6 +35,8 @@ API_GRAPHS = [
     path for path in sorted(WORKFLOWS.glob("*.json")) if "(built in)" in path.read_text(encoding="utf-8")
 ]
 NUM_PROMPTS, WARM_UP = int(os.environ.get("COMFYUI_COUNT", "300")), 40
+# prompts over which memory, files and threads are averaged, because each kind of prompt leaves them differently
+WINDOW = 40
 MEMORY_GROWTH, TIME_GROWTH = 1.05, 1.10
 
 
@@ -47,6 +49,11 @@ def state(process_id: int) -> dict[str, int]:
         "files": len(list((process / "fd").iterdir())),
         "threads": int(fields["Threads"]),
     }
+
+
+def typical(states: list[dict[str, int]]) -> dict[str, int]:
+    """The median of each number over the first `WINDOW` states."""
+    return {name: int(statistics.median(each[name] for each in states[:WINDOW])) for name in states[0]}
 
 
 Graph = dict[str, dict[str, Any]]
@@ -135,9 +142,14 @@ def test_prompts_in_a_row(comfy: Comfy) -> None:
             assert comfy.run(graph, on_event=interrupt).status in ENDS[name], name
         else:
             seconds[name].append(comfy.successful(graph).seconds)
+        # ComfyUI keeps the graphs of its last 10,000 prompts
+        comfy.request("POST", "/history", {"clear": True})
         states.append(state(comfy.process_id))
-    warm, end = states[WARM_UP], states[-1]
-    print(f"\nafter {WARM_UP} prompts {warm}, after {NUM_PROMPTS} {end}")
+    print()
+    for begin in range(WARM_UP, NUM_PROMPTS, 100):
+        print(f"after {begin} prompts {typical(states[begin:])}")
+    warm, end = typical(states[WARM_UP:]), typical(states[-WINDOW:])
+    print(f"after {NUM_PROMPTS} {end}")
     growth = {}
     for name, times in seconds.items():
         half = len(times) // 2

@@ -25,9 +25,8 @@ from unifusion_core.training.loop import Loop
 STEPS = 2
 TOLERANCE = 1e-5
 # start from the folder of another run, or read a language model
-NEEDS_A_FOLDER = tuple(
-    name for name in RECIPES if name in ("tiny-finish", "tiny-vae-found") or name.startswith("fusion-")
-)
+OTHER_FOLDERS = ("tiny-finish", "tiny-vae-found", "tiny-vae-anchored")
+NEEDS_A_FOLDER = tuple(name for name in RECIPES if name in OTHER_FOLDERS or name.startswith("fusion-"))
 
 
 def first_losses() -> Iterator[tuple[str, list[float]]]:

@@ -6,6 +6,7 @@ decoder's clamp. The decoder is trained on noisy latents, since generated ones a
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...checkpoints.vae_file import load_autoencoder
-from ...models.autoencoder import Autoencoder
+from ...models.autoencoder import DOWNSCALE, Autoencoder
 from ...training.loop import Loop, Loss, Task, seeded, step_generator
 from ..world.marks import with_marks
 from ..world.render import mark_geometry, object_geometry, render, render_tensor
@@ -63,6 +64,7 @@ class AutoencoderTask(Task[Autoencoder]):
         marked_share: float = 0.0,
         mark_weight: float = 0.0,
         free_rgb_share: float = 0.0,
+        anchor: float = 0.0,
     ) -> None:
         """
         crop              side in pixels
@@ -75,12 +77,14 @@ class AutoencoderTask(Task[Autoencoder]):
         marked_share      share of images whose objects may have marks
         mark_weight       further weight of the loss on marks, which are too few and too faint to be learned otherwise
         free_rgb_share    share of images with a background from anywhere in RGB, and free colours
+        anchor            weight of the squared distance of the latents from those of `start`, beside marks and free colours, so
+                          that a generator trained on those stays nearly valid
         """
         self.seed, self.crop = seed, crop
         self.object_share, self.free_color_share = object_share, free_color_share
         self.size_shares = size_shares
         self.marked_share, self.mark_weight = marked_share, mark_weight
-        self.free_rgb_share = free_rgb_share
+        self.free_rgb_share, self.anchor = free_rgb_share, anchor
         self.settings = {
             "seed": seed,
             "crop": crop,
@@ -95,6 +99,7 @@ class AutoencoderTask(Task[Autoencoder]):
             "marked_share": marked_share,
             "mark_weight": mark_weight,
             "free_rgb_share": free_rgb_share,
+            "anchor": anchor,
         }
         self.edge_weight, self.latent_noise, self.latent_penalty = edge_weight, latent_noise, latent_penalty
         with seeded(seed):
@@ -102,6 +107,8 @@ class AutoencoderTask(Task[Autoencoder]):
         if start:
             with safe_open(str(start), "pt") as file:
                 self.before = json.loads(file.metadata()["training"])
+        # what it was before this run
+        self.earlier = copy.deepcopy(model).requires_grad_(False) if anchor else None
         model.taesd_encoder.requires_grad_(not decoder_only)
         model.taesd_decoder.requires_grad_(True)
         # torch's stubs lack memory_format
@@ -116,7 +123,8 @@ class AutoencoderTask(Task[Autoencoder]):
         # random numbers of their own, so that images of recipes without them stay as they are
         further = random.Random(f"autoencoder-marks-{self.seed}-{index}")
         ground = None
-        if further.random() < self.free_rgb_share:
+        free = further.random() < self.free_rgb_share
+        if free:
             scene, ground = with_free_rgb(further, scene), free_rgb(further)
         if further.random() < self.marked_share:
             scene = with_marks(further, scene)
@@ -133,15 +141,17 @@ class AutoencoderTask(Task[Autoencoder]):
         for obj in scene.objects if self.mark_weight else ():
             if geometry := mark_geometry(obj, width, height):
                 covered |= circle_mask(*geometry, (width, height))
-        crop = np.dstack([image, 255 * covered])[top : top + self.crop, left : left + self.crop]
+        colors_stay = np.full_like(covered, 0 if free else 1)
+        crop = np.dstack([image, 255 * covered, 255 * colors_stay])
+        crop = crop[top : top + self.crop, left : left + self.crop]
         return torch.from_numpy(crop.copy()).permute(2, 0, 1)
 
     def collate(self, items: list[Tensor]) -> Tensor:
         return (torch.stack(items).float() / 255).to(memory_format=torch.channels_last)
 
     def loss(self, model: Autoencoder, batch: Tensor, number: int) -> Loss:
-        # the fourth channel is 1 on marks
-        batch, covered = batch.split((3, 1), 1)
+        # the fourth channel is 1 on marks, the fifth where the latents of colours should stay
+        batch, covered, colors_stay = batch.split((3, 1, 1), 1)
         latents = model.encode(batch)
         generator = step_generator(self.seed, number)
         sigma = self.latent_noise * torch.rand(len(batch), 1, 1, 1, generator=generator)
@@ -155,10 +165,20 @@ class AutoencoderTask(Task[Autoencoder]):
             mean.square().mean() + (spread - 1).square().mean() + F.relu(latents.abs() - 2.5).square().mean()
         )
         loss = reconstruction + self.latent_penalty * drift
-        return loss, {
-            "mse": error.square().mean(),
-            "drift": drift,
-        }
+        parts = {"mse": error.square().mean(), "drift": drift}
+        if self.earlier is not None:
+            # a mark changes the cells around its own, too
+            stays = F.max_pool2d(colors_stay, DOWNSCALE) * (
+                1 - F.max_pool2d(F.max_pool2d(covered, DOWNSCALE), 3, 1, 1)
+            )
+            off = (stays * (latents - self.earlier.encode(batch)).square()).sum()
+            parts["moved"] = off / (latents.shape[1] * stays.sum()).clamp(min=1)
+            loss = loss + self.anchor * parts["moved"]
+        return loss, parts
+
+    def place(self, device: torch.device) -> None:
+        if self.earlier is not None:
+            self.earlier.to(device)
 
     def evaluate(self, loop: Loop, step: int) -> dict[str, float]:
         if not loop.chief:

@@ -232,6 +232,21 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         free_rgb_share=0.4,
         decoder_only=True,
     ),
+    # the encoder as well, whose latents stay where no mark and no free colour is
+    "tiny-vae-anchored": autoencoder(
+        replace(
+            AUTOENCODER_LOOP, steps=8000, batch_size=8, decay=4000, precision="bf16", evaluate_every=2000
+        ),
+        seed=9,
+        crop=40,
+        start=Path("runs/tiny-vae-crisp/vae.safetensors"),
+        latent_noise=0.2,
+        object_share=0.9,
+        marked_share=0.8,
+        mark_weight=24.0,
+        free_rgb_share=0.4,
+        anchor=1.0,
+    ),
     # once it could read images (after 6000 steps), rewrites and references got a larger share of the mix
     "tiny-vlm": vlm(
         LoopConfig(

@@ -40,6 +40,7 @@ def test_the_chain_names_all_recipes_but_comparisons_the_judge_and_what_is_not_s
         "tiny-vae-marks",
         "tiny-vae-found",
         "tiny-vae-crisp",
+        "tiny-vae-anchored",
         "tiny-vlm-marks",
         "tiny-marks",
     }

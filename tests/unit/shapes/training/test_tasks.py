@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from unifusion_core.checkpoints.vae_file import load_autoencoder
 from unifusion_core.contracts import Request, TokenRole
@@ -293,13 +294,39 @@ def test_the_autoencoder_learns_marks_where_they_are() -> None:
         seed=0, crop=64, object_share=1.0, marked_share=1.0, mark_weight=9.0, start=BUILT_IN.vae
     )
     crops = task.collate([task.item(index) for index in range(8)])
-    assert crops.shape == (8, 4, 64, 64)
+    assert crops.shape == (8, 5, 64, 64)
     covered = crops[:, 3]
     assert set(covered.unique().tolist()) == {0.0, 1.0}
     assert 0.005 < float(covered.mean()) < 0.15
     plain = autoencoder.AutoencoderTask(seed=0, crop=64, object_share=1.0, start=BUILT_IN.vae)
     images = plain.collate([plain.item(index) for index in range(8)])[:, :3]
     assert ((images != crops[:, :3]).any(1) <= (covered > 0)).all(), "only marks differ, and are covered"
+
+
+def test_latents_are_held_where_there_is_no_mark_and_no_free_colour() -> None:
+    def moved(free_rgb_share: float, *, everywhere: bool) -> float:
+        """The penalty after the encoder's latents of all cells, or of marks alone, have changed."""
+        task = autoencoder.AutoencoderTask(
+            seed=0,
+            crop=64,
+            object_share=1.0,
+            marked_share=1.0,
+            mark_weight=9.0,
+            free_rgb_share=free_rgb_share,
+            anchor=1.0,
+            start=BUILT_IN.vae,
+        )
+        crops = task.collate([task.item(index) for index in range(8)])
+        _, parts = task.loss(task.model, crops, 0)
+        assert float(parts["moved"]) == 0, "nothing has changed yet"
+        change = 0.5 * (1 if everywhere else F.max_pool2d(crops[:, 3:4], 8))
+        encode = task.model.encode
+        task.model.encode = lambda pixels: encode(pixels) + change
+        return float(task.loss(task.model, crops, 0)[1]["moved"].detach())
+
+    assert moved(0.0, everywhere=True) == pytest.approx(0.25)
+    assert moved(0.0, everywhere=False) == 0
+    assert moved(1.0, everywhere=True) == 0
 
 
 def test_a_batch_has_the_labels_of_its_samples(tmp_path: Path) -> None:
