@@ -34,7 +34,9 @@ WORKFLOWS = Path(__file__).parents[2] / "workflows" / "api"
 API_GRAPHS = [
     path for path in sorted(WORKFLOWS.glob("*.json")) if "(built in)" in path.read_text(encoding="utf-8")
 ]
-NUM_PROMPTS, WARM_UP = int(os.environ.get("COMFYUI_COUNT", "300")), 40
+NUM_PROMPTS = int(os.environ.get("COMFYUI_COUNT", "300"))
+# prompts after which memory must be flat: until then kinds follow each other for the first time, and caches fill to their bounds
+WARM_UP = NUM_PROMPTS // 3
 # prompts over which memory, files and threads are averaged, because each kind of prompt leaves them differently
 WINDOW = 40
 MEMORY_GROWTH, TIME_GROWTH = 1.05, 1.10
@@ -131,7 +133,7 @@ def test_prompts_in_a_row(comfy: Comfy) -> None:
     seconds: dict[str, list[float]] = defaultdict(list)
     states: list[dict[str, int]] = []
     for number in range(NUM_PROMPTS):
-        name = names[number % len(names)] if number < WARM_UP else rng.choice(names)
+        name = names[number % len(names)] if number < len(names) else rng.choice(names)
         graph = with_seed(graphs[name], number)
         if name in ENDS:
 
@@ -146,10 +148,10 @@ def test_prompts_in_a_row(comfy: Comfy) -> None:
         comfy.request("POST", "/history", {"clear": True})
         states.append(state(comfy.process_id))
     print()
-    for begin in range(WARM_UP, NUM_PROMPTS, 100):
-        print(f"after {begin} prompts {typical(states[begin:])}")
+    for begin in range(0, NUM_PROMPTS, 100):
+        print(f"from prompt {begin} {typical(states[begin:])}")
     warm, end = typical(states[WARM_UP:]), typical(states[-WINDOW:])
-    print(f"after {NUM_PROMPTS} {end}")
+    print(f"up to prompt {NUM_PROMPTS} {end}")
     growth = {}
     for name, times in seconds.items():
         half = len(times) // 2

@@ -140,7 +140,7 @@ class AutoencoderTask(Task[Autoencoder]):
         covered = np.zeros((height, width), np.uint8)
         for obj in scene.objects if self.mark_weight else ():
             if geometry := mark_geometry(obj, width, height):
-                covered |= circle_mask(*geometry, (width, height))
+                covered |= _disc_mask(*geometry, (width, height))
         colors_stay = np.full_like(covered, 0 if free else 1)
         crop = np.dstack([image, 255 * covered, 255 * colors_stay])
         crop = crop[top : top + self.crop, left : left + self.crop]
@@ -229,12 +229,6 @@ def encode_images(model: Autoencoder, pixels: Float[Tensor, "B 3 H W"]) -> Float
     return model.encode(pixels.to(device, memory_format=torch.channels_last))
 
 
-def circle_mask(x: float, y: float, radius: float, size: tuple[int, int]) -> np.ndarray:
-    """1 on the pixels of a disc and one pixel around it, (height, width); all lengths in pixels."""
-    rows, columns = np.mgrid[: size[1], : size[0]] + 0.5
-    return (np.hypot(columns - x, rows - y) <= radius + 1).astype(np.uint8)
-
-
 def weighted_object(rng: random.Random, scene: Scene) -> SceneObject:
     """A random object, most often one that is hard to reconstruct."""
     weights = [(2 if o.size == "small" else 1) * HARDNESS.get(o.shape, 1) for o in scene.objects]
@@ -245,6 +239,12 @@ def save_autoencoder(model: Autoencoder, path: Path, record: dict[str, Any]) -> 
     """Write 16-bit weights in the stock layout, with the record of the run as metadata."""
     weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(weights, str(path), {"format": "pt", "training": json.dumps(record)})
+
+
+def _disc_mask(x: float, y: float, radius: float, size: tuple[int, int]) -> np.ndarray:
+    """1 on the pixels of a disc and one pixel around it, (height, width); all lengths in pixels."""
+    rows, columns = np.mgrid[: size[1], : size[0]] + 0.5
+    return (np.hypot(columns - x, rows - y) <= radius + 1).astype(np.uint8)
 
 
 def _edges(pixels: Tensor) -> Tensor:
