@@ -205,3 +205,17 @@ def test_a_blueprint_is_one_node_whose_wires_meet(path: Path, own_nodes: dict[st
     for link in subgraph["links"]:
         assert link["id"] in starts[link["origin_id"]][link["origin_slot"]]
         assert link["id"] == ends[link["target_id"]][link["target_slot"]]
+
+
+def test_a_node_has_the_same_widgets_in_all_workflows_and_blueprints() -> None:
+    """So a widget that is new is added to all of them; tests/comfyui compares them with the node itself."""
+    files = {path.stem: json.loads(path.read_text()) for path in (*UI, *BLUEPRINTS)}
+    widgets: dict[str, dict[tuple[str, ...], str]] = {}
+    for name, file in files.items():
+        subgraphs = file.get("definitions", {}).get("subgraphs", [])
+        for node in [*file["nodes"], *(inner for each in subgraphs for inner in each["nodes"])]:
+            if node["type"].startswith("UniFusion"):
+                own = tuple(sorted(socket["name"] for socket in node["inputs"] if "widget" in socket))
+                widgets.setdefault(node["type"], {})[own] = name
+    assert len(widgets) > 5
+    assert {kind: found for kind, found in widgets.items() if len(found) > 1} == {}
