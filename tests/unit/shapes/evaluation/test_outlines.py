@@ -11,7 +11,8 @@ import pytest
 from unifusion_core.evaluation.subject import Sampling, Subject
 from unifusion_core.pipeline import Pipeline
 from unifusion_core.shapes.evaluation import outlines
-from unifusion_core.shapes.world.render import render
+from unifusion_core.shapes.world.render import object_geometry, render
+from unifusion_core.shapes.world.roundness import distance_from_circle
 from unifusion_core.shapes.world.scenes import Scene, SceneObject
 
 
@@ -23,16 +24,16 @@ def one(shape: str, size: str) -> Scene:
 @pytest.mark.parametrize("size", ["small", "big"])
 def test_a_rendered_circle_is_round_and_other_shapes_are_not(size: str) -> None:
     scene = one("circle", size)
-    assert outlines.distance_from_circle(render(scene), scene.objects[0], scene) < 0.02
+    assert distance_from_circle(render(scene), scene.objects[0], scene) < 0.02
     for shape in ("square", "triangle", "star", "cross"):
-        found = outlines.distance_from_circle(render(one(shape, size)), scene.objects[0], scene)
+        found = distance_from_circle(render(one(shape, size)), scene.objects[0], scene)
         assert found > 0.12, shape
 
 
 def test_lumps_are_told_by_their_height_and_a_moved_circle_is_still_round() -> None:
     scene = one("circle", "big")
     (obj,) = scene.objects
-    x, y, radius = outlines.object_geometry(obj, 128, 128)
+    x, y, radius = object_geometry(obj, 128, 128)
     rows, columns = np.mgrid[:128, :128] + 0.5
 
     def drawn(lumps: float, moved: float) -> np.ndarray:
@@ -41,16 +42,16 @@ def test_lumps_are_told_by_their_height_and_a_moved_circle_is_still_round() -> N
         cover = np.clip(outline - np.hypot(rows - y, columns - x - moved) + 0.5, 0, 1)[..., None]
         return np.round(255 + cover * (np.array(obj.rgb) - 255.0)).astype(np.uint8)
 
-    assert outlines.distance_from_circle(drawn(0.1, 0), obj, scene) == pytest.approx(0.1, abs=0.02)
-    assert outlines.distance_from_circle(drawn(0, 3), obj, scene) < 0.03
+    assert distance_from_circle(drawn(0.1, 0), obj, scene) == pytest.approx(0.1, abs=0.02)
+    assert distance_from_circle(drawn(0, 3), obj, scene) < 0.03
 
 
 def test_where_nothing_is_drawn_no_outline_is_found() -> None:
     scene = one("circle", "big")
     nothing = np.full((128, 128, 3), 255, np.uint8)
-    assert outlines.distance_from_circle(nothing, scene.objects[0], scene) == math.inf
+    assert distance_from_circle(nothing, scene.objects[0], scene) == math.inf
     full = np.broadcast_to(np.array(scene.objects[0].rgb, np.uint8), (128, 128, 3))
-    assert outlines.distance_from_circle(full, scene.objects[0], scene) == math.inf
+    assert distance_from_circle(full, scene.objects[0], scene) == math.inf
 
 
 def test_the_suite_has_a_row_for_each_way(
