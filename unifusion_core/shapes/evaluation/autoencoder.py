@@ -52,7 +52,7 @@ def _marks(autoencoder: Autoencoder, sampling: Sampling) -> Row:
         ]
         for group in chunks(scenes, BATCH):
             for scene, image in zip(
-                group, _round_trip(autoencoder, [render(each, *size) for each in group]), strict=True
+                group, round_trip(autoencoder, [render(each, *size) for each in group]), strict=True
             ):
                 seen = {obj.cell: obj for obj in read_picture(image).scene.objects}
                 for obj in scene.objects:
@@ -89,7 +89,7 @@ def _flat_colors(autoencoder: Autoencoder, sampling: Sampling) -> Row:
         colors.append((ground, own))
         places.append(object_geometry(obj, *ASPECT_SIZES[0])[:2])
     for group in chunks(range(len(pictures)), BATCH):
-        decoded = _round_trip(autoencoder, [pictures[number] for number in group])
+        decoded = round_trip(autoencoder, [pictures[number] for number in group])
         for number, image in zip(group, decoded, strict=True):
             x, y = (round(place) for place in places[number])
             parts = {
@@ -109,7 +109,8 @@ def _flat_colors(autoencoder: Autoencoder, sampling: Sampling) -> Row:
 
 
 @torch.no_grad()
-def _round_trip(autoencoder: Autoencoder, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+def round_trip(autoencoder: Autoencoder, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Images of one size (H W 3, bytes) after encoding and decoding."""
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
     device = next(autoencoder.parameters()).device
     return list(to_pixels(autoencoder.decode(autoencoder.encode(pixels.to(device)))))

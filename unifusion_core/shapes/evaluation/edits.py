@@ -168,12 +168,9 @@ def judge(edit: Edit, picture: Pixels | None) -> Side:
     if picture is None:
         return Side(judgement=judge_failure(edit.requirement))
     reading = read_picture(picture)
-    kept = tuple(
-        o
-        for i, (o, origin) in enumerate(zip(edit.target.objects, edit.origin, strict=True))
-        if origin is not None and i not in edit.touched
+    traits = trait_errors(
+        reading.scene, Scene(objects=edit.untouched, background=edit.target.background), size=SIZE
     )
-    traits = trait_errors(reading.scene, Scene(objects=kept, background=edit.target.background), size=SIZE)
     outside = None
     if edit.kind in edits.EDIT_KINDS and edit.kind != "background":
         (source,) = edit.sources

@@ -30,7 +30,8 @@ from .edits import BATCH, REFERENCES, SIZE, TILE_COUNTS
 from .marks import place_on_object
 
 # what each row of an edit is drawn with
-CONDITIONS = ("", ", tokens of another image", ", without image tokens")
+OF_ANOTHER = ", tokens of another image"
+CONDITIONS = ("", OF_ANOTHER, ", without image tokens")
 
 
 @dataclass
@@ -127,26 +128,20 @@ def edited(pipeline: Pipeline, instructions: Sequence[Edit]) -> Mapping[str, Kep
         for (_, edit), each in zip(part, rewrites, strict=True):
             if not isinstance(each, Rewrite):
                 for each_kept in kept.values():
-                    each_kept.add(untouched(edit), None)
+                    each_kept.add(edit.untouched, None)
         if good:
             features = Features.cat([each for *_, each in good])
             given = (features, with_pictures_of_another(features), without_pictures(features))
             for condition, drawn_from in zip(CONDITIONS, given, strict=True):
+                if condition == OF_ANOTHER and len(good) == 1:
+                    # there is no other
+                    continue
                 pictures = pipeline.sample(drawn_from, [seed for seed, *_ in good], settings)
                 for (_, edit, _), picture in zip(good, pictures, strict=True):
-                    kept[condition].add(untouched(edit), picture)
+                    kept[condition].add(edit.untouched, picture)
         bar.update(len(part))
     bar.close()
     return kept
-
-
-def untouched(edit: Edit) -> list[SceneObject]:
-    """The objects of the target that come from an input image, with every trait."""
-    return [
-        obj
-        for number, (obj, origin) in enumerate(zip(edit.target.objects, edit.origin, strict=True))
-        if origin is not None and number not in edit.touched
-    ]
 
 
 def with_pictures_of_another(features: Features) -> Features:

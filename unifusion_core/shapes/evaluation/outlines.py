@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
-
-import numpy as np
-import torch
+from typing import cast
 
 from ...contracts import Request
 from ...evaluation.rates import Rate
 from ...evaluation.subject import Row, Sampling, Subject, chunks
-from ...images import Pixels, to_pixels
+from ...images import Pixels
+from ...models.autoencoder import Autoencoder
 from ..world.captions import caption
 from ..world.render import render
 from ..world.roundness import distance_from_circle
 from ..world.scenes import Scene, sample_scene
+from .autoencoder import round_trip
 
 BATCH = 16
 # shares of the radius: rounder than that is what the table of goals asks for
@@ -36,12 +36,8 @@ def evaluate_outlines(subject: Subject, sampling: Sampling) -> Iterator[Row]:
             scenes.append(scene)
     pipeline = subject.pipeline
 
-    @torch.no_grad()
     def copied(part: Sequence[tuple[int, Scene]]) -> Sequence[Pixels]:
-        pixels = torch.from_numpy(np.stack([render(scene) for _, scene in part])).permute(0, 3, 1, 2) / 255
-        autoencoder = subject.autoencoder
-        device = next(autoencoder.parameters()).device
-        return list(to_pixels(autoencoder.decode(autoencoder.encode(pixels.to(device)))))
+        return round_trip(cast(Autoencoder, subject.autoencoder), [render(scene) for _, scene in part])
 
     def drawn(part: Sequence[tuple[int, Scene]]) -> Sequence[Pixels]:
         features = pipeline.encode([Request(prompt="", rewrite=caption(scene)) for _, scene in part])

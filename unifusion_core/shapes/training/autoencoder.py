@@ -26,7 +26,7 @@ from ...checkpoints.vae_file import load_autoencoder
 from ...models.autoencoder import DOWNSCALE, Autoencoder
 from ...training.loop import Loop, Loss, Task, seeded, step_generator
 from ..world.marks import with_marks
-from ..world.render import mark_geometry, object_geometry, render, render_tensor
+from ..world.render import mark_geometry, object_geometry, render, render_tensor, shape_coverage
 from ..world.scenes import (
     ASPECT_SIZES,
     Scene,
@@ -138,9 +138,12 @@ class AutoencoderTask(Task[Autoencoder]):
                 for at, length in ((x, width), (y, height))
             )
         covered = np.zeros((height, width), np.uint8)
-        for obj in scene.objects if self.mark_weight else ():
+        for obj in scene.objects:
             if geometry := mark_geometry(obj, width, height):
-                covered |= _disc_mask(*geometry, (width, height))
+                x, y, radius = geometry
+                # and one pixel around it
+                disc = shape_coverage("circle", radius=radius + 1, center=(x, y), size=(width, height))
+                covered |= disc >= 0.5
         colors_stay = np.full_like(covered, 0 if free else 1)
         crop = np.dstack([image, 255 * covered, 255 * colors_stay])
         crop = crop[top : top + self.crop, left : left + self.crop]
@@ -239,12 +242,6 @@ def save_autoencoder(model: Autoencoder, path: Path, record: dict[str, Any]) -> 
     """Write 16-bit weights in the stock layout, with the record of the run as metadata."""
     weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(weights, str(path), {"format": "pt", "training": json.dumps(record)})
-
-
-def _disc_mask(x: float, y: float, radius: float, size: tuple[int, int]) -> np.ndarray:
-    """1 on the pixels of a disc and one pixel around it, (height, width); all lengths in pixels."""
-    rows, columns = np.mgrid[: size[1], : size[0]] + 0.5
-    return (np.hypot(columns - x, rows - y) <= radius + 1).astype(np.uint8)
 
 
 def _edges(pixels: Tensor) -> Tensor:

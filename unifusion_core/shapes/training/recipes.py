@@ -33,6 +33,8 @@ AUTOENCODER_LOOP = LoopConfig(
     save_every=250,
     ema=0.998,
 )
+# each recipe sets its own steps
+MARKS_LOOP = replace(AUTOENCODER_LOOP, batch_size=8, precision="bf16")
 VLM_LOOP = LoopConfig(
     # each recipe sets its own
     steps=1,
@@ -194,7 +196,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # marks, and flat colours anywhere in RGB; the latents change, so the generator must be trained on
     "tiny-vae-marks": autoencoder(
-        replace(AUTOENCODER_LOOP, steps=6000, batch_size=8, decay=3000, precision="bf16", evaluate_every=500),
+        replace(MARKS_LOOP, steps=6000, decay=3000, evaluate_every=500),
         seed=6,
         crop=40,
         start=BUILT_IN.vae,
@@ -205,9 +207,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # goes on from tiny-vae-marks, which had learned the colours and lost the marks
     "tiny-vae-found": autoencoder(
-        replace(
-            AUTOENCODER_LOOP, steps=7000, batch_size=8, decay=4000, precision="bf16", evaluate_every=1000
-        ),
+        replace(MARKS_LOOP, steps=7000, decay=4000, evaluate_every=1000),
         seed=7,
         crop=40,
         start=Path("runs/tiny-vae-marks/vae.safetensors"),
@@ -219,9 +219,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # the decoder alone: the shipped encoder's latents tell of marks, which its decoder was never asked to draw
     "tiny-vae-crisp": autoencoder(
-        replace(
-            AUTOENCODER_LOOP, steps=10000, batch_size=8, decay=5000, precision="bf16", evaluate_every=2000
-        ),
+        replace(MARKS_LOOP, steps=10000, decay=5000, evaluate_every=2000),
         seed=8,
         crop=40,
         start=BUILT_IN.vae,
@@ -234,9 +232,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # the encoder as well, whose latents stay where no mark and no free colour is
     "tiny-vae-anchored": autoencoder(
-        replace(
-            AUTOENCODER_LOOP, steps=8000, batch_size=8, decay=4000, precision="bf16", evaluate_every=2000
-        ),
+        replace(MARKS_LOOP, steps=8000, decay=4000, evaluate_every=2000),
         seed=9,
         crop=40,
         start=Path("runs/tiny-vae-crisp/vae.safetensors"),
@@ -437,7 +433,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
             hidden_thumbnails=0.15,
         ),
     ),
-    # on an autoencoder that holds marks and a VLM whose image tokens tell of them; edits and reconstructions have them
+    # on a VLM whose image tokens tell of marks; edits and reconstructions have them
     "tiny-marks": generator(
         replace(TRAITS_LOOP, steps=4000, decay=2000, precision="bf16"),
         replace(

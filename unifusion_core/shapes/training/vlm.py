@@ -291,11 +291,8 @@ class VLMTask(Task[nn.ModuleDict]):
         sample = self.sample(rng, task, max_tiles)
         if rng.random() < self.style_share:
             sample = with_random_style(rng, sample)
-        if not self.marked_share:
-            return sample
-        return replace(
-            sample, sources=tuple(with_marks(rng, scene, self.marked_share) for scene in sample.sources)
-        )
+        sources = tuple(with_marks(rng, scene, self.marked_share) for scene in sample.sources)
+        return replace(sample, sources=sources)
 
     def sample(self, rng: random.Random, task: str, max_tiles: int, held_out: bool | None = None) -> Sample:
         """A random sample of a task: rewrite, describe, question, edit, reference, look, detail."""

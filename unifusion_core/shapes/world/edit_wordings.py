@@ -41,6 +41,15 @@ class Edit:
     touched: frozenset[int]
     origin: tuple[Origin, ...]
 
+    @property
+    def untouched(self) -> tuple[SceneObject, ...]:
+        """The target's objects that come from an image, with every trait."""
+        return tuple(
+            obj
+            for number, (obj, origin) in enumerate(zip(self.target.objects, self.origin, strict=True))
+            if origin is not None and number not in self.touched
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Name:

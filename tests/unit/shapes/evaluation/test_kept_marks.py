@@ -31,7 +31,7 @@ def test_a_faithful_drawing_keeps_all_marks_and_a_plain_one_none(kind: str) -> N
     marked = 0
     for _ in range(12):
         edit = edits.with_marked_sources(rng, edits.sample_instruction(rng, kind, True))
-        objects = suite.untouched(edit)
+        objects = edit.untouched
         marked += sum(each.mark is not None for each in objects)
         kept.add(objects, render(edit.target, *suite.SIZE))
         lost.add(objects, render(plain(edit.target), *suite.SIZE))
