@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from ..errors import ConfigError
 from ..evaluation.suites import BENCHMARKS
 from ..shapes.evaluation.suites import ABOUT, SUITES
@@ -55,6 +57,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     install_options.set_defaults(run=install_part)
     install_options.add_argument("folder", type=Path, metavar="DIR", help="of the run")
+    install_options.add_argument(
+        "--next", action="store_true", help="among the parts of the next edition, which recipes alone read"
+    )
 
     evaluate_options = verbs.add_parser("evaluate", help="judge its pictures exactly")
     evaluate_options.set_defaults(run=evaluate)
@@ -114,9 +119,10 @@ def examples(arguments: argparse.Namespace) -> None:
 
 def install_part(arguments: argparse.Namespace) -> None:
     """Put a finished part in its place."""
-    from ..shapes.training.chain import install
+    from ..shapes.training.chain import NEXT, install
+    from ..zoo.tiny import BUILT_IN
 
-    print(install(arguments.folder))
+    print(install(arguments.folder, NEXT if arguments.next else BUILT_IN))
 
 
 def encoder(arguments: argparse.Namespace) -> None:
@@ -180,12 +186,12 @@ def _changed(config: LoopConfig, changes: Sequence[str]) -> LoopConfig:
     values: dict[str, Any] = {}
     for change in changes:
         key, _, text = change.partition("=")
-        if key not in types or types[key] not in (int, float):
+        if key not in types:
             raise ConfigError(f'--set {change}: there is no "{key}" to set; choose from {", ".join(types)}')
         try:
-            values[key] = types[key](text)
-        except ValueError as error:
-            raise ConfigError(f"--set {change}: {key} needs a value of type {types[key].__name__}") from error
+            values[key] = TypeAdapter(types[key]).validate_python(text)
+        except ValidationError as error:
+            raise ConfigError(f"--set {change}: {key} cannot be that: {error.errors()[0]['msg']}") from error
     return dataclasses.replace(config, **values)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 import shutil
 import signal
@@ -35,6 +36,8 @@ from ..errors import CheckpointError, ConfigError, TrainingError
 from ..files import check_folder
 from .checkpoint import checkpoints, load_checkpoint, remove_old, save_checkpoint
 from .optimizer import MuonAdamW, parameter_groups
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -272,6 +275,15 @@ def train(
     check_folder(out)
     if config.precision == "fp16" and not torch.accelerator.is_available():
         raise ConfigError("precision fp16 needs a GPU, and there is none here: use fp32 or bf16")
+    if config.precision != "fp32" and not torch.accelerator.is_available():
+        factor = slowdown_on_cpu(DTYPES[config.precision])
+        # less is noise
+        if factor > 1.5:
+            logger.warning(
+                "this processor takes %.1f times as long for a matrix product in %s as in fp32: use precision fp32",
+                factor,
+                config.precision,
+            )
     accelerator = start_processes()
     try:
         task = build(accelerator)
@@ -287,6 +299,21 @@ def train(
         # A process that ends while its group still has threads is aborted, and a module that exchanges gradients keeps some.
         gc.collect()
         accelerator.end_training()
+
+
+def slowdown_on_cpu(dtype: torch.dtype) -> float:
+    """Time of a matrix product in `dtype` over its time in 32 bits: many times 1 on processors without instructions for it."""
+    times: list[float] = []
+    for kind in (torch.float32, dtype):
+        matrix = torch.ones(256, 256, dtype=kind)
+        seconds = []
+        # several, since the first one sets up threads and kernels
+        for _ in range(4):
+            start = time.perf_counter()
+            matrix @ matrix
+            seconds.append(time.perf_counter() - start)
+        times.append(min(seconds))
+    return times[1] / times[0]
 
 
 def start_processes() -> Accelerator:

@@ -364,16 +364,20 @@ def test_a_mistake_in_a_process_of_its_own_shows_no_traceback() -> None:
 
 # Training, evaluation, inspection -------------------------------------------------------------------
 
+SETTINGS = ("steps=10", "learning_rate=1", "precision=fp32", "shard=false")
+
 
 @pytest.mark.parametrize("recipe", ["tiny-vae", "tiny-vlm", "tiny"])
 def test_dry_run_says_what_would_run_and_writes_nothing(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["shapes", "train", recipe, "--dry-run", "--set", "steps=10", "learning_rate=1"]) == 0
+    assert main(["shapes", "train", recipe, "--dry-run", "--set", *SETTINGS]) == 0
     printed = capsys.readouterr().out
     assert '"steps": 10' in printed
     assert '"learning_rate": 1.0' in printed
+    assert '"precision": "fp32"' in printed
+    assert '"shard": false' in printed
     assert "parameters" in printed
     assert "s per step" in printed
     assert not list(tmp_path.iterdir())
@@ -383,7 +387,9 @@ def test_dry_run_says_what_would_run_and_writes_nothing(
     ("change", "sentence"),
     [
         ("speed=3", 'there is no "speed" to set'),
-        ("steps=many", "steps needs a value of type int"),
+        ("steps=many", "--set steps=many: steps cannot be that: Input should be a valid integer"),
+        ("precision=fp8", "precision cannot be that: Input should be 'fp32', 'bf16' or 'fp16'"),
+        ("shard=maybe", "shard cannot be that: Input should be a valid boolean"),
         ("save_every=0", "save_every is 0, 1 or more is needed"),
     ],
 )

@@ -297,6 +297,29 @@ def test_a_loop_that_cannot_run_is_refused_at_once(name: str, value: float, need
         replace(CONFIG, **{name: value})
 
 
+def test_the_time_of_a_matrix_product_is_compared_with_that_in_32_bits() -> None:
+    assert loops.slowdown_on_cpu(torch.bfloat16) > 0
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("precision", "factor", "said"),
+    [("bf16", 55.0, "55.0 times as long"), ("bf16", 1.2, ""), ("fp32", 55.0, "")],
+)
+def test_a_processor_that_is_slow_in_16_bits_is_said(
+    precision: str,
+    factor: float,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(loops, "slowdown_on_cpu", lambda dtype: factor)
+    train(LineTask(), replace(CONFIG, precision=precision), tmp_path, recipe="line")
+    assert ("use precision fp32" in caplog.text) == bool(said)
+    assert said in caplog.text
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="step 7: the loss is nan and the gradient nan"):
         train(LineTask(poison_at=6), CONFIG, tmp_path, recipe="line")

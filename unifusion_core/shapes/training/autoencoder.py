@@ -60,6 +60,7 @@ class AutoencoderTask(Task[Autoencoder]):
         free_color_share: float = 0.0,
         size_shares: tuple[float, ...] = (1.0,) * len(ASPECT_SIZES),
         start: Path | None = None,
+        decoder_of: Path | None = None,
         decoder_only: bool = False,
         marked_share: float = 0.0,
         mark_weight: float = 0.0,
@@ -68,13 +69,15 @@ class AutoencoderTask(Task[Autoencoder]):
     ) -> None:
         """
         crop              side in pixels
-        object_share      share of crops near an object, most often a small one, a star or a cross; the others are anywhere
+        object_share      share of crops near an object (near its mark if it has one), most often a small one, a star or a cross;
+                          the others are anywhere
         free_color_share  share of images with free colours: a decoder that was trained on the named colours alone jumps between
                           them, so that a slightly wrong latent becomes a stain
         size_shares       of `ASPECT_SIZES`
         start             a file to continue from
+        decoder_of        a file whose decoder to continue from instead
         decoder_only      keep the encoder, so that a generator trained on its latents stays valid
-        marked_share      share of images whose objects may have marks
+        marked_share      share of images whose objects have marks
         mark_weight       further weight of the loss on marks, which are too few and too faint to be learned otherwise
         free_rgb_share    share of images with a background from anywhere in RGB, and free colours
         anchor            weight of the squared distance of the latents from those of `start`, beside marks and free colours, so
@@ -95,6 +98,7 @@ class AutoencoderTask(Task[Autoencoder]):
             "free_color_share": free_color_share,
             "size_shares": size_shares,
             "start": start.name if start else None,
+            "decoder_of": decoder_of.name if decoder_of else None,
             "decoder_only": decoder_only,
             "marked_share": marked_share,
             "mark_weight": mark_weight,
@@ -107,6 +111,8 @@ class AutoencoderTask(Task[Autoencoder]):
         if start:
             with safe_open(str(start), "pt") as file:
                 self.before = json.loads(file.metadata()["training"])
+        if decoder_of:
+            model.taesd_decoder.load_state_dict(load_autoencoder(decoder_of).taesd_decoder.state_dict())
         # what it was before this run
         self.earlier = copy.deepcopy(model).requires_grad_(False) if anchor else None
         model.taesd_encoder.requires_grad_(not decoder_only)
@@ -127,11 +133,13 @@ class AutoencoderTask(Task[Autoencoder]):
         if free:
             scene, ground = with_free_rgb(further, scene), free_rgb(further)
         if further.random() < self.marked_share:
-            scene = with_marks(further, scene)
+            # on every object: the loss is local, and marks are few
+            scene = with_marks(further, scene, 1.0)
         image = render(scene, width, height, ground=ground)
         left, top = rng.randint(0, width - self.crop), rng.randint(0, height - self.crop)
         if rng.random() < self.object_share:
-            x, y, _ = object_geometry(weighted_object(rng, scene), width, height)
+            chosen = weighted_object(rng, scene)
+            x, y, _ = mark_geometry(chosen, width, height) or object_geometry(chosen, width, height)
             jitter = self.crop // 4
             left, top = (
                 min(max(round(at) - self.crop // 2 + rng.randint(-jitter, jitter), 0), length - self.crop)

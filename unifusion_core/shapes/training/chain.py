@@ -12,7 +12,15 @@ from ...checkpoints.generator_file import GeneratorFile
 from ...checkpoints.vae_file import load_autoencoder
 from ...errors import ConfigError
 from ...vlm.folder import load_vlm
-from ...zoo.tiny import BUILT_IN
+from ...zoo.spec import BuiltIn
+
+# the edition in training: recipes alone read its parts
+NEXT = BuiltIn(
+    name="unifusion-tiny-2",
+    generator=Path(__file__).parents[1] / "next" / "unifusion-tiny-2.safetensors",
+    vlm=Path(__file__).parents[1] / "next" / "unifusion-tiny-2-vlm",
+    vae=Path(__file__).parents[1] / "next" / "unifusion-tiny-2-vae.safetensors",
+)
 
 Part = Literal["vae", "vlm", "generator"]
 
@@ -50,9 +58,8 @@ def part_of(recipe: str) -> Part | None:
     return next((part for part in parts for stage in CHAIN if recipe in getattr(stage, part)), None)
 
 
-def install(run: Path) -> Path:
-    """Puts the finished part of a run in its place in `weights/`, where the next recipe and every command take it from. Returns
-    the place.
+def install(run: Path, edition: BuiltIn) -> Path:
+    """Puts the finished part of a run in its place in an edition, where the next recipe takes it from. Returns the place.
 
     Raises ConfigError if the folder has no finished part, CheckpointError or VLMError if the part cannot be opened.
     """
@@ -61,13 +68,15 @@ def install(run: Path) -> Path:
         names = ", ".join(FINISHED.values())
         raise ConfigError(f"{run} has no finished part ({names}): finish the run first, by --resume")
     (part,) = found
-    source, place = run / FINISHED[part], Path(getattr(BUILT_IN, part))
+    source, place = run / FINISHED[part], Path(getattr(edition, part))
     _check(part, source)
+    place.parent.mkdir(exist_ok=True)
     new = place.with_name(f"{place.name}.part")
     if source.is_dir():
         shutil.rmtree(new, ignore_errors=True)
         shutil.copytree(source, new)
-        shutil.rmtree(place)
+        if place.exists():
+            shutil.rmtree(place)
     else:
         shutil.copyfile(source, new)
     new.replace(place)

@@ -31,11 +31,12 @@ from ...training.loop import Loop, Loss, Task, seeded, step_generator
 from ...vlm.backbone import VLMBackbone
 from ...vlm.features import encode_chat
 from ..world import captions, edits, prompts
+from ..world.marks import with_marks
 from ..world.render import mark_geometry, object_geometry, render_tensor
 from ..world.requirements import Requirement, check
 from ..world.scenes import ASPECT_SIZES, Scene, sample_scene
 from ..world.scorer import read_picture
-from .autoencoder import save_grid
+from .autoencoder import encode_images, save_grid
 from .heads import (
     build_heads,
     mark_loss,
@@ -85,11 +86,13 @@ class GeneratorSettings:
     time_means          of the logit-normal times, in turn (`sample_training_times`)
     picture_time_means  the same for batches with images, empty = `time_means`; near t = 1 only its tokens show an image
     mark_foreground     of the loss where a mark is, times that of its object
+    mark_change         weight of the error along the marks' change of the latents (`change_error`)
     head_weight         of the loss of the patch head; `trait_weight`: of the trait heads; `mark_weight`: of the mark heads
     hidden_thumbnails   share of the batches whose thumbnails are masked, so that the tiles are used
     tasks               shares of "text", "edit", "reconstruct" and "free colors" among the batches
     edit_shares         of the kinds of edits, 1 if not named
     fusion              how the VLM's layers reach the DiT, a key of `FUSIONS`
+    frozen_fusion       LAP and refiner stay as they are
     start               a generator file to continue from, even if the VLM or the autoencoder has been trained further since
     tile_shares         of `TILE_COUNTS` among the batches; `size_shares`: of `ASPECT_SIZES`
 
@@ -108,11 +111,13 @@ class GeneratorSettings:
     head_weight: float = 0.1
     trait_weight: float = 0.0
     mark_foreground: float = 1.0
+    mark_change: float = 0.0
     mark_weight: float = 0.0
     hidden_thumbnails: float = 0.0
     tasks: dict[str, float] = field(default_factory=lambda: {"text": 1.0})
     edit_shares: dict[str, float] = field(default_factory=dict)
     fusion: str = "lap"
+    frozen_fusion: bool = False
     start: Path | None = None
     chats: dict[str, float] = field(default_factory=lambda: CHATS, init=False)
     picture_chats: dict[str, dict[str, float]] = field(default_factory=lambda: PICTURE_CHATS, init=False)
@@ -128,11 +133,12 @@ class GeneratorSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One chat, and the latents of the image that it asks for."""
+    """One chat, the latents of the image that it asks for, and what its marks change in them."""
 
     request: Request
     max_tiles: int
     latents: Float[Tensor, "C h w"]
+    change: Float[Tensor, "C h w"]
     scene: Scene
     size: tuple[int, int]
     colors_named: bool = True
@@ -145,6 +151,7 @@ class Batch:
     requests: list[Request]
     max_tiles: int
     latents: Float[Tensor, "B C h w"]
+    changes: Float[Tensor, "B C h w"]
     weights: Float[Tensor, "B 1 h w"]
     labels: Int[Tensor, "B N 4"]
     traits: Float[Tensor, "B N 6"]
@@ -157,7 +164,7 @@ class Batch:
 
     def to(self, device: torch.device, **how: Any) -> Batch:
         """The batch on another device; accelerate calls it."""
-        names = ("latents", "weights", "labels", "traits", "marks", "places")
+        names = ("latents", "changes", "weights", "labels", "traits", "marks", "places")
         return replace(self, **{name: getattr(self, name).to(device, **how) for name in names})
 
 
@@ -217,6 +224,8 @@ class GeneratorTask(Task[nn.ModuleDict]):
         if given.start:
             earlier, self.before = load_generator(given.start)
             unifusion.load_state_dict(earlier.state_dict())
+        if given.frozen_fusion:
+            unifusion.txtfusion.requires_grad_(False)
         with seeded(given.seed):
             heads = build_heads(config.dit.hidden_size)
         self.model = nn.ModuleDict({"unifusion": unifusion, **heads})
@@ -261,13 +270,19 @@ class GeneratorTask(Task[nn.ModuleDict]):
                 self.sample_image_request(rng, scene, task, size, given.edit_shares),
             )
         )
-        if marked and not request.images:
-            # nothing tells of marks
-            scene, latents = self.pools["named"].at(number)
+        change = torch.zeros_like(latents)
+        if marked:
+            plain_scene, plain = self.pools["named"].at(number)
+            if request.images:
+                change = latents - plain
+            else:
+                # nothing tells of marks
+                scene, latents = plain_scene, plain
         return Sample(
             request=request,
             max_tiles=max_tiles,
             latents=latents,
+            change=change,
             scene=scene,
             size=size,
             colors_named=task != "free colors",
@@ -335,6 +350,7 @@ class GeneratorTask(Task[nn.ModuleDict]):
             requests=[s.request for s in items],
             max_tiles=items[0].max_tiles,
             latents=torch.stack([s.latents for s in items]).float(),
+            changes=torch.stack([s.change for s in items]).float(),
             weights=1 + (given.foreground_weight - 1) * weights[:, None],
             labels=torch.stack(labels),
             traits=torch.stack(traits),
@@ -371,7 +387,8 @@ class GeneratorTask(Task[nn.ModuleDict]):
             return call if index in self.head_blocks else block
 
         predicted = unifusion(interpolate(latents, noise, t), t, condition, keep_tokens)
-        error = (predicted - velocity(latents, noise)).square()
+        off = predicted - velocity(latents, noise)
+        error = off.square()
         flow = (error * weights).mean() / weights.mean()
         labels = batch.labels.repeat_interleave(given.noises, 0)
         naming = naming_loss(model["patch_head"], tokens[0], labels)
@@ -384,8 +401,12 @@ class GeneratorTask(Task[nn.ModuleDict]):
         if given.mark_weight:
             marks = batch.marks.repeat_interleave(given.noises, 0)
             places = batch.places.repeat_interleave(given.noises, 0)
-            parts["loss_marks"] = mark_loss(cast(nn.ModuleList, model["mark_heads"]), tokens, marks, places)
-            loss = loss + given.mark_weight * parts["loss_marks"]
+            kinds, place = mark_loss(cast(nn.ModuleList, model["mark_heads"]), tokens, marks, places)
+            parts |= {"loss_marks": kinds, "places_mse": place}
+            loss = loss + given.mark_weight * (kinds + place)
+        if given.mark_change:
+            parts["change_error"] = change_error(off, batch.changes.repeat_interleave(given.noises, 0))
+            loss = loss + given.mark_change * parts["change_error"]
         return loss, parts
 
     def evaluate(self, loop: Loop, step: int) -> dict[str, float]:
@@ -412,8 +433,41 @@ class GeneratorTask(Task[nn.ModuleDict]):
             few = [e for e, (_, target) in zip(exact, wanted, strict=True) if len(target.objects) < 3]
             scores[name] = round(sum(exact) / len(exact), 3)
             scores[f"{name}_1_2"] = round(sum(few) / len(few), 3)
+        if self.given.marked_pool_size:
+            scores["marks_drawn"] = round(self.marks_drawn(cast(UniFusion, model["unifusion"])), 3)
         save_grid(torch.cat(sheets), loop.out / "samples" / f"{step:06d}.png", columns=12)
         return scores
+
+    @torch.no_grad()
+    def marks_drawn(self, model: UniFusion, count: int = 32) -> float:
+        """How much of the marks the first step from pure noise draws, because an image shows them: 0 = nothing, 1 = all.
+
+        It is the share of the change of the latents that comes back as a change of the predicted ones, over `count` images with
+        marks and the same without. It rises long before a mark can be seen.
+        """
+        rng = random.Random("generator-evaluation-marks")
+        scenes = [with_marks(rng, sample_scene(rng), 1.0) for _ in range(count)]
+        plain = [replace(s, objects=tuple(replace(o, mark=None) for o in s.objects)) for s in scenes]
+        size = ASPECT_SIZES[0]
+        images = [[render_tensor(scene, *size) for scene in each] for each in (scenes, plain)]
+        device = next(model.parameters()).device
+        latents = [encode_images(self.autoencoder, torch.stack(each)) for each in images]
+        _, channels, rows, columns = latents[0].shape
+        noise = make_noise(list(range(count)), channels, rows, columns, device)
+        patch = self.config.dit.patch_size
+        velocities = [
+            model(
+                noise,
+                torch.ones(count, device=device),
+                model.prepare(
+                    model.pool(self.features([Request(prompt="", images=[image]) for image in each])),
+                    (rows // patch, columns // patch),
+                ),
+            )
+            for each in images
+        ]
+        change = latents[0] - latents[1]
+        return float(((velocities[1] - velocities[0]) * change).sum() / change.square().sum())
 
     @staticmethod
     def _sample_question(rng: random.Random, kind: str, *, held_out: bool) -> tuple[Request, Scene]:
@@ -459,6 +513,16 @@ class GeneratorTask(Task[nn.ModuleDict]):
         record = {**record, "latent_rgb_factors": factors, "latent_rgb_bias": bias}
         unifusion = cast(UniFusion, self.model["unifusion"])
         save_generator(unifusion, loop.out / "generator.safetensors", record)
+
+
+def change_error(off: Float[Tensor, "B C h w"], changes: Float[Tensor, "B C h w"]) -> Tensor:
+    """Squared error along what marks change in each cell, 1 if nothing of them is drawn and all else is right.
+
+    Near a mark, other errors are several times its size and would drown it in the squared error of all channels.
+    """
+    own = changes.square().sum(1)
+    # a batch may have no mark
+    return (off * changes).sum(1).square().sum() / own.square().sum().clamp(min=1e-6)
 
 
 def without_thumbnails(features: Features) -> Features:

@@ -61,13 +61,15 @@ def mark_loss(
     tokens: Sequence[Float[Tensor, "B L D"]],
     marks: Int[Tensor, "B N"],
     places: Float[Tensor, "B N 2"],
-) -> Tensor:
-    """Cross entropy of what mark each patch has, and squared error of its place, summed over the heads."""
-    losses = []
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of what mark each patch has, and squared error of its place, each the mean of the heads."""
+    kinds, off = [], []
     for head, each in zip(heads, tokens, strict=True):
         guesses = head(F.rms_norm(each[:, -marks.shape[1] :], each.shape[-1:]))
-        losses.append(mark_errors(guesses.flatten(0, 1), marks.flatten(), places.flatten(0, 1)))
-    return cast(Tensor, sum(kinds + off for kinds, off in losses))
+        errors = mark_errors(guesses.flatten(0, 1), marks.flatten(), places.flatten(0, 1))
+        kinds.append(errors[0])
+        off.append(errors[1])
+    return torch.stack(kinds).mean(), torch.stack(off).mean()
 
 
 def mark_errors(

@@ -15,8 +15,10 @@ from ...checkpoints.vae_file import load_autoencoder
 from ...models.unifusion import UniFusionConfig
 from ...training.loop import LoopConfig, Task
 from ...vlm.folder import load_vlm
+from ...zoo.spec import BuiltIn
 from ...zoo.tiny import BUILT_IN, TINY
 from .autoencoder import AutoencoderTask
+from .chain import NEXT
 from .fusion import BATCH_SIZE, DESIGNS, RUN, FusionTask
 from .generator import GeneratorSettings, GeneratorTask
 from .vlm import VLMTask
@@ -33,8 +35,8 @@ AUTOENCODER_LOOP = LoopConfig(
     save_every=250,
     ema=0.998,
 )
-# each recipe sets its own steps
-MARKS_LOOP = replace(AUTOENCODER_LOOP, batch_size=8, precision="bf16")
+# at the higher rates of the others, finished weights lose outlines
+MARKS_LOOP = replace(AUTOENCODER_LOOP, batch_size=6, learning_rate=5e-4, muon_learning_rate=0.002)
 VLM_LOOP = LoopConfig(
     # each recipe sets its own
     steps=1,
@@ -121,17 +123,20 @@ def vlm(
 
 
 def generator(
-    loop: LoopConfig, settings: GeneratorSettings, config: UniFusionConfig = TINY.config
+    loop: LoopConfig,
+    settings: GeneratorSettings,
+    config: UniFusionConfig = TINY.config,
+    parts: BuiltIn = BUILT_IN,
 ) -> Callable[[], Recipe]:
-    """A recipe for a generator on the embedded VLM and autoencoder; recipes of one seed share a pool."""
+    """A recipe for a generator on the VLM and the autoencoder of `parts`; recipes of one seed share a pool."""
 
     def build() -> Recipe:
         task = GeneratorTask(
             settings,
             batch_size=loop.batch_size,
             config=config,
-            backbone=load_vlm(BUILT_IN.vlm),
-            autoencoder=load_autoencoder(BUILT_IN.vae),
+            backbone=load_vlm(parts.vlm),
+            autoencoder=load_autoencoder(parts.vae),
             pool_path=Path(f"runs/latents-{settings.seed}.safetensors"),
         )
         return task, loop
@@ -194,54 +199,33 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         size_shares=(0.2, 0.4, 0.4),
         decoder_only=True,
     ),
-    # marks, and flat colours anywhere in RGB; the latents change, so the generator must be trained on
+    # marks, and flat colours anywhere in RGB. Where neither is, the latents stay those that the generator draws
     "tiny-vae-marks": autoencoder(
-        replace(MARKS_LOOP, steps=6000, decay=3000, evaluate_every=500),
+        replace(MARKS_LOOP, steps=4800, decay=2300, evaluate_every=2400),
         seed=6,
-        crop=40,
+        crop=32,
         start=BUILT_IN.vae,
         latent_noise=0.2,
-        object_share=0.85,
-        marked_share=0.7,
-        free_rgb_share=0.6,
-    ),
-    # goes on from tiny-vae-marks, which had learned the colours and lost the marks
-    "tiny-vae-found": autoencoder(
-        replace(MARKS_LOOP, steps=7000, decay=4000, evaluate_every=1000),
-        seed=7,
-        crop=40,
-        start=Path("runs/tiny-vae-marks/vae.safetensors"),
-        latent_noise=0.2,
-        object_share=0.85,
+        object_share=0.9,
         marked_share=0.8,
-        mark_weight=16.0,
-        free_rgb_share=0.5,
+        mark_weight=24.0,
+        free_rgb_share=0.45,
+        anchor=1.0,
     ),
-    # the decoder alone: the shipped encoder's latents tell of marks, which its decoder was never asked to draw
+    # the decoder alone, so that a generator can be trained on the latents meanwhile. The one that learned with the encoder, on
+    # smaller crops, had become worse elsewhere
     "tiny-vae-crisp": autoencoder(
-        replace(MARKS_LOOP, steps=10000, decay=5000, evaluate_every=2000),
+        replace(MARKS_LOOP, batch_size=4, steps=9000, decay=6000, evaluate_every=3000),
         seed=8,
-        crop=40,
-        start=BUILT_IN.vae,
+        crop=48,
+        start=NEXT.vae,
+        decoder_of=BUILT_IN.vae,
         latent_noise=0.3,
         object_share=0.9,
-        marked_share=0.7,
-        mark_weight=24.0,
-        free_rgb_share=0.4,
-        decoder_only=True,
-    ),
-    # the encoder as well, whose latents stay where no mark and no free colour is
-    "tiny-vae-anchored": autoencoder(
-        replace(MARKS_LOOP, steps=8000, decay=4000, evaluate_every=2000),
-        seed=9,
-        crop=40,
-        start=Path("runs/tiny-vae-crisp/vae.safetensors"),
-        latent_noise=0.2,
-        object_share=0.9,
         marked_share=0.8,
         mark_weight=24.0,
-        free_rgb_share=0.4,
-        anchor=1.0,
+        free_rgb_share=0.45,
+        decoder_only=True,
     ),
     # once it could read images (after 6000 steps), rewrites and references got a larger share of the mix
     "tiny-vlm": vlm(
@@ -433,22 +417,28 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
             hidden_thumbnails=0.15,
         ),
     ),
-    # on a VLM whose image tokens tell of marks; edits and reconstructions have them
+    # on a VLM whose image tokens tell of marks; edits and reconstructions have them. Times near 1 alone teach to read marks, and
+    # small ones to draw them; one noise each leaves time for more marks in a step
     "tiny-marks": generator(
-        replace(TRAITS_LOOP, steps=4000, decay=2000, precision="bf16"),
+        replace(TRAITS_LOOP, batch_size=16, steps=8000, decay=4000, evaluate_every=1000),
         replace(
             TRAITS,
             seed=7,
-            pool_size=2500,
-            free_pool_size=500,
-            marked_pool_size=2500,
-            picture_time_means=(2.0, 0.7, -0.4, -0.8),
-            tasks={"text": 0.34, "edit": 0.34, "reconstruct": 0.26, "free colors": 0.06},
+            pool_size=1500,
+            free_pool_size=400,
+            marked_pool_size=1500,
+            noises=1,
+            picture_time_means=(2.0, 0.6, -0.4, -1.0),
+            tasks={"text": 0.26, "edit": 0.36, "reconstruct": 0.33, "free colors": 0.05},
             edit_shares={"recolor": 2, "reshape": 2, "resize": 2},
+            tile_shares=(0.1, 0.5, 0.4),
             mark_foreground=3.0,
-            mark_weight=0.2,
+            mark_change=0.2,
+            mark_weight=1.0,
+            frozen_fusion=True,
             hidden_thumbnails=0.15,
         ),
+        parts=NEXT,
     ),
     # small budgets: the baseline of the next three
     "tiny-short": generator(SHORT_LOOP, SHORT),

@@ -12,13 +12,15 @@ from unifusion_core.errors import CheckpointError, ConfigError
 from unifusion_core.shapes.training import chain
 from unifusion_core.shapes.training.chain import CHAIN, install, part_of
 from unifusion_core.shapes.training.recipes import RECIPES
+from unifusion_core.zoo.spec import BuiltIn
 from unifusion_core.zoo.tiny import BUILT_IN
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Places of the package in another folder, filled with the embedded parts."""
-    places = SimpleNamespace(
+def places(tmp_path: Path) -> BuiltIn:
+    """An edition in another folder, filled with the embedded parts."""
+    places = BuiltIn(
+        name="another",
         generator=tmp_path / "weights" / "generator.safetensors",
         vlm=tmp_path / "weights" / "vlm",
         vae=tmp_path / "weights" / "vae.safetensors",
@@ -27,7 +29,6 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     shutil.copyfile(BUILT_IN.generator, places.generator)
     shutil.copytree(BUILT_IN.vlm, places.vlm)
     shutil.copyfile(BUILT_IN.vae, places.vae)
-    monkeypatch.setattr(chain, "BUILT_IN", places)
     return places
 
 
@@ -38,9 +39,7 @@ def test_the_chain_names_all_recipes_but_comparisons_the_judge_and_what_is_not_s
     others = {name for name in RECIPES if name.startswith(("tiny-short", "fusion-"))} | {
         "tiny-judge",
         "tiny-vae-marks",
-        "tiny-vae-found",
         "tiny-vae-crisp",
-        "tiny-vae-anchored",
         "tiny-vlm-marks",
         "tiny-marks",
     }
@@ -53,16 +52,19 @@ def test_the_chain_names_all_recipes_but_comparisons_the_judge_and_what_is_not_s
     ]
 
 
+@pytest.mark.parametrize("empty", [False, True])
 @pytest.mark.parametrize("part", ["generator", "vlm", "vae"])
 def test_a_finished_part_replaces_the_one_in_its_place(
-    places: SimpleNamespace, tmp_path: Path, random_weights: SimpleNamespace, part: str
+    places: BuiltIn, tmp_path: Path, random_weights: SimpleNamespace, part: str, empty: bool
 ) -> None:
+    if empty:
+        shutil.rmtree(places.generator.parent)
     source = Path(getattr(random_weights, "model" if part == "generator" else part))
     finished = tmp_path / "run" / chain.FINISHED[part]
     finished.parent.mkdir()
     (shutil.copytree if source.is_dir() else shutil.copyfile)(source, finished)
 
-    place = install(tmp_path / "run")
+    place = install(tmp_path / "run", places)
 
     assert place == getattr(places, part)
     weights = "model.safetensors" if part == "vlm" else ""
@@ -70,15 +72,13 @@ def test_a_finished_part_replaces_the_one_in_its_place(
     assert not list(place.parent.glob("*.part"))
 
 
-def test_a_run_that_is_not_finished_or_damaged_changes_nothing(
-    places: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_a_run_that_is_not_finished_or_damaged_changes_nothing(places: BuiltIn, tmp_path: Path) -> None:
     before = places.generator.read_bytes()
     (tmp_path / "run").mkdir()
     with pytest.raises(ConfigError, match=r"has no finished part .*: finish the run first, by --resume"):
-        install(tmp_path / "run")
+        install(tmp_path / "run", places)
     (tmp_path / "run" / "generator.safetensors").write_bytes(before[:1000])
     with pytest.raises(CheckpointError):
-        install(tmp_path / "run")
+        install(tmp_path / "run", places)
 
     assert places.generator.read_bytes() == before

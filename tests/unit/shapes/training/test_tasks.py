@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -270,6 +271,7 @@ def test_marks_are_drawn_where_an_image_tells_them_and_nowhere_else(tmp_path: Pa
             pool_size=12,
             marked_pool_size=12,
             mark_weight=1.0,
+            mark_change=0.2,
             tasks={"text": 0.3, "edit": 0.4, "reconstruct": 0.3},
         ),
         batch_size=1,
@@ -283,22 +285,99 @@ def test_marks_are_drawn_where_an_image_tells_them_and_nowhere_else(tmp_path: Pa
         sample = task.item(index)
         marked[bool(sample.request.images)] += any(obj.mark for obj in sample.scene.objects)
         batch = task.collate([sample])
-        assert bool((batch.marks != heads.MARK_NONE).any()) == any(obj.mark for obj in sample.scene.objects)
+        shown = any(obj.mark for obj in sample.scene.objects)
+        assert bool((batch.marks != heads.MARK_NONE).any()) == bool(batch.changes.any()) == shown
+        # most cells are as without the mark
+        assert float((batch.changes.abs().amax(1) > 0.3).float().mean()) < 0.3
     assert marked[True] > 15
     assert marked[False] == 0
-    assert "loss_marks" in task.loss(task.model, batch, 0)[1]
+    assert {"loss_marks", "places_mse", "change_error"} <= task.loss(task.model, batch, 0)[1].keys()
+
+
+@pytest.mark.parametrize("drawn", [0.0, 0.5, 1.0])
+def test_an_error_along_the_change_of_a_mark_counts_and_others_do_not(drawn: float) -> None:
+    changes = torch.zeros(2, 16, 4, 4)
+    changes[0, :, 1:3, 2] = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
+    elsewhere = torch.ones_like(changes) * (changes == 0)
+    off = (drawn - 1) * changes + elsewhere
+    assert float(generator.change_error(off, changes)) == pytest.approx((drawn - 1) ** 2, abs=1e-5)
+    assert float(generator.change_error(off, torch.zeros_like(changes))) == 0
+
+
+@pytest.mark.parametrize("drawn", [0.0, 0.5, 1.0])
+def test_how_much_of_the_marks_the_first_step_draws(drawn: float, tmp_path: Path) -> None:
+    task = generator.GeneratorTask(
+        generator.GeneratorSettings(seed=7, pool_size=1, marked_pool_size=1),
+        batch_size=1,
+        config=TINY.config,
+        backbone=load_vlm(BUILT_IN.vlm),
+        autoencoder=load_autoencoder(BUILT_IN.vae),
+        pool_path=tmp_path / "pool.safetensors",
+    )
+
+    class Ideal(torch.nn.Module):
+        """Predicts the latents of the condition's image, smaller by the share `drawn`, and the same noise for all."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(drawn))
+
+        def pool(self, features: list[Request]) -> list[Request]:
+            return features
+
+        def prepare(self, requests: list[Request], grid: tuple[int, int]) -> torch.Tensor:
+            assert grid == (8, 8)
+            return autoencoder.encode_images(task.autoencoder, torch.stack([r.images[0] for r in requests]))
+
+        def forward(self, noise: torch.Tensor, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+            return noise - self.weight * latents
+
+    task.features = lambda requests, max_tiles=10: requests
+    assert task.marks_drawn(Ideal(), count=2) == pytest.approx(drawn, abs=1e-5)
+
+
+def test_frozen_fusion_trains_the_dit_alone(tmp_path: Path) -> None:
+    task = generator.GeneratorTask(
+        generator.GeneratorSettings(seed=7, pool_size=12, frozen_fusion=True),
+        batch_size=1,
+        config=TINY.config,
+        backbone=load_vlm(BUILT_IN.vlm),
+        autoencoder=load_autoencoder(BUILT_IN.vae),
+        pool_path=tmp_path / "pool.safetensors",
+    )
+    loss, _ = task.loss(task.model, task.collate([task.item(0)]), 0)
+    loss.backward()
+    unifusion = task.model["unifusion"]
+    assert all(p.grad is None for p in unifusion.txtfusion.parameters())
+    assert any(bool(p.grad.any()) for p in unifusion.blocks.parameters() if p.grad is not None)
+
+
+def test_a_decoder_of_another_file_goes_on_behind_the_encoder(random_weights: SimpleNamespace) -> None:
+    random_vae = Path(random_weights.vae)
+    task = autoencoder.AutoencoderTask(seed=0, start=BUILT_IN.vae, decoder_of=random_vae, decoder_only=True)
+    shipped, other = load_autoencoder(BUILT_IN.vae).state_dict(), load_autoencoder(random_vae).state_dict()
+    for name, weights in task.model.state_dict().items():
+        assert torch.equal(weights, (shipped if "encoder" in name else other)[name])
+
+
+def test_crops_lie_around_marks() -> None:
+    task = autoencoder.AutoencoderTask(
+        seed=0, crop=32, object_share=1.0, marked_share=1.0, mark_weight=9.0, start=BUILT_IN.vae
+    )
+    covered = torch.stack([task.item(index)[3] for index in range(40)]) > 0
+    # jitter is a quarter of the crop; crops end at the border, and a few colours allow no mark
+    assert float(covered[:, 6:26, 6:26].any((1, 2)).float().mean()) > 0.8
 
 
 def test_the_autoencoder_learns_marks_where_they_are() -> None:
-    task = autoencoder.AutoencoderTask(
-        seed=0, crop=64, object_share=1.0, marked_share=1.0, mark_weight=9.0, start=BUILT_IN.vae
-    )
+    # crops anywhere: those around objects lie elsewhere if the objects have marks
+    task = autoencoder.AutoencoderTask(seed=0, crop=64, marked_share=1.0, mark_weight=9.0, start=BUILT_IN.vae)
     crops = task.collate([task.item(index) for index in range(8)])
     assert crops.shape == (8, 5, 64, 64)
     covered = crops[:, 3]
     assert set(covered.unique().tolist()) == {0.0, 1.0}
     assert 0.005 < float(covered.mean()) < 0.15
-    plain = autoencoder.AutoencoderTask(seed=0, crop=64, object_share=1.0, start=BUILT_IN.vae)
+    plain = autoencoder.AutoencoderTask(seed=0, crop=64, start=BUILT_IN.vae)
     images = plain.collate([plain.item(index) for index in range(8)])[:, :3]
     assert ((images != crops[:, :3]).any(1) <= (covered > 0)).all(), "only marks differ, and are covered"
 
