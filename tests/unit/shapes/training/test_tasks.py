@@ -422,6 +422,7 @@ def test_a_batch_has_the_labels_of_its_samples(tmp_path: Path) -> None:
         request=Request(prompt="", images=[render_tensor(scene, *size)]),
         max_tiles=1,
         latents=torch.zeros(16, size[1] // 8, size[0] // 8),
+        change=torch.zeros(16, size[1] // 8, size[0] // 8),
         scene=scene,
         size=size,
     )
