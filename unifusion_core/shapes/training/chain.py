@@ -14,12 +14,14 @@ from ...errors import ConfigError
 from ...vlm.folder import load_vlm
 from ...zoo.spec import BuiltIn
 
+_NAME = "unifusion-tiny-2"
+_FOLDER = Path(__file__).parents[1] / "next"
 # the edition in training: recipes alone read its parts
 NEXT = BuiltIn(
-    name="unifusion-tiny-2",
-    generator=Path(__file__).parents[1] / "next" / "unifusion-tiny-2.safetensors",
-    vlm=Path(__file__).parents[1] / "next" / "unifusion-tiny-2-vlm",
-    vae=Path(__file__).parents[1] / "next" / "unifusion-tiny-2-vae.safetensors",
+    name=_NAME,
+    generator=_FOLDER / f"{_NAME}.safetensors",
+    vlm=_FOLDER / f"{_NAME}-vlm",
+    vae=_FOLDER / f"{_NAME}-vae.safetensors",
 )
 
 Part = Literal["vae", "vlm", "generator"]

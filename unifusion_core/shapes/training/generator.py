@@ -446,10 +446,10 @@ class GeneratorTask(Task[nn.ModuleDict]):
         marks and the same without. It rises long before a mark can be seen.
         """
         rng = random.Random("generator-evaluation-marks")
-        scenes = [with_marks(rng, sample_scene(rng), 1.0) for _ in range(count)]
-        plain = [replace(s, objects=tuple(replace(o, mark=None) for o in s.objects)) for s in scenes]
+        pairs = [(with_marks(rng, plain, 1.0), plain) for plain in (sample_scene(rng) for _ in range(count))]
         size = ASPECT_SIZES[0]
-        images = [[render_tensor(scene, *size) for scene in each] for each in (scenes, plain)]
+        # those with marks, then the same without
+        images = [[render_tensor(scene, *size) for scene in each] for each in zip(*pairs, strict=True)]
         device = next(model.parameters()).device
         latents = [encode_images(self.autoencoder, torch.stack(each)) for each in images]
         _, channels, rows, columns = latents[0].shape

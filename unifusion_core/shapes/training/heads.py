@@ -63,12 +63,11 @@ def mark_loss(
     places: Float[Tensor, "B N 2"],
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy of what mark each patch has, and squared error of its place, each the mean of the heads."""
-    kinds, off = [], []
+    errors = []
     for head, each in zip(heads, tokens, strict=True):
         guesses = head(F.rms_norm(each[:, -marks.shape[1] :], each.shape[-1:]))
-        errors = mark_errors(guesses.flatten(0, 1), marks.flatten(), places.flatten(0, 1))
-        kinds.append(errors[0])
-        off.append(errors[1])
+        errors.append(mark_errors(guesses.flatten(0, 1), marks.flatten(), places.flatten(0, 1)))
+    kinds, off = zip(*errors, strict=True)
     return torch.stack(kinds).mean(), torch.stack(off).mean()
 
 
