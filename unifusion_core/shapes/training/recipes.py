@@ -199,7 +199,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         size_shares=(0.2, 0.4, 0.4),
         decoder_only=True,
     ),
-    # marks, and flat colours anywhere in RGB. Where neither is, the latents stay those that the generator draws
+    # marks, and flat colours anywhere in RGB. The latents of other places stay, since the generator draws them
     "tiny-vae-marks": autoencoder(
         replace(MARKS_LOOP, steps=4800, decay=2300, evaluate_every=2400),
         seed=6,
