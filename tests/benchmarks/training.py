@@ -4,7 +4,8 @@
 
 "bare" encodes the condition of a batch, computes loss and gradients, clips, and steps AdamW. "trainer" is a whole step of
 `unifusion train` with samples from its caches, averaging and logging included. The two take turns, so that other load on the
-machine slows both. "without latent cache" is a whole step that reads and encodes its target images.
+machine slows both. "without latent cache" is a whole step that reads and encodes its target images. "Muon" is its part of a step
+alone, which orthogonalises in 32 bits or in bfloat16.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from unifusion_core.checkpoints.generator_file import load_generator
 from unifusion_core.shapes.examples import write_examples
 from unifusion_core.training.config import TrainConfig
 from unifusion_core.training.loop import Loop
+from unifusion_core.training.optimizer import MuonAdamW, parameter_groups
 from unifusion_core.training.trainer import FlowTraining, loop_config
+from unifusion_core.zoo.tiny import BUILT_IN
 
 BATCH = 8
 # the first ones allocate
@@ -40,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), arguments.steps + WARM_UP)
+        rows = measure(Path(folder), arguments.steps + WARM_UP) | measure_muon(arguments.steps + WARM_UP)
     for name, value in rows.items():
         print(f"{name:36} {value:.4f}")
     if arguments.out:
@@ -116,6 +120,23 @@ def bare_step(loop: Loop) -> Callable[[], Any]:
         optimizer.zero_grad()
 
     return step
+
+
+def measure_muon(steps: int) -> dict[str, float]:
+    """Medians of seconds of Muon's steps for the embedded generator, with both types taking turns."""
+    model = load_generator(BUILT_IN.generator)[0].requires_grad_(True)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    groups = parameter_groups(model, learning_rate=1e-3, muon_learning_rate=1e-3)
+    optimizers = {
+        str(dtype).removeprefix("torch."): MuonAdamW([dict(group) for group in groups], precision=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in optimizers}
+    for _ in range(steps):
+        for name, optimizer in optimizers.items():
+            seconds[name].append(timed(optimizer.step))
+    return {f"Muon in {name}, s per step": median(each[WARM_UP:]) for name, each in seconds.items()}
 
 
 def timed(action: Callable[[], Any]) -> float:

@@ -175,7 +175,7 @@ class Task(ABC, Generic[M]):
             weight_decay=config.weight_decay,
             not_muon=self.not_muon,
         )
-        return MuonAdamW(groups)
+        return MuonAdamW(groups, precision=muon_precision(config.precision))
 
     def place(self, device: torch.device) -> None:
         """Moves the task's frozen models to the device of the run."""
@@ -222,6 +222,11 @@ class _Objective(nn.Module):
 
     def forward(self, batch: Any, number: int) -> Loss:
         return self.loss(self.model, batch, number)
+
+
+def muon_precision(precision: Precision) -> torch.dtype | None:
+    """bfloat16 in runs that compute in it, which is faster there; the weights' own type in others. float16 overflows."""
+    return torch.bfloat16 if precision == "bf16" else None
 
 
 def step_generator(seed: int, number: int) -> torch.Generator:

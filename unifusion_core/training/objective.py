@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,11 +66,8 @@ class FlowMatching(nn.Module):
 
     def forward(self, batch: FlowBatch, number: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of the batch, and its values in each quarter of time. `number` belongs to the loop's interface."""
-        sixteen_bits_on_cpu = batch.latents.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        # There the fused attention's backward pass takes four times as long as in 32 bits. Recomputed activations are computed
-        # outside of this choice, and must find the kernel of the first time.
-        plain = sixteen_bits_on_cpu and not self.checkpointing
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        # recomputed activations are computed outside of this choice, and must find the kernel of the first time
+        with nullcontext() if self.checkpointing else attention_for_training(batch.latents.device):
             losses = self.losses(batch)
         return losses.mean(), loss_by_time(losses.detach(), batch.t)
 
@@ -89,6 +86,13 @@ class FlowMatching(nn.Module):
             weights = batch.weights / batch.weights.mean((1, 2, 3), keepdim=True).clamp(min=1e-6)
             error = error * weights.repeat_interleave(points, 0)
         return error.mean((1, 2, 3)).unflatten(0, (-1, points))
+
+
+def attention_for_training(device: torch.device) -> AbstractContextManager[None]:
+    """The choice of attention's kernels in a pass with gradients: torch's own, but not the fused one in 16 bits on a CPU, whose
+    backward pass takes four times as long as in 32 bits."""
+    sixteen_bits_on_cpu = device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return sdpa_kernel(SDPBackend.MATH) if sixteen_bits_on_cpu else nullcontext()
 
 
 def loss_by_time(losses: Float[Tensor, "B n"], times: Float[Tensor, "B n"]) -> dict[str, Tensor]:

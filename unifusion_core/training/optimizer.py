@@ -2,7 +2,7 @@
 
 Muon (Keller Jordan, "Muon: An optimizer for hidden layers in neural networks", kellerjordan.github.io/posts/muon) replaces the
 momentum of a matrix by the nearest semi-orthogonal matrix. torch's implementation orthogonalises in bfloat16, which is 30 times
-slower than float32 on CPUs without bfloat16 units; this one uses the parameters' own type. AdamW: arXiv 1711.05101.
+slower than float32 on CPUs without bfloat16 units; this one does so where asked. AdamW: arXiv 1711.05101.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Weight decay is decoupled: a step multiplies each weight by 1 - lr * weight_decay. Parameters without a gradient are
     unchanged. `base_lr` keeps a group's initial learning rate, for schedules that set `lr`.
+
+    precision   in which Muon orthogonalises, float32 or bfloat16; None = the parameters' own. Momentum and weights keep theirs
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], *, precision: torch.dtype | None = None) -> None:
+        self.precision = precision
         super().__init__(
             groups, {"lr": 1e-3, "weight_decay": 0.0, "momentum": 0.95, "betas": (0.9, 0.98), "eps": 1e-8}
         )
@@ -66,7 +69,8 @@ class MuonAdamW(torch.optim.Optimizer):
         nesterov = gradient.lerp(momentum, group["momentum"])
         matrix = nesterov.flatten(1)
         scale = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-        parameter.add_(orthogonalize(matrix).view_as(parameter), alpha=-group["lr"] * scale)
+        direction = orthogonalize(matrix.to(self.precision or matrix.dtype)).to(matrix.dtype)
+        parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)
 
     def _adamw(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]

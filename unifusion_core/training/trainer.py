@@ -32,7 +32,7 @@ from .config import TrainConfig
 from .connector import build_connected, connected_config, train_connector
 from .data import TrainingData, TrainingSample, write_report
 from .float8 import quantize_frozen
-from .loop import DTYPES, VALIDATION, Loop, LoopConfig, Loss, Task, whole
+from .loop import DTYPES, VALIDATION, Loop, LoopConfig, Loss, Task, muon_precision, whole
 from .objective import FlowBatch, FlowMatching
 from .optimizer import MuonAdamW, parameter_groups
 from .sheet import write_image, write_sheet
@@ -346,7 +346,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
             weight_decay=config.weight_decay,
             not_muon=NOT_MUON,
         )
-        return MuonAdamW(groups)
+        return MuonAdamW(groups, precision=muon_precision(config.precision))
     if config.optimizer == "adamw8bit":
         try:
             from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415  (optional)

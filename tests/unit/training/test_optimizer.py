@@ -50,10 +50,11 @@ def test_adamw_part_equals_the_one_of_torch() -> None:
     assert not torch.allclose(ours, start, atol=1e-2)
 
 
-def test_muon_finds_the_minimum_of_a_quadratic() -> None:
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_muon_finds_the_minimum_of_a_quadratic(precision: torch.dtype | None) -> None:
     target = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
     weight = nn.Parameter(torch.zeros(8, 5))
-    optimizer = MuonAdamW([{"params": [weight], "kind": "muon", "lr": 0.05}])
+    optimizer = MuonAdamW([{"params": [weight], "kind": "muon", "lr": 0.05}], precision=precision)
     for step in range(200):
         optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 200)
         optimizer.zero_grad()
@@ -61,6 +62,7 @@ def test_muon_finds_the_minimum_of_a_quadratic() -> None:
         optimizer.step()
 
     assert (weight - target).abs().max() < 0.1
+    assert {value.dtype for value in (weight, *optimizer.state[weight].values())} == {torch.float32}
 
 
 def test_matrices_go_to_muon_and_the_rest_to_adamw() -> None:

@@ -31,7 +31,10 @@ from .marks import place_on_object
 
 # what each row of an edit is drawn with
 OF_ANOTHER = ", tokens of another image"
-CONDITIONS = ("", OF_ANOTHER, ", without image tokens")
+WITHOUT = ", without image tokens"
+CONDITIONS = ("", OF_ANOTHER, WITHOUT)
+# the rate that counts
+KEPT = f"mark within {NEAR:g} px"
 
 
 @dataclass
@@ -68,7 +71,7 @@ class Kept:
         return Row(
             name=name,
             rates={
-                f"mark within {NEAR:g} px": Rate(sum(self.near), len(self.near)),
+                KEPT: Rate(sum(self.near), len(self.near)),
                 "mark present": Rate(sum(self.present), len(self.present)),
                 "mark where there is none": Rate(sum(self.false), len(self.false)),
             },

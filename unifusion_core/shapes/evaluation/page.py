@@ -19,6 +19,7 @@ from ...errors import ConfigError
 from ...evaluation.plots import Bar, Point, draw_bars, draw_curves, draw_shares
 from .designs import PROPERTIES_INTERVAL, PROPERTIES_RIGHT
 from .fusion import BIAS, BIAS_INTERVAL, NAMES
+from .kept_marks import KEPT, OF_ANOTHER, WITHOUT
 
 Rows = Sequence[Mapping[str, Any]]
 Report = Mapping[str, Any]
@@ -33,8 +34,8 @@ class Figure:
     """One plot: which rows of a suite, which of their numbers, and what the paper says about them.
 
     rows     by name, in this order; all of the suite if none is named
-    value    "exact" = the exact rate in per cent, else the name of a value
-    spread   the value that is half of the interval's width
+    value    the name of a rate, shown in per cent, or of a value
+    spread   the value that is half of the interval's width; rates have their own
     claims   (better, worse) by the names of rows
     paired   whether `worse` has its difference from `better`, with an interval: more precise than two intervals
     kind     bars; curves over the value `along`, for rows "NAME, N samples"; shares, for rows whose name begins with `along`
@@ -193,6 +194,34 @@ FIGURES = (
         "act on LAP's projector alone, and its blocks still see every layer: a picture that survives without a layer does not "
         "show that the layer is unused. The rows with the states of another caption do.",
     ),
+    Figure(
+        title="Tiles and marks",
+        suite="kept-marks",
+        says="What a thumbnail does not hold, tiles do (paper, section on images). Objects carry small discs that no wording "
+        "mentions; counted is how many of them a reconstruction has at their place.",
+        rows=tuple(f"reconstruction, {tiles} tiles" for tiles in (1, 5, 10)),
+        value=KEPT,
+        claims=(
+            ("reconstruction, 5 tiles", "reconstruction, 1 tiles"),
+            ("reconstruction, 10 tiles", "reconstruction, 5 tiles"),
+        ),
+    ),
+    Figure(
+        title="What image tokens carry into edits and references",
+        suite="kept-marks",
+        says="Features of the VLM alone carry an input picture (paper). The words of an edit name everything but marks, so what "
+        "an edit keeps of them comes from the image tokens: its own, those of another image, or none. The generator was never "
+        "trained on references to two images.",
+        rows=tuple(
+            title + tokens for title in ("edits", "two references") for tokens in ("", OF_ANOTHER, WITHOUT)
+        ),
+        value=KEPT,
+        claims=tuple(
+            (title, title + tokens)
+            for title in ("edits", "two references")
+            for tokens in (OF_ANOTHER, WITHOUT)
+        ),
+    ),
 )
 
 
@@ -315,12 +344,15 @@ def _conditions(report: Report) -> str:
 
 def _table(rows: Rows) -> list[str]:
     """All rows of a suite: rates, then values."""
-    rates = [name for name in RATES if any(name in row["rates"] for row in rows)]
+    # those that many suites have come first
+    named = dict.fromkeys((*RATES, *(name for row in rows for name in row["rates"])))
+    rates = [name for name in named if any(name in row["rates"] for row in rows)]
     values = list(dict.fromkeys(name for row in rows for name in row["values"]))
     lines = [f"| | {' | '.join([*rates, *values])} |", "|---" * (1 + len(rates) + len(values)) + "|"]
     for row in rows:
         cells = [
-            _rate(row["rates"][name], short=name != "exact") if name in row["rates"] else "" for name in rates
+            _rate(row["rates"][name], short=name in RATES[1:]) if name in row["rates"] else ""
+            for name in rates
         ]
         cells += ["" if row["values"].get(name) is None else f"{row['values'][name]:.2f}" for name in values]
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
@@ -362,8 +394,7 @@ def _named(figure: Figure) -> Iterator[None]:
 
 
 def _bar(figure: Figure, row: Mapping[str, Any]) -> Bar:
-    if figure.value == "exact":
-        rate = row["rates"]["exact"]
+    if rate := row["rates"].get(figure.value):
         low, high = rate["interval_95"]
         return Bar(name=row["name"], middle=100 * rate["share"], low=100 * low, high=100 * high)
     middle, reach = row["values"][figure.value], row["values"][figure.spread]
@@ -416,7 +447,7 @@ def _draw(figure: Figure, rows: Rows, path: Path) -> None:
     elif figure.kind == "shares":
         draw_shares(read_shares(figure, rows), path)
     else:
-        draw_bars(read_bars(figure, rows), "exact, %" if figure.value == "exact" else figure.value, path)
+        draw_bars(read_bars(figure, rows), figure.value if figure.spread else f"{figure.value}, %", path)
 
 
 def verdicts(figure: Figure, rows: Rows) -> list[str]:

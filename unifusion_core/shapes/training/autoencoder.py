@@ -66,6 +66,7 @@ class AutoencoderTask(Task[Autoencoder]):
         mark_weight: float = 0.0,
         free_rgb_share: float = 0.0,
         anchor: float = 0.0,
+        color_weight: float = 0.0,
     ) -> None:
         """
         crop              side in pixels
@@ -82,12 +83,15 @@ class AutoencoderTask(Task[Autoencoder]):
         free_rgb_share    share of images with a background from anywhere in RGB, and free colours
         anchor            weight of the squared distance of the latents from those of `start`, beside marks and free colours, so
                           that a generator trained on those stays nearly valid
+        color_weight      of the error of each latent cell's mean colour: it tells a colour that is a few levels off everywhere
+                          from noise, which pixels do not
         """
         self.seed, self.crop = seed, crop
         self.object_share, self.free_color_share = object_share, free_color_share
         self.size_shares = size_shares
         self.marked_share, self.mark_weight = marked_share, mark_weight
         self.free_rgb_share, self.anchor = free_rgb_share, anchor
+        self.color_weight = color_weight
         self.settings = {
             "seed": seed,
             "crop": crop,
@@ -104,6 +108,7 @@ class AutoencoderTask(Task[Autoencoder]):
             "mark_weight": mark_weight,
             "free_rgb_share": free_rgb_share,
             "anchor": anchor,
+            "color_weight": color_weight,
         }
         self.edge_weight, self.latent_noise, self.latent_penalty = edge_weight, latent_noise, latent_penalty
         with seeded(seed):
@@ -177,6 +182,9 @@ class AutoencoderTask(Task[Autoencoder]):
         )
         loss = reconstruction + self.latent_penalty * drift
         parts = {"mse": error.square().mean(), "drift": drift}
+        if self.color_weight:
+            parts["color_error"] = F.avg_pool2d(error, DOWNSCALE).abs().mean()
+            loss = loss + self.color_weight * parts["color_error"]
         if self.earlier is not None:
             # a mark changes the cells around its own, too
             stays = F.max_pool2d(colors_stay, DOWNSCALE) * (

@@ -28,6 +28,7 @@ from ...models.fusion_designs import FUSIONS
 from ...models.unifusion import UniFusion, UniFusionConfig, initialize
 from ...sampling import make_noise, sample
 from ...training.loop import Loop, Loss, Task, seeded, step_generator
+from ...training.objective import attention_for_training
 from ...vlm.backbone import VLMBackbone
 from ...vlm.features import encode_chat
 from ..world import captions, edits, prompts
@@ -363,6 +364,10 @@ class GeneratorTask(Task[nn.ModuleDict]):
         self.autoencoder.to(device)
 
     def loss(self, model: nn.ModuleDict, batch: Batch, number: int) -> Loss:
+        with attention_for_training(batch.latents.device):
+            return self._loss(model, batch, number)
+
+    def _loss(self, model: nn.ModuleDict, batch: Batch, number: int) -> Loss:
         given, device = self.given, batch.latents.device
         latents = batch.latents.repeat_interleave(given.noises, 0)
         weights = batch.weights.repeat_interleave(given.noises, 0)

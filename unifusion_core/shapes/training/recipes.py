@@ -105,6 +105,23 @@ CONTINUE = GeneratorSettings(
     start=BUILT_IN.generator,
 )
 TRAITS = replace(CONTINUE, tile_shares=(0.3, 0.25, 0.45), size_shares=(0.6, 0.2, 0.2), trait_weight=0.3)
+MARKS = replace(
+    TRAITS,
+    seed=7,
+    pool_size=1500,
+    free_pool_size=400,
+    marked_pool_size=1500,
+    noises=1,
+    picture_time_means=(2.0, 0.6, -0.4, -1.0),
+    tasks={"text": 0.26, "edit": 0.36, "reconstruct": 0.33, "free colors": 0.05},
+    edit_shares={"recolor": 2, "reshape": 2, "resize": 2},
+    tile_shares=(0.1, 0.5, 0.4),
+    mark_foreground=3.0,
+    mark_change=0.2,
+    mark_weight=1.0,
+    frozen_fusion=True,
+    hidden_thumbnails=0.15,
+)
 
 
 def autoencoder(loop: LoopConfig, **settings: Any) -> Callable[[], Recipe]:
@@ -226,6 +243,20 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         mark_weight=24.0,
         free_rgb_share=0.45,
         decoder_only=True,
+    ),
+    # more of the same in larger batches, with a weight on flat colours
+    "tiny-vae-finish": autoencoder(
+        replace(MARKS_LOOP, batch_size=5, steps=20000, decay=18000, evaluate_every=4000, precision="bf16"),
+        seed=9,
+        crop=64,
+        start=NEXT.vae,
+        latent_noise=0.3,
+        object_share=0.9,
+        marked_share=0.8,
+        mark_weight=24.0,
+        free_rgb_share=0.45,
+        decoder_only=True,
+        color_weight=2.0,
     ),
     # once it could read images (after 6000 steps), rewrites and references got a larger share of the mix
     "tiny-vlm": vlm(
@@ -421,22 +452,23 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     # small ones to draw them; one noise each leaves time for more marks in a step
     "tiny-marks": generator(
         replace(TRAITS_LOOP, batch_size=16, steps=8000, decay=4000, evaluate_every=1000),
+        MARKS,
+        parts=NEXT,
+    ),
+    # goes on from there with LAP and refiner, which had lost a third of what tells a mark's place
+    "tiny-marks-finish": generator(
+        replace(TRAITS_LOOP, batch_size=12, steps=6600, decay=4800, evaluate_every=2200, precision="bf16"),
         replace(
-            TRAITS,
-            seed=7,
-            pool_size=1500,
-            free_pool_size=400,
-            marked_pool_size=1500,
-            noises=1,
-            picture_time_means=(2.0, 0.6, -0.4, -1.0),
-            tasks={"text": 0.26, "edit": 0.36, "reconstruct": 0.33, "free colors": 0.05},
-            edit_shares={"recolor": 2, "reshape": 2, "resize": 2},
-            tile_shares=(0.1, 0.5, 0.4),
-            mark_foreground=3.0,
-            mark_change=0.2,
-            mark_weight=1.0,
-            frozen_fusion=True,
-            hidden_thumbnails=0.15,
+            MARKS,
+            start=NEXT.generator,
+            seed=8,
+            pool_size=2500,
+            free_pool_size=500,
+            marked_pool_size=2500,
+            noises=2,
+            tasks={"text": 0.3, "edit": 0.36, "reconstruct": 0.29, "free colors": 0.05},
+            mark_change=0.3,
+            frozen_fusion=False,
         ),
         parts=NEXT,
     ),

@@ -61,6 +61,8 @@ def report(right: dict[str, int] | None = None) -> dict[str, Any]:
                 if headline.suite == figure.suite and headline.row == name and headline.value != "exact":
                     values[headline.value] = 30.4
             rates = {"exact": Rate(given.get(name, 50), 100)}
+            if not figure.spread:
+                rates[figure.value] = rates["exact"]
             if name in present:
                 # a row that two figures show
                 present[name].values.update(values)
@@ -96,9 +98,22 @@ def test_a_claim_is_shown_only_beyond_the_intervals(tmp_path: Path) -> None:
     assert "20.0 against 10.0, difference 9.0 to 11.0 points, **shown**" in last
     assert "20.0 against 20.0, difference -1.0 to 1.0 points, **not shown: within the interval**" in value
     assert "20.0 against 40.0, difference -21.0 to -19.0 points, **contradicted**" in injection
-    (first, second) = (line for line in lines if line.startswith("- *reconstruction"))
+    # the suite edits comes before kept-marks
+    first, second, *_ = (line for line in lines if line.startswith("- *reconstruction"))
     assert "30.0 against 20.0, **shown**" in first
     assert "20.0 against 30.0, **contradicted**" in second
+
+
+def test_a_claim_about_another_rate_than_exact_is_judged_by_it(tmp_path: Path) -> None:
+    text = page_of(tmp_path, report({"edits": 60, "edits, without image tokens": 2}))
+    assert "*edits* above *edits, without image tokens*: 60.0 against 2.0, **shown**" in text
+    assert (
+        "*reconstruction, 10 tiles* above *reconstruction, 5 tiles*: 50.0 against 50.0, **not shown" in text
+    )
+    (head,) = (line for line in text.splitlines() if line.startswith("| |") and "mark within 2 px" in line)
+    assert head.startswith("| | exact | mark within 2 px |")
+    # both with their intervals
+    assert "| edits | 60 % (50-69) of 100 | 60 % (50-69) of 100 |" in text
 
 
 def test_every_plot_of_the_page_is_a_picture_beside_it(tmp_path: Path) -> None:
