@@ -32,7 +32,7 @@ def with_adapter(model: Any, path: Path, strength: float) -> tuple[Any, str]:
     """The MODEL with the changes of an adapter file, and a sentence with the counts of used and unused keys.
 
     Takes a UniFusion MODEL and ComfyUI's own Krea 2, whose parameters have the same names. Raises ConfigError for another model,
-    CheckpointError for a file that changes nothing in it.
+    CheckpointError for a file that changes nothing in it, or was trained on a model of another VLM.
     """
     shapes = {
         name.removeprefix(PREFIX): _shape(value)
@@ -41,7 +41,9 @@ def with_adapter(model: Any, path: Path, strength: float) -> tuple[Any, str]:
     }
     if "txtfusion.projector.weight" not in shapes:
         raise ConfigError(wrong_type("MODEL", type(model.model).__name__, "Load UniFusion Model"))
-    adapter = read_adapter(path, shapes)
+    # ComfyUI's own Krea 2 has none
+    config = getattr(model.model.model_config, "unifusion", None)
+    adapter = read_adapter(path, shapes, config.vlm.fingerprint if config else "")
     tensors = tensors_for_comfyui(
         adapter, lambda name: _numbers(comfy.utils.get_attr(model.model, PREFIX + name))
     )

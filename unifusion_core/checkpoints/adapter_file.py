@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError
+from ..models.unifusion import UniFusion
 from .safetensors_file import read_tensors
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 Parts = dict[str, Tensor]
 # of ComfyUI's key for a model's own weights
 PREFIX = "diffusion_model."
+# metadata entry with the fingerprint of the VLM whose states the adapted model reads
+VLM_KEY = "unifusion_vlm"
 # what stands before a layer's name, in files of different trainers; several may follow each other
 _PREFIXES = ("base_model.model.", "model.", "diffusion_model.", "transformer.", "unet.", "module.")
 _UNDERSCORED_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
@@ -132,12 +135,20 @@ class Adapter:
         return told
 
 
-def read_adapter(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
-    """The changes of an adapter file for a model with parameters of these shapes.
+def read_adapter(path: Path, shapes: Mapping[str, tuple[int, ...]], vlm: str = "") -> Adapter:
+    """The changes of an adapter file for a model with parameters of these shapes. `vlm`: the fingerprint of the model's VLM, if
+    the model insists on one.
 
-    Raises CheckpointError as `read_tensors` does, and for a file without any key that fits.
+    Raises CheckpointError as `read_tensors` does, for a file without any key that fits, and for one that was trained on a model
+    of another VLM, as editions of the embedded model are: its sizes fit, and its images would be worse.
     """
-    tensors, _ = read_tensors(path)
+    tensors, metadata = read_tensors(path)
+    trained_on = metadata.get(VLM_KEY, vlm)
+    if vlm and trained_on != vlm:
+        raise CheckpointError(
+            f"{path.name} was trained on a model that reads the VLM {trained_on[:8]}, and this model reads "
+            f"{vlm[:8]}: use it with the model it was trained on, or train it anew on this one"
+        )
     adapter = adapter_of(tensors, shapes, path.name)
     if not adapter.changes:
         key, reason = next(iter(adapter.unused.items()), ("none", "the file is empty"))
@@ -374,14 +385,15 @@ def with_strength(adapter: str | Path) -> tuple[Path, float]:
 
 
 @torch.no_grad()
-def merge_adapters(model: nn.Module, path: Path, strength: float = 1.0) -> int:
+def merge_adapters(model: UniFusion, path: Path, strength: float = 1.0) -> int:
     """Adds the change of an adapter file to the weights. Returns the number of changed layers, and warns of keys that are not
     used.
 
     Raises CheckpointError as `read_adapter` does.
     """
     parameters: dict[str, Any] = dict(model.named_parameters())
-    adapter = read_adapter(path, {name: tuple(value.shape) for name, value in parameters.items()})
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+    adapter = read_adapter(path, shapes, model.config.vlm.fingerprint)
     if adapter.unused or adapter.without_effect:
         logger.warning("%s", adapter.summary())
     for name, parts in adapter.changes.items():

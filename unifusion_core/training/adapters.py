@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..checkpoints.adapter_file import VLM_KEY
 from ..models.unifusion import UniFusion
 from .config import AdapterConfig
 
@@ -103,5 +104,8 @@ def save_adapters(
     """Writes the adapters as one safetensors file. `weights`: adapter parameters by their names in `model`."""
     tensors = adapter_tensors(model, config, weights)
     part = path.with_suffix(".part")
-    save_file(tensors, str(part), {"format": "pt", "unifusion": json.dumps(record)})
+    metadata = {"format": "pt", "unifusion": json.dumps(record)}
+    if fingerprint := model.config.vlm.fingerprint:
+        metadata[VLM_KEY] = fingerprint
+    save_file(tensors, str(part), metadata)
     part.replace(path)

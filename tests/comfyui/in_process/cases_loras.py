@@ -9,13 +9,15 @@ from typing import Any
 import comfy.model_management as mm
 import torch
 from safetensors.torch import save_file
+from the_pack.nodes.comfy.loading import load_model
 from the_pack.nodes.load_lora import UniFusionLoraLoader
-from the_pack.unifusion_core.checkpoints.adapter_file import merge_adapters
+from the_pack.unifusion_core.checkpoints.adapter_file import VLM_KEY, merge_adapters
 from the_pack.unifusion_core.checkpoints.generator_file import load_generator
 from the_pack.unifusion_core.contracts import Features
 from the_pack.unifusion_core.training.adapters import add_adapters, save_adapters, unchanged_adapters
 from the_pack.unifusion_core.training.config import AdapterConfig
 from the_pack.unifusion_core.training.objective import FlowBatch, FlowMatching
+from the_pack.unifusion_core.zoo.tiny import BUILT_IN as EMBEDDED
 from torch import Tensor
 
 from .case import PARITY, case, difference, refused
@@ -26,10 +28,10 @@ STRENGTH = 0.7
 BLOCK = "blocks.1.attn"
 
 
-def _file(name: str, tensors: dict[str, Tensor]) -> Path:
+def _file(name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
     path = FOLDER / "models" / "loras" / f"{name.replace(' ', '-')}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.clone() for key, value in tensors.items()}, str(path))
+    save_file({key: value.clone() for key, value in tensors.items()}, str(path), metadata)
     return path
 
 
@@ -205,6 +207,17 @@ def _(found: dict[str, dict[str, Any]]) -> None:
     for kind, each in found.items():
         assert each["difference"] <= PARITY, kind
         assert each["changed"] == each["layers"] > 40, kind
+
+
+@refused("CheckpointError", "another-edition", "VLM 01234567", "use it with the model it was trained on")
+def lora_of_another_edition() -> None:
+    model = load_model(EMBEDDED.generator)
+    tensors = {
+        f"{BLOCK}.wq.lora_{end}.weight": _random(*size)
+        for end, size in {"A": (3, 192), "B": (192, 3)}.items()
+    }
+    path = _file("another edition", tensors, {VLM_KEY: "0123456789ab"})
+    UniFusionLoraLoader.execute(model, path.name, 1.0)
 
 
 @case()

@@ -16,7 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unifusion_core.checkpoints.adapter_file import is_adapter, merge_adapters, read_adapter, with_strength
+from unifusion_core.checkpoints.adapter_file import (
+    VLM_KEY,
+    is_adapter,
+    merge_adapters,
+    read_adapter,
+    with_strength,
+)
 from unifusion_core.errors import CheckpointError
 from unifusion_core.models.unifusion import UniFusion
 
@@ -60,10 +66,10 @@ def model(build_model: Callable[..., UniFusion]) -> UniFusion:
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[[dict[str, Tensor]], Path]:
-    def save(tensors: dict[str, Tensor]) -> Path:
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def save(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
         path = tmp_path / "adapter.safetensors"
-        save_file({name: value.clone() for name, value in tensors.items()}, path)
+        save_file({name: value.clone() for name, value in tensors.items()}, path, metadata)
         return path
 
     return save
@@ -242,6 +248,21 @@ def test_a_file_for_another_model_is_refused(model: UniFusion, write: Callable[.
     )
     with pytest.raises(CheckpointError, match=message):
         merge_adapters(model, path)
+
+
+def test_a_file_for_another_edition_is_told_apart_by_its_vlm(
+    model: UniFusion, write: Callable[..., Path]
+) -> None:
+    (down, up), layer = lora_of(model)["blocks.1.attn.wq"], "blocks.1.attn.wq"
+    path = write({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, {VLM_KEY: "0123456789ab"})
+
+    assert read_adapter(path, shapes_of(model), "0123456789ab").changes
+    # of a model that reads any VLM of its size
+    assert read_adapter(path, shapes_of(model)).changes
+    with pytest.raises(
+        CheckpointError, match=r"adapter.safetensors was trained on .* VLM 01234567, .* fedcba98: use"
+    ):
+        read_adapter(path, shapes_of(model), "fedcba987654")
 
 
 def test_one_part_under_two_names_is_used_once(model: UniFusion, write: Callable[..., Path]) -> None:

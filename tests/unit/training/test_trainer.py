@@ -24,8 +24,9 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from unifusion_core.checkpoints.adapter_file import merge_adapters
+from unifusion_core.checkpoints.adapter_file import VLM_KEY, merge_adapters
 from unifusion_core.checkpoints.generator_file import load_generator
+from unifusion_core.checkpoints.safetensors_file import read_tensors
 from unifusion_core.errors import CheckpointError, ConfigError, TrainingError
 from unifusion_core.pipeline import Pipeline
 from unifusion_core.shapes.examples import write_examples
@@ -92,6 +93,8 @@ def test_a_lora_is_trained_logged_and_merged(config: TrainConfig) -> None:
     count = merge_adapters(model, config.output / "final.safetensors")
     moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
     assert len(moved) == count == 80, "every target has learned something"
+    _, metadata = read_tensors(config.output / "final.safetensors")
+    assert metadata[VLM_KEY] == model.config.vlm.fingerprint != ""
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])

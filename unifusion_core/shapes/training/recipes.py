@@ -246,14 +246,22 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # more of the same in larger batches, with a weight on flat colours
     "tiny-vae-finish": autoencoder(
-        replace(MARKS_LOOP, batch_size=5, steps=20000, decay=18000, evaluate_every=4000, precision="bf16"),
+        replace(
+            MARKS_LOOP,
+            batch_size=5,
+            steps=20000,
+            decay=18000,
+            evaluate_every=4000,
+            precision="bf16",
+            ema=0.999,
+        ),
         seed=9,
         crop=64,
         start=NEXT.vae,
         latent_noise=0.3,
         object_share=0.9,
         marked_share=0.8,
-        mark_weight=24.0,
+        mark_weight=60.0,
         free_rgb_share=0.45,
         decoder_only=True,
         color_weight=2.0,
@@ -457,7 +465,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # goes on from there with LAP and refiner, which had lost a third of what tells a mark's place
     "tiny-marks-finish": generator(
-        replace(TRAITS_LOOP, batch_size=12, steps=6600, decay=4800, evaluate_every=2200, precision="bf16"),
+        replace(TRAITS_LOOP, batch_size=12, steps=5900, decay=5200, evaluate_every=2000, precision="bf16"),
         replace(
             MARKS,
             start=NEXT.generator,
