@@ -465,7 +465,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     # goes on from there with LAP and refiner, which had lost a third of what tells a mark's place
     "tiny-marks-finish": generator(
-        replace(TRAITS_LOOP, batch_size=12, steps=5900, decay=5200, evaluate_every=2000, precision="bf16"),
+        replace(TRAITS_LOOP, batch_size=12, steps=5300, decay=5200, evaluate_every=2000, precision="bf16"),
         replace(
             MARKS,
             start=NEXT.generator,
