@@ -25,7 +25,14 @@ from unifusion_core.training.loop import Loop
 STEPS = 2
 TOLERANCE = 1e-5
 # start from the folder of another run, read a language model, or read parts of the next edition, which change
-OTHER_FOLDERS = ("tiny-finish", "tiny-vae-crisp", "tiny-vae-finish", "tiny-marks", "tiny-marks-finish")
+OTHER_FOLDERS = (
+    "tiny-finish",
+    "tiny-vae-crisp",
+    "tiny-vae-finish",
+    "tiny-marks",
+    "tiny-marks-finish",
+    "tiny-marks-outlines",
+)
 NEEDS_A_FOLDER = tuple(name for name in RECIPES if name in OTHER_FOLDERS or name.startswith("fusion-"))
 
 

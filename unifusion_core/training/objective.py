@@ -88,7 +88,7 @@ class FlowMatching(nn.Module):
         return error.mean((1, 2, 3)).unflatten(0, (-1, points))
 
 
-def attention_for_training(device: torch.device) -> AbstractContextManager[None]:
+def attention_for_training(device: torch.device) -> AbstractContextManager[object]:
     """The choice of attention's kernels in a pass with gradients: torch's own, but not the fused one in 16 bits on a CPU, whose
     backward pass takes four times as long as in 32 bits."""
     sixteen_bits_on_cpu = device.type == "cpu" and torch.is_autocast_enabled("cpu")

@@ -28,7 +28,7 @@ from ...models.fusion_designs import FUSIONS
 from ...models.unifusion import UniFusion, UniFusionConfig, initialize
 from ...sampling import make_noise, sample
 from ...training.loop import Loop, Loss, Task, seeded, step_generator
-from ...training.objective import attention_for_training
+from ...training.objective import attention_for_training, loss_by_time
 from ...vlm.backbone import VLMBackbone
 from ...vlm.features import encode_chat
 from ..world import captions, edits, prompts
@@ -400,6 +400,8 @@ class GeneratorTask(Task[nn.ModuleDict]):
         traits = batch.traits.repeat_interleave(given.noises, 0)
         trait = trait_loss(cast(nn.ModuleList, model["trait_heads"]), tokens, traits)
         parts = {"velocity_mse": error.mean(), "loss_naming": naming}
+        # at small t outlines form, near 1 what is where: a run can win in one and lose in the other
+        parts |= loss_by_time(error.detach().mean((1, 2, 3))[:, None], t[:, None])
         if given.trait_weight:
             parts["traits_mse"] = trait
         loss = flow + given.head_weight * naming + given.trait_weight * trait
