@@ -31,7 +31,7 @@ OTHER_FOLDERS = (
     "tiny-vae-finish",
     "tiny-marks",
     "tiny-marks-finish",
-    "tiny-marks-outlines",
+    "tiny-marks-gentle",
 )
 NEEDS_A_FOLDER = tuple(name for name in RECIPES if name in OTHER_FOLDERS or name.startswith("fusion-"))
 

@@ -89,6 +89,8 @@ class GeneratorSettings:
     mark_foreground     of the loss where a mark is, times that of its object
     mark_change         weight of the error along the marks' change of the latents (`change_error`)
     head_weight         of the loss of the patch head; `trait_weight`: of the trait heads; `mark_weight`: of the mark heads
+    head_warmup         first steps in which the heads, which are new in every run, learn alone: their gradients would spoil a
+                        generator that is finished
     hidden_thumbnails   share of the batches whose thumbnails are masked, so that the tiles are used
     tasks               shares of "text", "edit", "reconstruct" and "free colors" among the batches
     edit_shares         of the kinds of edits, 1 if not named
@@ -114,6 +116,7 @@ class GeneratorSettings:
     mark_foreground: float = 1.0
     mark_change: float = 0.0
     mark_weight: float = 0.0
+    head_warmup: int = 0
     hidden_thumbnails: float = 0.0
     tasks: dict[str, float] = field(default_factory=lambda: {"text": 1.0})
     edit_shares: dict[str, float] = field(default_factory=dict)
@@ -395,6 +398,8 @@ class GeneratorTask(Task[nn.ModuleDict]):
         off = predicted - velocity(latents, noise)
         error = off.square()
         flow = (error * weights).mean() / weights.mean()
+        if number < given.head_warmup:
+            tokens = [each.detach() for each in tokens]
         labels = batch.labels.repeat_interleave(given.noises, 0)
         naming = naming_loss(model["patch_head"], tokens[0], labels)
         traits = batch.traits.repeat_interleave(given.noises, 0)

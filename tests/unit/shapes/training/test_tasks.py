@@ -294,6 +294,43 @@ def test_marks_are_drawn_where_an_image_tells_them_and_nowhere_else(tmp_path: Pa
     assert {"loss_marks", "places_mse", "change_error"} <= task.loss(task.model, batch, 0)[1].keys()
 
 
+def test_new_heads_learn_alone_at_first(tmp_path: Path) -> None:
+    """While they do, the generator's gradients are those of a loss without heads."""
+
+    def gradients(head_weight: float, number: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        task = generator.GeneratorTask(
+            generator.GeneratorSettings(seed=7, pool_size=4, head_weight=head_weight, head_warmup=1),
+            batch_size=1,
+            config=TINY.config,
+            backbone=load_vlm(BUILT_IN.vlm),
+            autoencoder=load_autoencoder(BUILT_IN.vae),
+            pool_path=tmp_path / "pool.safetensors",
+        )
+        # the last layer starts at zero, and no gradient passes it
+        torch.nn.init.normal_(task.model.get_submodule("unifusion.last.linear").weight, std=0.02)
+        loss, parts = task.loss(task.model, task.collate([task.item(3)]), number)
+        loss.backward()
+        assert any(name.startswith("loss_t_") for name in parts)
+        first, head = (
+            task.model.get_parameter(f"{name}.weight").grad for name in ("unifusion.first", "patch_head")
+        )
+        assert first is not None
+        return first, head
+
+    torch.manual_seed(0)
+    warm, head = gradients(0.1, 0)
+    torch.manual_seed(0)
+    without, _ = gradients(0.0, 0)
+    torch.testing.assert_close(warm, without)
+    assert head is not None
+    assert head.abs().sum() > 0, "the head learns"
+    torch.manual_seed(0)
+    later, _ = gradients(0.1, 1)
+    torch.manual_seed(0)
+    later_without, _ = gradients(0.0, 1)
+    assert not torch.allclose(later, later_without, atol=1e-9)
+
+
 @pytest.mark.parametrize("drawn", [0.0, 0.5, 1.0])
 def test_an_error_along_the_change_of_a_mark_counts_and_others_do_not(drawn: float) -> None:
     changes = torch.zeros(2, 16, 4, 4)
@@ -380,6 +417,23 @@ def test_the_autoencoder_learns_marks_where_they_are() -> None:
     plain = autoencoder.AutoencoderTask(seed=0, crop=64, start=BUILT_IN.vae)
     images = plain.collate([plain.item(index) for index in range(8)])[:, :3]
     assert ((images != crops[:, :3]).any(1) <= (covered > 0)).all(), "only marks differ, and are covered"
+
+
+@pytest.mark.parametrize("color_weight", [0.0, 2.0])
+def test_a_colour_that_is_off_everywhere_counts_more_than_noise(color_weight: float) -> None:
+    task = autoencoder.AutoencoderTask(seed=0, crop=32, color_weight=color_weight, start=BUILT_IN.vae)
+    crops = task.collate([task.item(index) for index in range(2)])
+    # of one size in every pixel; the second cancels out in each cell
+    offset = torch.full_like(crops[:, :3], 0.02)
+    checkered = offset * (-1) ** torch.arange(32)
+    losses = []
+    for error in (offset, checkered):
+        task.model.decode = lambda latents, error=error: crops[:, :3] + error
+        loss, parts = task.loss(task.model, crops, 0)
+        losses.append(loss.item())
+        if color_weight:
+            assert float(parts["color_error"]) == pytest.approx(0.02 if error is offset else 0, abs=1e-6)
+    assert losses[0] - losses[1] == pytest.approx(0.02 * color_weight, abs=1e-6)
 
 
 def test_latents_are_held_where_there_is_no_mark_and_no_free_colour() -> None:
