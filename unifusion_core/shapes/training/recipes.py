@@ -122,6 +122,16 @@ MARKS = replace(
     frozen_fusion=True,
     hidden_thumbnails=0.15,
 )
+# LAP and refiner learn marks, too
+MORE_MARKS = replace(
+    MARKS,
+    seed=8,
+    pool_size=2500,
+    free_pool_size=500,
+    marked_pool_size=2500,
+    noises=2,
+    frozen_fusion=False,
+)
 
 
 def autoencoder(loop: LoopConfig, **settings: Any) -> Callable[[], Recipe]:
@@ -467,16 +477,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-marks-finish": generator(
         replace(TRAITS_LOOP, batch_size=12, steps=5300, decay=5200, evaluate_every=2000, precision="bf16"),
         replace(
-            MARKS,
+            MORE_MARKS,
             start=NEXT.generator,
-            seed=8,
-            pool_size=2500,
-            free_pool_size=500,
-            marked_pool_size=2500,
-            noises=2,
             tasks={"text": 0.3, "edit": 0.36, "reconstruct": 0.29, "free colors": 0.05},
             mark_change=0.3,
-            frozen_fusion=False,
         ),
         parts=NEXT,
     ),
@@ -493,16 +497,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
             precision="bf16",
         ),
         replace(
-            MARKS,
-            seed=8,
-            pool_size=2500,
-            free_pool_size=500,
-            marked_pool_size=2500,
-            noises=2,
+            MORE_MARKS,
             tasks={"text": 0.34, "edit": 0.36, "reconstruct": 0.25, "free colors": 0.05},
             mark_change=0.02,
             head_warmup=100,
-            frozen_fusion=False,
         ),
         parts=NEXT,
     ),
