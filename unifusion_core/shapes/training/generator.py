@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...checkpoints.generator_file import load_generator, save_generator
-from ...contracts import MAX_TILES, Features, Request, TokenRole
+from ...contracts import MAX_TILES, Conditioning, Features, Request, TokenRole
 from ...flow.path import interpolate, sample_training_times, velocity
 from ...flow.schedule import build_schedule
 from ...models.autoencoder import DOWNSCALE, Autoencoder
@@ -97,6 +97,7 @@ class GeneratorSettings:
     fusion              how the VLM's layers reach the DiT, a key of `FUSIONS`
     frozen_fusion       LAP and refiner stay as they are
     start               a generator file to continue from, even if the VLM or the autoencoder has been trained further since
+    teacher             a generator file that knows all but marks: its velocity, moved by what the marks change, is the target
     tile_shares         of `TILE_COUNTS` among the batches; `size_shares`: of `ASPECT_SIZES`
 
     `harder`, `chats`, `picture_chats` and `dropout` are constants of this file, recorded with the rest.
@@ -123,6 +124,7 @@ class GeneratorSettings:
     fusion: str = "lap"
     frozen_fusion: bool = False
     start: Path | None = None
+    teacher: Path | None = None
     chats: dict[str, float] = field(default_factory=lambda: CHATS, init=False)
     picture_chats: dict[str, dict[str, float]] = field(default_factory=lambda: PICTURE_CHATS, init=False)
     dropout: dict[str, float] = field(default_factory=lambda: DROPOUT, init=False)
@@ -130,9 +132,9 @@ class GeneratorSettings:
     size_shares: tuple[float, ...] = POOL_SHARES
 
     def record(self) -> dict[str, Any]:
-        """All fields for the record of a run; of `start` the file's name."""
+        """All fields for the record of a run; of files their names."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**values, "start": self.start.name if self.start else None}
+        return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +230,7 @@ class GeneratorTask(Task[nn.ModuleDict]):
         if given.start:
             earlier, self.before = load_generator(given.start)
             unifusion.load_state_dict(earlier.state_dict())
+        self.teacher = load_generator(given.teacher)[0].requires_grad_(False) if given.teacher else None
         if given.frozen_fusion:
             unifusion.txtfusion.requires_grad_(False)
         with seeded(given.seed):
@@ -365,6 +368,8 @@ class GeneratorTask(Task[nn.ModuleDict]):
     def place(self, device: torch.device) -> None:
         self.backbone.to(device)
         self.autoencoder.to(device)
+        if self.teacher:
+            self.teacher.to(device)
 
     def loss(self, model: nn.ModuleDict, batch: Batch, number: int) -> Loss:
         with attention_for_training(batch.latents.device):
@@ -384,7 +389,8 @@ class GeneratorTask(Task[nn.ModuleDict]):
         features = self.features(batch.requests, batch.max_tiles)
         if float(torch.rand((), generator=generator)) < given.hidden_thumbnails:
             features = without_thumbnails(features)
-        condition = unifusion.prepare(unifusion.pool(features), grid).repeat(given.noises)
+        fused = unifusion.txtfusion(features.states, features.mask)
+        condition = unifusion.prepare(projected(unifusion, fused, features), grid).repeat(given.noises)
         tokens: list[Tensor] = []
 
         def keep_tokens(index: int, block: nn.Module) -> Callable[..., Tensor]:
@@ -394,8 +400,17 @@ class GeneratorTask(Task[nn.ModuleDict]):
 
             return call if index in self.head_blocks else block
 
-        predicted = unifusion(interpolate(latents, noise, t), t, condition, keep_tokens)
-        off = predicted - velocity(latents, noise)
+        noisy = interpolate(latents, noise, t)
+        predicted = unifusion(noisy, t, condition, keep_tokens)
+        changes = batch.changes.repeat_interleave(given.noises, 0)
+        if self.teacher is None:
+            wanted = velocity(latents, noise)
+        else:
+            # the same LAP and refiner need not run twice
+            same = given.frozen_fusion and given.teacher == given.start
+            pooled = projected(self.teacher, fused, features) if same else self.teacher.pool(features)
+            wanted = taught_velocity(self.teacher, pooled, noisy, t, changes)
+        off = predicted - wanted
         error = off.square()
         flow = (error * weights).mean() / weights.mean()
         if number < given.head_warmup:
@@ -417,7 +432,7 @@ class GeneratorTask(Task[nn.ModuleDict]):
             parts |= {"loss_marks": kinds, "places_mse": place}
             loss = loss + given.mark_weight * (kinds + place)
         if given.mark_change:
-            parts["change_error"] = change_error(off, batch.changes.repeat_interleave(given.noises, 0))
+            parts["change_error"] = change_error(off, changes)
             loss = loss + given.mark_change * parts["change_error"]
         return loss, parts
 
@@ -525,6 +540,30 @@ class GeneratorTask(Task[nn.ModuleDict]):
         record = {**record, "latent_rgb_factors": factors, "latent_rgb_bias": bias}
         unifusion = cast(UniFusion, self.model["unifusion"])
         save_generator(unifusion, loop.out / "generator.safetensors", record)
+
+
+def projected(unifusion: UniFusion, fused: Float[Tensor, "B T D"], features: Features) -> Conditioning:
+    """The condition of what LAP and refiner made of the features; `UniFusion.pool` runs these, too."""
+    return Conditioning(tokens=unifusion.txtmlp(fused), mask=features.mask, positions=features.positions)
+
+
+@torch.no_grad()
+def taught_velocity(
+    teacher: UniFusion,
+    pooled: Conditioning,
+    noisy: Float[Tensor, "B C h w"],
+    t: Float[Tensor, " B"],
+    changes: Float[Tensor, "B C h w"],
+) -> Float[Tensor, "B C h w"]:
+    """The velocity of a generator that knows no marks, moved by what the marks of the sample change in its clean latents.
+
+    The teacher is asked about the same noise without the marks. Its answer has no noise of its own, so little but marks is left
+    to learn, and what it draws otherwise stays.
+    """
+    patch = teacher.config.dit.patch_size
+    grid = (noisy.shape[-2] // patch, noisy.shape[-1] // patch)
+    condition = teacher.prepare(pooled, grid).repeat(len(noisy) // len(pooled.tokens))
+    return teacher(noisy - (1 - t[:, None, None, None]) * changes, t, condition) - changes
 
 
 def change_error(off: Float[Tensor, "B C h w"], changes: Float[Tensor, "B C h w"]) -> Tensor:

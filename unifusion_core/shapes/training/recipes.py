@@ -504,6 +504,31 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         ),
         parts=NEXT,
     ),
+    # the shipped generator teaches all but marks, so what it draws otherwise stays
+    "tiny-marks-taught": generator(
+        replace(
+            TRAITS_LOOP,
+            batch_size=12,
+            steps=3000,
+            decay=2700,
+            muon_learning_rate=0.0015,
+            learning_rate=4e-4,
+            ema=0.995,
+            evaluate_every=1000,
+        ),
+        replace(
+            MORE_MARKS,
+            free_pool_size=0,
+            tasks={"text": 0.25, "edit": 0.4, "reconstruct": 0.35},
+            teacher=BUILT_IN.generator,
+            frozen_fusion=True,
+            head_weight=0.0,
+            trait_weight=0.0,
+            mark_weight=0.0,
+            mark_change=0.01,
+        ),
+        parts=NEXT,
+    ),
     # small budgets: the baseline of the next three
     "tiny-short": generator(SHORT_LOOP, SHORT),
     "tiny-short-edits": generator(SHORT_LOOP, SHORT_EDITS),

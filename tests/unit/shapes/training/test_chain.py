@@ -45,6 +45,7 @@ def test_the_chain_names_all_recipes_but_comparisons_the_judge_and_what_is_not_s
         "tiny-marks",
         "tiny-marks-finish",
         "tiny-marks-gentle",
+        "tiny-marks-taught",
     }
     assert set(names) == set(RECIPES) - others
     assert [part_of(name) for name in ("tiny-vae-colors", "tiny-vlm", "tiny", "tiny-short")] == [

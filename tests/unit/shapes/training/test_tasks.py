@@ -331,6 +331,48 @@ def test_new_heads_learn_alone_at_first(tmp_path: Path) -> None:
     assert not torch.allclose(later, later_without, atol=1e-9)
 
 
+def test_a_teacher_without_marks_teaches_its_own_images_with_the_marks_of_the_sample(tmp_path: Path) -> None:
+    """What is left to learn by the teacher itself is the marks' change alone."""
+    task = generator.GeneratorTask(
+        generator.GeneratorSettings(
+            seed=7,
+            pool_size=12,
+            marked_pool_size=12,
+            head_weight=0.0,
+            mark_change=1.0,
+            tasks={"text": 0.3, "reconstruct": 0.7},
+            start=BUILT_IN.generator,
+            teacher=BUILT_IN.generator,
+        ),
+        batch_size=1,
+        config=TINY.config,
+        backbone=load_vlm(BUILT_IN.vlm),
+        autoencoder=load_autoencoder(BUILT_IN.vae),
+        pool_path=tmp_path / "pool.safetensors",
+    )
+    with_mark, without = 0, 0
+    for number in range(12):
+        batch = task.collate([task.item(number)])
+        _, parts = task.loss(task.model, batch, number)
+        if batch.changes.any():
+            with_mark += 1
+            assert float(parts["change_error"].detach()) > 0.05
+        else:
+            without += 1
+            assert float(parts["velocity_mse"].detach()) < 1e-9
+    assert with_mark > 3
+    assert without > 1
+    assert task.teacher is not None
+    noisy, t = torch.randn(2, 16, 16, 16), torch.tensor([0.2, 0.9])
+    changes = torch.zeros_like(noisy)
+    changes[:, :, 3, 4] = 1.0
+    pooled = task.teacher.pool(task.features([Request(prompt="a red circle")]))
+    taught = generator.taught_velocity(task.teacher, pooled, noisy, t, changes)
+    clean = noisy - (1 - t[:, None, None, None]) * changes
+    plain = generator.taught_velocity(task.teacher, pooled, clean, t, torch.zeros_like(changes))
+    torch.testing.assert_close(taught, plain - changes)
+
+
 @pytest.mark.parametrize("drawn", [0.0, 0.5, 1.0])
 def test_an_error_along_the_change_of_a_mark_counts_and_others_do_not(drawn: float) -> None:
     changes = torch.zeros(2, 16, 4, 4)
