@@ -31,7 +31,6 @@ OTHER_FOLDERS = (
     "tiny-vae-finish",
     "tiny-marks",
     "tiny-marks-finish",
-    "tiny-marks-gentle",
     "tiny-marks-taught",
 )
 NEEDS_A_FOLDER = tuple(name for name in RECIPES if name in OTHER_FOLDERS or name.startswith("fusion-"))

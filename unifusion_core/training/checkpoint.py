@@ -63,10 +63,8 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     return final
 
 
-def load_checkpoint(
-    folder: Path, tensors: Mapping[str, Tensor], read: Callable[[dict[str, Any]], None]
-) -> int:
-    """Loads a checkpoint folder into `tensors` in place, and hands its state to `read` before that, which may refuse it.
+def load_checkpoint(folder: Path, read: Callable[[dict[str, Any]], Mapping[str, Tensor]]) -> int:
+    """Loads a checkpoint folder in place into the tensors that `read` returns for its state, which `read` may also refuse.
 
     Returns the step. Raises CheckpointError if the folder is damaged or has other tensors.
     """
@@ -77,8 +75,7 @@ def load_checkpoint(
         raise CheckpointError(
             f"{folder} is damaged ({error!r}): remove it to go on from an earlier checkpoint"
         ) from error
-    read(state)
-    target = _with_axes(tensors)
+    target = _with_axes(read(state))
     try:
         with _without_warning():
             reader = HuggingFaceStorageReader(str(folder))

@@ -15,7 +15,7 @@ import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -603,6 +603,7 @@ class Loop:
         tensors = run_tensors(self.trainable, self.average, self.optimizer)
         state = {
             "identity": self._identity(),
+            "untouched": untouched(self.trainable, self.optimizer),
             "best": self.best,
             "phases": self.phases,
             "version": __version__,
@@ -616,9 +617,8 @@ class Loop:
         found = checkpoints(self.folder)
         if not found:
             raise CheckpointError(f"there is no checkpoint in {self.folder}: start without --resume")
-        start_optimizer(self.optimizer)
 
-        def check(state: dict[str, Any]) -> None:
+        def read(state: dict[str, Any]) -> dict[str, Tensor]:
             own = self._identity()
             changed = [key for key, value in own.items() if state["identity"].get(key) != value]
             if changed:
@@ -631,8 +631,12 @@ class Loop:
                 )
             self.best = tuple(state["best"]) if state["best"] else None
             self.phases = state["phases"]
+            # checkpoints of earlier versions do not tell
+            left_out = {id(self.trainable[name]) for name in state.get("untouched", ())}
+            start_optimizer(self.optimizer, left_out)
+            return run_tensors(self.trainable, self.average, self.optimizer)
 
-        done = load_checkpoint(found[-1], run_tensors(self.trainable, self.average, self.optimizer), check)
+        done = load_checkpoint(found[-1], read)
         if self.chief:
             _forget_later_steps(self.out / "metrics.jsonl", done)
         return done
@@ -705,14 +709,23 @@ def learning_rate_factor(step: int, config: LoopConfig) -> float:
     return warm * (min(1.0, left / config.decay) if config.decay else 1.0)
 
 
-def start_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Makes the state that a checkpoint is loaded into: a step with gradients and learning rates of 0."""
+def untouched(trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the parameters that no gradient has reached, which have no state yet."""
+    return [name for name, parameter in trainable.items() if parameter not in optimizer.state]
+
+
+def start_optimizer(optimizer: torch.optim.Optimizer, left_out: Container[int] = ()) -> None:
+    """Makes the state that a checkpoint is loaded into: a step with gradients and learning rates of 0.
+
+    left_out  ids of the parameters that get none
+    """
     rates = [group["lr"] for group in optimizer.param_groups]
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"], group["weight_decay"] = 0.0, 0.0
         for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+            if id(parameter) not in left_out:
+                parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
     for group, rate, decay in zip(optimizer.param_groups, rates, decays, strict=True):

@@ -94,18 +94,23 @@ def last_checkpoint(out: Path) -> dict[str, Tensor]:
     return {name: value for shard in shards for name, value in shard.items()}
 
 
-def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path) -> None:
+# in the first step, the branch has no gradient yet
+@pytest.mark.parametrize(("save_every", "cut_at", "kept"), [(5, 7, 5), (1, 1, 1)])
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
+    save_every: int, cut_at: int, kept: int, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, save_every=save_every)
     whole = LineTask()
-    train(whole, CONFIG, tmp_path / "whole", recipe="line")
+    train(whole, config, tmp_path / "whole", recipe="line")
 
     with pytest.raises(PowerCutError):
-        train(LineTask(cut_at=7), CONFIG, tmp_path / "parts", recipe="line")
+        train(LineTask(cut_at=cut_at), config, tmp_path / "parts", recipe="line")
     rest = LineTask()
-    train(rest, CONFIG, tmp_path / "parts", recipe="line", resume=True)
+    train(rest, config, tmp_path / "parts", recipe="line", resume=True)
 
     assert whole.seen == list(range(36))
-    # from the checkpoint after step 5
-    assert rest.seen == list(range(15, 36))
+    # from the last checkpoint
+    assert rest.seen == list(range(3 * kept, 36))
     one, other = (last_checkpoint(tmp_path / run) for run in ("whole", "parts"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -89,8 +89,6 @@ class GeneratorSettings:
     mark_foreground     of the loss where a mark is, times that of its object
     mark_change         weight of the error along the marks' change of the latents (`change_error`)
     head_weight         of the loss of the patch head; `trait_weight`: of the trait heads; `mark_weight`: of the mark heads
-    head_warmup         first steps in which the heads, which are new in every run, learn alone: their gradients would spoil a
-                        generator that is finished
     hidden_thumbnails   share of the batches whose thumbnails are masked, so that the tiles are used
     tasks               shares of "text", "edit", "reconstruct" and "free colors" among the batches
     edit_shares         of the kinds of edits, 1 if not named
@@ -117,7 +115,6 @@ class GeneratorSettings:
     mark_foreground: float = 1.0
     mark_change: float = 0.0
     mark_weight: float = 0.0
-    head_warmup: int = 0
     hidden_thumbnails: float = 0.0
     tasks: dict[str, float] = field(default_factory=lambda: {"text": 1.0})
     edit_shares: dict[str, float] = field(default_factory=dict)
@@ -264,7 +261,7 @@ class GeneratorTask(Task[nn.ModuleDict]):
         task = group.choices(list(given.tasks), list(given.tasks.values()))[0]
         max_tiles = group.choices(TILE_COUNTS, given.tile_shares)[0]
         rng = random.Random(f"generator-{given.seed}-{index}")
-        marked = task in ("edit", "reconstruct") and given.marked_pool_size > 0
+        marked = task != "free colors" and given.marked_pool_size > 0
         pool = self.pools["free" if task == "free colors" else "marked" if marked else "named"]
         number = pool.draw(rng, size)
         scene, latents = pool.at(number)
@@ -280,7 +277,9 @@ class GeneratorTask(Task[nn.ModuleDict]):
         change = torch.zeros_like(latents)
         if marked:
             plain_scene, plain = self.pools["named"].at(number)
-            if request.images:
+            if request.images or not (request.prompt or request.rewrite):
+                # guidance compares with the empty chat: what does not keep the marks that it sees in the noisy latents makes
+                # guided ones too strong
                 change = latents - plain
             else:
                 # nothing tells of marks
@@ -403,18 +402,14 @@ class GeneratorTask(Task[nn.ModuleDict]):
         noisy = interpolate(latents, noise, t)
         predicted = unifusion(noisy, t, condition, keep_tokens)
         changes = batch.changes.repeat_interleave(given.noises, 0)
-        if self.teacher is None:
-            wanted = velocity(latents, noise)
-        else:
-            # the same LAP and refiner need not run twice
-            same = given.frozen_fusion and given.teacher == given.start
-            pooled = projected(self.teacher, fused, features) if same else self.teacher.pool(features)
-            wanted = taught_velocity(self.teacher, pooled, noisy, t, changes)
+        wanted = velocity(latents, noise)
+        if self.teacher:
+            wanted = taught_velocity(
+                self.teacher, self.pooled_for_teacher(fused, features), noisy, t, changes
+            )
         off = predicted - wanted
         error = off.square()
         flow = (error * weights).mean() / weights.mean()
-        if number < given.head_warmup:
-            tokens = [each.detach() for each in tokens]
         labels = batch.labels.repeat_interleave(given.noises, 0)
         naming = naming_loss(model["patch_head"], tokens[0], labels)
         traits = batch.traits.repeat_interleave(given.noises, 0)
@@ -435,6 +430,13 @@ class GeneratorTask(Task[nn.ModuleDict]):
             parts["change_error"] = change_error(off, changes)
             loss = loss + given.mark_change * parts["change_error"]
         return loss, parts
+
+    def pooled_for_teacher(self, fused: Float[Tensor, "B T D"], features: Features) -> Conditioning:
+        """The teacher's condition. The same LAP and refiner, whose output is `fused`, need not run twice."""
+        teacher = cast(UniFusion, self.teacher)
+        if self.given.frozen_fusion and self.given.teacher == self.given.start:
+            return projected(teacher, fused, features)
+        return teacher.pool(features)
 
     def evaluate(self, loop: Loop, step: int) -> dict[str, float]:
         """Share of exact images for captions as rewrites and for raw prompts, and for edits with their rewrites if trained."""

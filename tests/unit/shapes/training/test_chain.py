@@ -44,7 +44,6 @@ def test_the_chain_names_all_recipes_but_comparisons_the_judge_and_what_is_not_s
         "tiny-vlm-marks",
         "tiny-marks",
         "tiny-marks-finish",
-        "tiny-marks-gentle",
         "tiny-marks-taught",
     }
     assert set(names) == set(RECIPES) - others
