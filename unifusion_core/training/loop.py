@@ -632,7 +632,8 @@ class Loop:
             self.best = tuple(state["best"]) if state["best"] else None
             self.phases = state["phases"]
             # checkpoints of earlier versions do not tell
-            left_out = {id(self.trainable[name]) for name in state.get("untouched", ())}
+            without = state.get("untouched", ())
+            left_out = {id(each) for name, each in self.trainable.items() if name in without}
             start_optimizer(self.optimizer, left_out)
             return run_tensors(self.trainable, self.average, self.optimizer)
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...checkpoints.generator_file import load_generator, save_generator
-from ...contracts import MAX_TILES, Conditioning, Features, Request, TokenRole
+from ...contracts import MAX_TILES, Features, Request, TokenRole
 from ...flow.path import interpolate, sample_training_times, velocity
 from ...flow.schedule import build_schedule
 from ...models.autoencoder import DOWNSCALE, Autoencoder
@@ -388,8 +388,7 @@ class GeneratorTask(Task[nn.ModuleDict]):
         features = self.features(batch.requests, batch.max_tiles)
         if float(torch.rand((), generator=generator)) < given.hidden_thumbnails:
             features = without_thumbnails(features)
-        fused = unifusion.txtfusion(features.states, features.mask)
-        condition = unifusion.prepare(projected(unifusion, fused, features), grid).repeat(given.noises)
+        condition = unifusion.prepare(unifusion.pool(features), grid).repeat(given.noises)
         tokens: list[Tensor] = []
 
         def keep_tokens(index: int, block: nn.Module) -> Callable[..., Tensor]:
@@ -404,9 +403,7 @@ class GeneratorTask(Task[nn.ModuleDict]):
         changes = batch.changes.repeat_interleave(given.noises, 0)
         wanted = velocity(latents, noise)
         if self.teacher:
-            wanted = taught_velocity(
-                self.teacher, self.pooled_for_teacher(fused, features), noisy, t, changes
-            )
+            wanted = taught_velocity(self.teacher, features, noisy, t, changes)
         off = predicted - wanted
         error = off.square()
         flow = (error * weights).mean() / weights.mean()
@@ -430,13 +427,6 @@ class GeneratorTask(Task[nn.ModuleDict]):
             parts["change_error"] = change_error(off, changes)
             loss = loss + given.mark_change * parts["change_error"]
         return loss, parts
-
-    def pooled_for_teacher(self, fused: Float[Tensor, "B T D"], features: Features) -> Conditioning:
-        """The teacher's condition. The same LAP and refiner, whose output is `fused`, need not run twice."""
-        teacher = cast(UniFusion, self.teacher)
-        if self.given.frozen_fusion and self.given.teacher == self.given.start:
-            return projected(teacher, fused, features)
-        return teacher.pool(features)
 
     def evaluate(self, loop: Loop, step: int) -> dict[str, float]:
         """Share of exact images for captions as rewrites and for raw prompts, and for edits with their rewrites if trained."""
@@ -544,15 +534,10 @@ class GeneratorTask(Task[nn.ModuleDict]):
         save_generator(unifusion, loop.out / "generator.safetensors", record)
 
 
-def projected(unifusion: UniFusion, fused: Float[Tensor, "B T D"], features: Features) -> Conditioning:
-    """The condition of what LAP and refiner made of the features; `UniFusion.pool` runs these, too."""
-    return Conditioning(tokens=unifusion.txtmlp(fused), mask=features.mask, positions=features.positions)
-
-
 @torch.no_grad()
 def taught_velocity(
     teacher: UniFusion,
-    pooled: Conditioning,
+    features: Features,
     noisy: Float[Tensor, "B C h w"],
     t: Float[Tensor, " B"],
     changes: Float[Tensor, "B C h w"],
@@ -564,7 +549,7 @@ def taught_velocity(
     """
     patch = teacher.config.dit.patch_size
     grid = (noisy.shape[-2] // patch, noisy.shape[-1] // patch)
-    condition = teacher.prepare(pooled, grid).repeat(len(noisy) // len(pooled.tokens))
+    condition = teacher.prepare(teacher.pool(features), grid).repeat(len(noisy) // len(features.states))
     return teacher(noisy - (1 - t[:, None, None, None]) * changes, t, condition) - changes
 
 

@@ -330,10 +330,10 @@ def test_a_teacher_without_marks_teaches_its_own_images_with_the_marks_of_the_sa
     noisy, t = torch.randn(2, 16, 16, 16), torch.tensor([0.2, 0.9])
     changes = torch.zeros_like(noisy)
     changes[:, :, 3, 4] = 1.0
-    pooled = task.teacher.pool(task.features([Request(prompt="a red circle")]))
-    taught = generator.taught_velocity(task.teacher, pooled, noisy, t, changes)
+    features = task.features([Request(prompt="a red circle")])
+    taught = generator.taught_velocity(task.teacher, features, noisy, t, changes)
     clean = noisy - (1 - t[:, None, None, None]) * changes
-    plain = generator.taught_velocity(task.teacher, pooled, clean, t, torch.zeros_like(changes))
+    plain = generator.taught_velocity(task.teacher, features, clean, t, torch.zeros_like(changes))
     torch.testing.assert_close(taught, plain - changes)
 
 
