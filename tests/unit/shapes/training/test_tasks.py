@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -264,21 +265,21 @@ def test_each_mark_is_told_by_one_token_of_the_tiles_and_one_of_the_thumbnail(
     assert "loss_marks" in task.loss(task.model, batch, 0)[1]
 
 
-def test_marks_are_drawn_where_an_image_tells_them_or_nothing_tells_anything(tmp_path: Path) -> None:
-    task = generator.GeneratorTask(
-        generator.GeneratorSettings(
-            seed=7,
-            pool_size=12,
-            marked_pool_size=12,
-            mark_weight=1.0,
-            mark_change=0.2,
-            tasks={"text": 0.3, "edit": 0.4, "reconstruct": 0.3},
-        ),
+def task_with_marks(folder: Path, **settings: Any) -> generator.GeneratorTask:
+    """Samples of a small pool, with marks, one at a time."""
+    return generator.GeneratorTask(
+        generator.GeneratorSettings(seed=7, pool_size=12, marked_pool_size=12, **settings),
         batch_size=1,
         config=TINY.config,
         backbone=load_vlm(BUILT_IN.vlm),
         autoencoder=load_autoencoder(BUILT_IN.vae),
-        pool_path=tmp_path / "pool.safetensors",
+        pool_path=folder / "pool.safetensors",
+    )
+
+
+def test_marks_are_drawn_where_an_image_tells_them_or_nothing_tells_anything(tmp_path: Path) -> None:
+    task = task_with_marks(
+        tmp_path, mark_weight=1.0, mark_change=0.2, tasks={"text": 0.3, "edit": 0.4, "reconstruct": 0.3}
     )
     marked = {True: 0, False: 0}
     for index in range(60):
@@ -297,27 +298,19 @@ def test_marks_are_drawn_where_an_image_tells_them_or_nothing_tells_anything(tmp
 
 def test_a_teacher_without_marks_teaches_its_own_images_with_the_marks_of_the_sample(tmp_path: Path) -> None:
     """What is left to learn by the teacher itself is the marks' change alone."""
-    task = generator.GeneratorTask(
-        generator.GeneratorSettings(
-            seed=7,
-            pool_size=12,
-            marked_pool_size=12,
-            head_weight=0.0,
-            mark_change=1.0,
-            tasks={"text": 0.3, "reconstruct": 0.7},
-            start=BUILT_IN.generator,
-            teacher=BUILT_IN.generator,
-        ),
-        batch_size=1,
-        config=TINY.config,
-        backbone=load_vlm(BUILT_IN.vlm),
-        autoencoder=load_autoencoder(BUILT_IN.vae),
-        pool_path=tmp_path / "pool.safetensors",
+    task = task_with_marks(
+        tmp_path,
+        head_weight=0.0,
+        mark_change=1.0,
+        tasks={"text": 0.3, "reconstruct": 0.7},
+        start=BUILT_IN.generator,
+        teacher=BUILT_IN.generator,
     )
     with_mark, without = 0, 0
     for number in range(12):
         batch = task.collate([task.item(number)])
         _, parts = task.loss(task.model, batch, number)
+        assert any(name.startswith("loss_t_") for name in parts)
         if batch.changes.any():
             with_mark += 1
             assert float(parts["change_error"].detach()) > 0.05
